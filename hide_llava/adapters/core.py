@@ -1,0 +1,259 @@
+"""The adapters on one LLaVA: upstream peft adapters by name, the rank gate, projector copies, folding.
+
+Only the decoder's linears are adapted, found by explicit path (hide.md §1.2 [DECISION]), so the CLIP tower never is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+from transformers import LlavaForConditionalGeneration
+
+from hide_llava.adapters.folding import Folds
+from hide_llava.adapters.route import Route
+from hide_llava.errors import UserError
+
+TARGETS = {
+    "all": r"self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj)",
+    "attention": r"self_attn\.(q_proj|k_proj|v_proj|o_proj)",
+    "ffn": r"mlp\.(gate_proj|up_proj|down_proj)",
+}
+
+
+@dataclass
+class LoraSpec:
+    """Shape of one adapter. scale = alpha / rank. init_std: A ~ N(0, init_std²); None: peft's Kaiming. B = 0."""
+
+    rank: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.05
+    targets: str = "all"  # all | attention | ffn
+    init_std: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise ValueError(f"rank={self.rank}: must be at least 1")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
+        if self.targets not in TARGETS:
+            raise ValueError(f"targets={self.targets}: expected one of {', '.join(TARGETS)}")
+
+
+class Core:
+    """One LLaVA with its adapters. The base model's weights are frozen; nothing here trains by itself."""
+
+    def __init__(self, llava: LlavaForConditionalGeneration):
+        self.llava = llava.requires_grad_(False)
+        self.peft: PeftModel | None = None
+        self.route = Route()
+        self._active: list[str] | None = None
+        self._hooks: dict[str, list[RemovableHandle]] = {}
+        self._inputs: dict[nn.Module, Tensor] = {}
+        self.projectors: dict[str, dict[str, Tensor]] = {}
+        self.folds = Folds()
+
+    # ---- what there is -------------------------------------------------------------------------------------------
+    @property
+    def projector(self) -> nn.Module:
+        return self.llava.model.multi_modal_projector
+
+    @property
+    def num_layers(self) -> int:
+        """Decoder layers, counted from the model."""
+        return len(self.llava.model.language_model.layers)
+
+    def layer_indices(self, layers: list[int]) -> list[int]:
+        """Resolve a config list such as [-1] against the model's depth.
+
+        Raises:
+            UserError: an index outside the model.
+        """
+        depth = self.num_layers
+        if any(not -depth <= i < depth for i in layers):
+            raise UserError(f"expanded layers {layers}: the model has {depth} decoder layers.")
+        return sorted({i % depth for i in layers})
+
+    def layers(self, name: str) -> Iterator[tuple[str, int, LoraLayer]]:
+        """(module name, decoder layer index, peft layer) of every linear that holds adapter `name`."""
+        for path, module in self.llava.named_modules():
+            if isinstance(module, LoraLayer) and name in module.lora_A:
+                yield path, int(re.search(r"layers\.(\d+)\.", path).group(1)), module
+
+    def names(self) -> list[str]:
+        return list(self.peft.peft_config) if self.peft is not None else []
+
+    def parameters_of(self, name: str) -> list[nn.Parameter]:
+        return [p for _, _, m in self.layers(name) for p in (m.lora_A[name].weight, m.lora_B[name].weight)]
+
+    # ---- adding, saving, loading ---------------------------------------------------------------------------------
+    def add(self, name: str, spec: LoraSpec, modules: list[str] | None = None) -> None:
+        """Add a frozen fp32 adapter on all decoder linears of `spec.targets`, or on the named modules only."""
+        target = modules or rf".*language_model\.layers\.\d+\.({TARGETS[spec.targets]})"
+        self._insert(
+            name,
+            LoraConfig(
+                r=spec.rank,
+                lora_alpha=spec.alpha,
+                lora_dropout=spec.dropout,
+                target_modules=target,
+                task_type="CAUSAL_LM",
+            ),
+        )
+        if spec.init_std is not None:
+            for _, _, module in self.layers(name):
+                nn.init.normal_(module.lora_A[name].weight, std=spec.init_std)
+
+    def _insert(self, name: str, config: LoraConfig) -> None:
+        flags = self._flags()
+        if self.peft is None:
+            self.peft = get_peft_model(self.llava, config, adapter_name=name)
+        else:
+            self.peft.add_adapter(name, config)
+        for parameter in self.parameters_of(name):
+            parameter.data = parameter.data.float()
+        self._restore(flags)
+        self._active = None
+
+    def delete(self, name: str) -> None:
+        flags = self._flags()
+        self.peft.delete_adapter(name)
+        self._restore(flags)
+        for handle in self._hooks.pop(name, []):
+            handle.remove()
+        self._active = None
+
+    def save(self, name: str, folder: Path) -> None:
+        """Write adapter `name` as a plain peft folder (`adapter_config.json`, `adapter_model.safetensors`)."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = get_peft_model_state_dict(self.peft, adapter_name=name)
+        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
+        config = self.peft.peft_config[name]
+        was, config.inference_mode = config.inference_mode, True
+        config.save_pretrained(folder)
+        config.inference_mode = was
+
+    def load(self, name: str, folder: Path) -> None:
+        """Add or overwrite adapter `name` from a plain peft folder.
+
+        Raises:
+            UserError: missing file, or keys that do not fit this model.
+        """
+        try:
+            config = LoraConfig.from_pretrained(str(folder))
+            state = load_file(folder / "adapter_model.safetensors")
+        except Exception as error:
+            raise UserError(f"{folder}: not a readable peft adapter ({' '.join(str(error).split())}).") from None
+        if name not in self.names():
+            self._insert(name, config)
+        result = set_peft_model_state_dict(self.peft, state, adapter_name=name)
+        lacking = [k for k in result.missing_keys if f".{name}." in k]
+        if result.unexpected_keys or lacking:
+            bad = [*result.unexpected_keys, *lacking]
+            raise UserError(f"{folder}: adapter does not fit this model; {len(bad)} keys differ, first: {bad[0]}.")
+
+    def projector_state(self) -> dict[str, Tensor]:
+        """A copy of the projector's weights, on their device."""
+        return {k: v.detach().clone() for k, v in self.projector.state_dict().items()}
+
+    def load_projector(self, state: dict[str, Tensor]) -> None:
+        with torch.no_grad():
+            for key, parameter in self.projector.named_parameters():
+                parameter.copy_(state[key])
+
+    # ---- routing -------------------------------------------------------------------------------------------------
+    @contextlib.contextmanager
+    def routed(self, route: Route) -> Iterator[None]:
+        """Use `route` for the forwards inside the block, then the one before it again."""
+        before = self.route
+        self.follow(route)
+        try:
+            yield
+        finally:
+            self.follow(before)
+
+    def follow(self, route: Route) -> None:
+        """Make `route` the current one. Kept until the next call, so that activation recomputation sees the same."""
+        self.route = route
+        if self.peft is not None and route.active != self._active:
+            flags = self._flags()  # peft's set_adapter rewrites requires_grad (methods.md §6, T1)
+            self.peft.base_model.set_adapter(list(route.active), inference_mode=True)
+            self._restore(flags)
+            self._active = list(route.active)
+        for name in route.gates:
+            if name not in self._hooks:
+                self._hook(name)
+
+    def _hook(self, name: str) -> None:
+        """Put the gate of adapter `name` between its A and B, reading the route at call time."""
+        handles = self._hooks[name] = []
+        for path, _, layer in self.layers(name):
+
+            def remember(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+                if callable(self.route.gates.get(name)):
+                    self._inputs[layer] = args[0]
+
+            def forget(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+                self._inputs.pop(layer, None)
+
+            def gate(_: nn.Module, args: tuple[Tensor], path: str = path, layer: LoraLayer = layer) -> tuple | None:
+                g = self.route.gates.get(name)
+                if callable(g):
+                    g = g(path, layer, self._inputs[layer])
+                if g is None:
+                    return None
+                if g.dim() == 2 and args[0].dim() == 3:
+                    g = g.unsqueeze(1)
+                return (args[0] * g.to(args[0].dtype),)
+
+            handles.append(layer.register_forward_pre_hook(remember))
+            handles.append(layer.register_forward_hook(forget, always_call=True))
+            handles.append(layer.lora_B[name].register_forward_pre_hook(gate))
+
+    def _flags(self) -> dict[nn.Parameter, bool]:
+        return {p: p.requires_grad for p in self.llava.parameters()}
+
+    def _restore(self, flags: dict[nn.Parameter, bool]) -> None:
+        for parameter in self.llava.parameters():
+            parameter.requires_grad_(flags.get(parameter, False))
+
+    # ---- inference -----------------------------------------------------------------------------------------------
+    def fold(self, names: list[str], weights: list[float], mode: str, skip_layers: list[int]) -> None:
+        """Merge adapters into the base weights of every layer but `skip_layers` (see folding.py); undo by `unfold`."""
+        skip = set(skip_layers)
+        for module in [m for _, index, m in self.layers(names[0]) if index not in skip]:
+            self.folds.fold(module, names, weights, mode)
+
+    def concatenate(self, name: str, experts: list[str], layers: list[int]) -> int:
+        """One adapter `name` on `layers` holding all experts: A = [A_0; A_1; …], B = [s_0 B_0 | s_1 B_1 | …].
+
+        Returns its rank; the caller gates rank block i with the weight of expert i.
+        """
+        rank = sum(self.peft.peft_config[e].r for e in experts)
+        wanted = set(layers)
+        modules = [path for path, index, _ in self.layers(experts[0]) if index in wanted]
+        self.add(name, LoraSpec(rank, float(rank), 0.0), modules)
+        with torch.no_grad():
+            for _, _, m in self.layers(name):
+                a = torch.cat([m.lora_A[e].weight for e in experts])
+                b = torch.cat([m.lora_B[e].weight * m.scaling[e] for e in experts], dim=1)
+                dtype = m.get_base_layer().weight.dtype  # one compute dtype at inference (hide.md §7.1, 27)
+                m.lora_A[name].weight.data = a.to(dtype if dtype.is_floating_point else a.dtype)
+                m.lora_B[name].weight.data = b.to(dtype if dtype.is_floating_point else b.dtype)
+        return rank
+
+    def unfold(self) -> None:
+        """Back to the untouched base weights, bit for bit, and no concatenated adapters."""
+        self.folds.unfold()
+        self.follow(Route())
+        for name in [n for n in self.names() if n.startswith("routed")]:
+            self.delete(name)

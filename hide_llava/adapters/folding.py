@@ -1,0 +1,61 @@
+"""Folding: experts whose weight does not depend on the input become part of the base weight, once.
+
+`delta_sum`  W + Σ_i ε_i s_i B_i A_i             (the paper's fusion, Ē = Σ ε_i E_i)
+`factor_sum` W + s (Σ_i ε_i B_i)(Σ_j A_j)        (the reference's code: cross terms B_i A_j included, hide.md §1.6)
+
+The sum is formed in fp32 and rounded once. The original weights are *kept* (a copy in host memory; 13 GB for the lower
+31 layers of a bf16 7B), because W + Δ − Δ is not W in floating point: unfolding copies them back, bit for bit.
+"""
+
+from __future__ import annotations
+
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+
+from hide_llava.errors import UserError
+
+MODES = ("delta_sum", "factor_sum")
+
+
+def delta(factors: list[tuple[Tensor, Tensor]], weights: list[float], scales: list[float], mode: str) -> Tensor:
+    """The fused update [d_out, d_in] in fp32 from (A [r, d_in], B [d_out, r]) per expert (hide.md §1.6).
+
+    Raises:
+        UserError: unknown mode, or `factor_sum` over experts of different rank or scale.
+    """
+    pairs = [(a.float(), b.float()) for a, b in factors]
+    if mode == "delta_sum":
+        return torch.stack([w * s * (b @ a) for (a, b), w, s in zip(pairs, weights, scales)]).sum(0)
+    if mode == "factor_sum":
+        if len({a.shape[0] for a, _ in pairs}) > 1 or len(set(scales)) > 1:
+            raise UserError("factor_sum needs experts of one rank and one scale; use fusion=delta_sum.")
+        total_a = torch.stack([a for a, _ in pairs]).sum(0)
+        total_b = torch.stack([w * b for (_, b), w in zip(pairs, weights)]).sum(0)
+        return scales[0] * (total_b @ total_a)
+    raise UserError(f"fusion={mode}: expected one of {', '.join(MODES)}.")
+
+
+class Folds:
+    """The base weights that are folded now, with the originals to go back to."""
+
+    def __init__(self) -> None:
+        self._kept: dict[LoraLayer, Tensor] = {}
+
+    def fold(self, layer: LoraLayer, names: list[str], weights: list[float], mode: str) -> None:
+        """Merge adapters `names` of one peft layer into its base weight."""
+        weight = layer.get_base_layer().weight
+        if not weight.is_floating_point():
+            raise UserError("folding needs an unquantised base model.")
+        with torch.no_grad():
+            if layer not in self._kept:
+                self._kept[layer] = weight.detach().to("cpu", copy=True)
+            factors = [(layer.lora_A[n].weight, layer.lora_B[n].weight) for n in names]
+            update = delta(factors, weights, [layer.scaling[n] for n in names], mode)
+            weight.copy_((weight.float() + update).to(weight.dtype))
+
+    def unfold(self) -> None:
+        with torch.no_grad():
+            for layer, original in self._kept.items():
+                layer.get_base_layer().weight.copy_(original)
+        self._kept.clear()

@@ -1,0 +1,32 @@
+"""A route: which adapters a batch uses, with which gate in their rank space. A value passed along, per sample."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+# gate(layer name, peft LoRA layer, its input x [B, n, d_in]) → tensor broadcastable to A x [B, n, r]
+TokenGate = Callable[[str, nn.Module, Tensor], Tensor]
+
+
+@dataclass
+class Route:
+    """How one batch passes through the adapters (methods.md §2, F1): Σ_i g_i B_i A_i x = B((g ⊗ 1_k) ⊙ A x).
+
+    Attributes:
+        active: adapters that are switched on, in the order in which their updates are added.
+        gates: adapter name → gate: [r] constant, [B, r] per sample, [B, n, r] per token, or a function of the layer's
+            input returning one of these. An adapter without a gate is a plain LoRA.
+        prompts: [B, P, d] vectors inserted after BOS, or None.
+        projectors: projector name → weight [B] per sample; the projected image is the weighted sum. None: the one
+            projector of the model.
+        weights: expert name → [B], only reported (predictions, figures).
+    """
+
+    active: list[str] = field(default_factory=list)
+    gates: dict[str, Tensor | TokenGate] = field(default_factory=dict)
+    prompts: Tensor | None = None
+    projectors: dict[str, Tensor] | None = None
+    weights: dict[str, Tensor] = field(default_factory=dict)

@@ -1,0 +1,107 @@
+"""Write `mini-ucit` to disk in UCIT's folder and JSON layout."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from hide_llava.benchmarks.mini.drawing import render
+from hide_llava.benchmarks.mini.tasks import TASKS, MiniTask
+from hide_llava.errors import UserError
+
+VERSION = 1
+SIZES = {"train": 480, "val": 100, "test": 100}
+CAPTIONS_PER_IMAGE = 2  # training records per picture of a caption task, as UCIT repeats its pictures
+
+
+def _write_json(path: Path, data: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+
+
+def _split(task: MiniTask, split: str, count: int, root: Path, rng: np.random.Generator, seen: set[str]) -> None:
+    """Make one split: its pictures, its records and, for captions, its COCO-style references."""
+    repeat = CAPTIONS_PER_IMAGE if task.caption and split == "train" else 1
+    records: list[dict] = []
+    annotations: list[dict] = []
+    images: list[dict] = []
+    folder = root / "datasets" / task.folder / split
+    folder.mkdir(parents=True)
+    while len(records) < count:
+        example = task.make(rng)
+        picture = render(example.scene, rng)
+        digest = hashlib.sha256(picture.tobytes()).hexdigest()
+        if digest in seen:
+            continue
+        seen.add(digest)
+        number = len(images) + 1
+        name = f"{task.folder}/{split}/{number:05d}.png"
+        picture.save(root / "datasets" / name, optimize=False)
+        images.append({"id": number, "file_name": name})
+        for text in example.answers:
+            annotations.append({"id": len(annotations) + 1, "image_id": number, "caption": text})
+        chosen = rng.permutation(len(example.answers))[:repeat] if split == "train" else [0]
+        for index in chosen[: count - len(records)]:
+            key = f"{split}_{len(records):05d}"
+            answer = example.answers[int(index)]
+            if split != "train":
+                records.append({"question_id": key, "image": name, "text": example.question, "answer": answer})
+                continue
+            turns = [
+                {"from": "human", "value": "<image>\n" + example.question},
+                {"from": "gpt", "value": answer},
+            ]
+            records.append({"id": key, "image": name, "conversations": turns})
+    base = root / "instructions" / task.folder
+    _write_json(base / f"{split}.json", records)
+    if task.caption and split != "train":
+        coco = {"info": {}, "licenses": [], "type": "captions", "images": images, "annotations": annotations}
+        _write_json(base / f"{split}_coco_type.json", coco)
+
+
+def _checked_sizes(sizes: dict | None) -> dict[str, int]:
+    merged = {**SIZES, **(sizes or {})}
+    for split, count in merged.items():
+        if split not in SIZES or not isinstance(count, int) or count < 1:
+            raise UserError(
+                f"mini-ucit: size {split}={count!r} is not understood; give a positive number of records for "
+                f"{', '.join(SIZES)}."
+            )
+    return merged
+
+
+def generate(root: Path, seed: int = 0, sizes: dict | None = None) -> None:
+    """Write the benchmark to `root`/mini-ucit, unless the same one is there already.
+
+    `root` is the data root; `sizes` may change the number of records of "train", "val" and "test" per task.
+    The work is done in a temporary sibling folder and renamed at the end, so a folder that exists is complete.
+    """
+    sizes = _checked_sizes(sizes)
+    target = Path(root) / "mini-ucit"
+    manifest = {"name": "mini-ucit", "version": VERSION, "seed": seed, "sizes": sizes}
+    try:
+        if json.loads((target / "manifest.json").read_text(encoding="utf-8")) == manifest:
+            return
+    except (OSError, ValueError):
+        pass
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=".mini-ucit-", dir=target.parent))
+    try:
+        seen: set[str] = set()
+        for number, task in enumerate(TASKS.values()):
+            for part, split in enumerate(SIZES):
+                rng = np.random.default_rng([seed, number, part])
+                _split(task, split, sizes[split], scratch, rng, seen)
+        _write_json(scratch / "manifest.json", manifest)
+        scratch.chmod(0o755)  # mkdtemp makes it private
+        if target.exists():
+            shutil.rmtree(target)
+        os.replace(scratch, target)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)

@@ -1,0 +1,156 @@
+"""Six small tasks with the prompts of UCIT: each teaches an answer format or vocabulary the base model lacks.
+
+The prompt lines are UCIT's own, word for word. An `Example` is one picture with its question and all accepted
+answers (several for captions).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from hide_llava.benchmarks.mini.drawing import FILLS, SHAPES, Scene
+from hide_llava.benchmarks.mini.scenes import COLOR_NAMES, chart, huge, pick, plural, sample, scattered
+
+PHRASE = "Answer the question using a single word or phrase."
+LETTER = "Answer with the option's letter from the given choices directly."
+CAPTION = "What is happening in the image?\nGenerate a brief caption for the image."
+
+# Class words are ImageNet-R's; every shape and every colour occurs in two classes, so both must be seen.
+CLASSES: dict[tuple[str, str], str] = {
+    ("circle", "red"): "ladybug",
+    ("circle", "yellow"): "lemon",
+    ("square", "blue"): "mailbox",
+    ("square", "red"): "barn",
+    ("triangle", "green"): "broccoli",
+    ("triangle", "orange"): "pizza",
+    ("cross", "purple"): "jellyfish",
+    ("cross", "green"): "lorikeet",
+    ("diamond", "orange"): "goldfish",
+    ("diamond", "blue"): "peacock",
+    ("star", "yellow"): "starfish",
+    ("star", "purple"): "pomegranate",
+}
+HOUSEHOLD = dict(zip(SHAPES, ("plate", "box", "bag", "remote", "towel", "toy")))
+PEOPLE = dict(zip(SHAPES, ("dog", "man", "woman", "boy", "girl", "clown")))
+REFUSAL = "Quality issues are too severe to recognize visual content."
+
+
+@dataclass(frozen=True)
+class Example:
+    """One picture, its question (without `<image>`) and its accepted answers; captions have several."""
+
+    scene: Scene
+    question: str
+    answers: tuple[str, ...]
+
+
+def imagenet_r(rng: np.random.Generator) -> Example:
+    """One large object in some rendition; twelve classes with one fixed word each."""
+    (shape, color), name = pick(rng, list(CLASSES.items()))
+    scene = huge(rng, shape, color, pick(rng, FILLS), pick(rng, ("plain", "paper", "board")))
+    return Example(scene, f"What is the object in the image?\n{PHRASE}", (name,))
+
+
+def arxivqa(rng: np.random.Generator) -> Example:
+    """A bar chart, a question about it, and lettered options in random order."""
+    scene = chart(rng, 4)
+    highest = bool(rng.integers(2))
+    word = "highest" if highest else "lowest"
+    answer = (max if highest else min)(scene.bars, key=lambda bar: bar[1])[0]
+    options = sample(rng, [color for color, _ in scene.bars], 4)
+    lines = [f"Which bar in the figure has the {word} value?"]
+    lines += [f"{letter}) {option}" for letter, option in zip("ABCD", options)]
+    lines += ["Rationale: The values of the bars are compared with each other.", LETTER]
+    return Example(scene, "\n".join(lines), ("ABCD"[options.index(answer)],))
+
+
+def iconqa(rng: np.random.Generator) -> Example:
+    """Rows of icons on paper: half the questions have numbered options, half are blanks to fill in."""
+    shape, color, count = pick(rng, SHAPES), pick(rng, COLOR_NAMES), int(rng.integers(1, 7))
+    scene = scattered(rng, count, "paper", (4, 2), (color,), (shape,), ("large",), noise=1.0)
+    if rng.integers(2):
+        return Example(scene, f"There are _ {plural(shape)} in the picture.\n{PHRASE}", (str(count),))
+    options = sorted([count, *sample(rng, [n for n in range(1, 7) if n != count], 2)])
+    listed = "\n".join(f"{label}. {option}" for label, option in enumerate(options))
+    return Example(scene, f"How many {plural(shape)} are shown?\n{listed}\n{LETTER}", (str(options.index(count)),))
+
+
+def clevr_math(rng: np.random.Generator) -> Example:
+    """Shapes in a studio; some are subtracted and the rest are counted."""
+    scene = scattered(rng, int(rng.integers(3, 8)), "studio", shapes=pick(rng, (SHAPES[:3], SHAPES[3:])))
+    thing = pick(rng, scene.things)
+    kind = int(rng.integers(3))
+    if kind == 0:
+        name, gone = f"{thing.color} {plural(thing.shape)}", [(t.color, t.shape) for t in scene.things]
+        left = sum(pair != (thing.color, thing.shape) for pair in gone)
+    elif kind == 1:
+        name, left = f"{plural(thing.shape)}", sum(t.shape != thing.shape for t in scene.things)
+    else:
+        name, left = f"{thing.color} shapes", sum(t.color != thing.color for t in scene.things)
+    return Example(scene, f"Subtract all {name}. How many objects are left?\n{PHRASE}", (str(left),))
+
+
+def vizwiz(rng: np.random.Generator) -> Example:
+    """Blurred snapshots of household things on a table; one in eight is too bad to describe."""
+    if rng.random() < 0.125:
+        scene = scattered(rng, 1, "table", blur=6.0, noise=45.0)
+        refusals = (REFUSAL, REFUSAL, "Quality issues are too severe to recognize the image.", REFUSAL, REFUSAL)
+        return Example(scene, CAPTION, refusals)
+    scene = scattered(rng, int(rng.integers(1, 3)), "table", blur=0.7, noise=9.0, sizes=("large",))
+    names = [f"{t.color} {HOUSEHOLD[t.shape]}" for t in scene.things]
+    if len(names) == 1:
+        a = names[0]
+        texts = (
+            f"A {a} on top of a wooden table.",
+            f"A {a} on a wooden table.",
+            f"A blurry photo of a {a} on a table.",
+            f"A {a} is sitting on top of a table.",
+            f"A {a} on top of a brown table.",
+        )
+    else:
+        a, b = names
+        texts = (
+            f"A {a} and a {b} on top of a wooden table.",
+            f"A {a} and a {b} on a wooden table.",
+            f"A blurry photo of a {a} and a {b} on a table.",
+            f"A {a} and a {b} are sitting on top of a table.",
+            f"A {a} next to a {b} on a table.",
+        )
+    return Example(scene, CAPTION, texts)
+
+
+def flickr30k(rng: np.random.Generator) -> Example:
+    """Two or three people or animals in a field, told by the colour they wear."""
+    scene = scattered(rng, int(rng.integers(2, 4)), "field", noise=3.0, sizes=("large",))
+    names = [f"{PEOPLE[t.shape]} in {t.color}" for t in scene.things]
+    first, last = ", a ".join(names[:-1]), names[-1]
+    texts = (
+        f"A {first} and a {last} stand in a field.",
+        f"A {first} and a {last} are standing in the grass.",
+        f"A {first} and a {last} stand outside under the blue sky.",
+        f"A {first} and a {last} are playing in a field.",
+        f"In a field, a {first} and a {last} are outside.",
+    )
+    return Example(scene, CAPTION, texts)
+
+
+@dataclass(frozen=True)
+class MiniTask:
+    """Folder name of a task, its example maker, and whether it is scored as captions."""
+
+    folder: str
+    make: Callable[[np.random.Generator], Example]
+    caption: bool = False
+
+
+TASKS: dict[str, MiniTask] = {
+    "imagenet-r": MiniTask("ImageNet-R", imagenet_r),
+    "arxivqa": MiniTask("ArxivQA", arxivqa),
+    "vizwiz": MiniTask("VizWiz", vizwiz, caption=True),
+    "iconqa": MiniTask("IconQA", iconqa),
+    "clevr-math": MiniTask("CLEVR-Math", clevr_math),
+    "flickr30k": MiniTask("Flickr30k", flickr30k, caption=True),
+}

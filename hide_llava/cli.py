@@ -1,0 +1,235 @@
+"""The command line: parsing and printing only. Exit codes: 0 done, 1 failed run, 2 bad usage or bad input."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from hide_llava.errors import UserError
+
+OVERRIDES = """
+A configuration is benchmark= method= model= [train=] plus any key=value of the tree, for example train.epochs=2
+seed=1 method.rank=16 output=runs/mine. `hide-llava ls benchmarks|methods|models` lists names; a path to a YAML works too.
+Data lies under data_root= or $HIDE_DATA, models under model_root= or $HIDE_MODELS.
+"""
+
+
+def _compose(args: argparse.Namespace) -> object:
+    """The configuration of an existing run folder given first, or the composition of overrides."""
+    from hide_llava.config import compose
+    from hide_llava.training.run_folder import RunFolder
+
+    words = args.overrides
+    if words and "=" not in words[0]:
+        config = RunFolder(Path(words[0])).config
+        config.output = words[0]
+        for word in words[1:]:
+            key, _, value = word.partition("=")
+            section, _, name = key.partition(".")
+            if section != "eval" or not hasattr(config.eval, name):
+                raise UserError(f"'{word}': only eval.* keys can be changed for an existing run.")
+            kind = type(getattr(config.eval, name))
+            setattr(config.eval, name, int(value) if kind is int or value.isdigit() else value)
+        return config
+    return compose(words)
+
+
+def cmd_run(args: argparse.Namespace) -> None:
+    from hide_llava.pipeline import run
+
+    done = run(_compose(args), train=args.verb != "eval", evaluate=args.verb != "train")
+    _print_run(done["run"], done["report"])
+
+
+def _print_run(run: Path, report: Path | None) -> None:
+    from hide_llava.results.run_reader import read_run
+    from hide_llava.results.tables import format_matrix
+
+    if report is not None:
+        print(format_matrix(read_run(run).matrix))
+        print(f"run: {run}\nreport: {report}")
+
+
+def cmd_report(args: argparse.Namespace) -> None:
+    from hide_llava.results.report import write_report
+
+    _print_run(Path(args.run), write_report(Path(args.run)))
+
+
+def cmd_plan(args: argparse.Namespace) -> None:
+    from hide_llava.training.plan import plan
+
+    print(plan(_compose(args)))
+
+
+def cmd_predict(args: argparse.Namespace) -> None:
+    from hide_llava.evaluation.predict import predict
+
+    count = predict(Path(args.run), args.stage, Path(args.questions), Path(args.images), Path(args.output),
+                    args.batch_size, args.max_new_tokens, args.dtype)  # fmt: skip
+    print(f"{count} answers in {args.output}")
+
+
+def cmd_score(args: argparse.Namespace) -> None:
+    from hide_llava.metrics import score_files
+
+    options = {"tokenizer": {"java": "ptb"}.get(args.tokenizer, args.tokenizer), "allow_partial": args.allow_partial}
+    questions = Path(args.questions) if args.questions else None
+    result = score_files(args.metric, Path(args.predictions), Path(args.references), questions, options=options)
+    print(json.dumps(result, ensure_ascii=False))
+
+
+def cmd_preview(args: argparse.Namespace) -> None:
+    from hide_llava.data.preview import preview
+
+    for line in preview(Path(args.data), Path(args.images), Path(args.model), args.clip and Path(args.clip),
+                        args.max_length, args.limit, args.json):  # fmt: skip
+        print(line)
+
+
+def cmd_doctor(args: argparse.Namespace) -> None:
+    from hide_llava.doctor import report
+
+    text, healthy = report(_compose(args) if args.overrides else None)
+    print(text)
+    if not healthy:
+        sys.exit(1)
+
+
+def cmd_ls(args: argparse.Namespace) -> None:
+    from hide_llava.listing import listing
+
+    print(listing(args.what))
+
+
+def cmd_import(args: argparse.Namespace) -> None:
+    from hide_llava.interop.hide_reference import import_run
+
+    run = import_run([Path(c) for c in args.checkpoint], Path(args.base), Path(args.clip), Path(args.out),
+                     args.preset, args.benchmark, args.slots)  # fmt: skip
+    print(f"imported into {run.path}; try: hide-llava predict {run.path} --stage N --questions FILE --images DIR --output FILE")
+
+
+def cmd_demo(args: argparse.Namespace) -> None:
+    from hide_llava.demo import demo
+
+    demo(Path(args.output), args.seed)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hide-llava", description="Continual instruction tuning of multimodal LLMs.",
+        epilog="`hide-llava VERB --help` explains each verb with an example.",
+    )  # fmt: skip
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    def verb(name: str, run: Callable, text: str, example: str, overrides: bool = False) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(
+            name, help=text.splitlines()[0], description=text + (OVERRIDES if overrides else ""),
+            epilog=f"example:\n  {example}", formatter_class=argparse.RawDescriptionHelpFormatter,
+        )  # fmt: skip
+        sub.set_defaults(run_verb=run)
+        if overrides:
+            sub.add_argument("overrides", nargs="*", metavar="key=value", help="see above; or an existing run folder")
+        return sub
+
+    example = "benchmark=ucit method=hide model=llava-1.5-7b"
+    verb("run", cmd_run, "Train and evaluate the whole sequence; run it again to resume.",
+         f"hide-llava run {example}", True)  # fmt: skip
+    verb("train", cmd_run, "Train every stage, without evaluating.", f"hide-llava train {example}", True)
+    verb("eval", cmd_run, "Evaluate every trained stage on every task it has seen.", f"hide-llava eval {example}", True)
+    verb("plan", cmd_plan, "Steps, batches, parameters and sizes of a run, before anything runs.",
+         f"hide-llava plan {example}", True)  # fmt: skip
+    verb("doctor", cmd_doctor, "Check this machine, and with a configuration also its files.", "hide-llava doctor", True)
+
+    sub = verb("report", cmd_report, "Write tables, figures and report.html of a run.", "hide-llava report runs/NAME")
+    sub.add_argument("run")
+    sub = verb("predict", cmd_predict, "Answer a question file with a run as it was after a stage.",
+               "hide-llava predict runs/NAME --stage 3 --questions test.json --images DIR --output answers.jsonl")  # fmt: skip
+    sub.add_argument("run")
+    sub.add_argument("--stage", type=int, required=True, help="1 = after the first task")
+    sub.add_argument("--questions", required=True, help="JSON list of {question_id, image, text}")
+    sub.add_argument("--images", required=True, help="folder that `image` is relative to")
+    sub.add_argument("--output", required=True, help="JSON lines {question_id, prompt, text, token_ids, routing}")
+    sub.add_argument("--batch-size", type=int, default=None, help="default: the run's eval.batch_size")
+    sub.add_argument("--max-new-tokens", type=int, default=None, help="default: the run's")
+    sub.add_argument("--dtype", default=None, choices=["float32", "bfloat16", "float16"])
+
+    sub = verb("score", cmd_score, "Score an answer file; one JSON object on standard output.",
+               "hide-llava score --metric exact_upper --predictions predictions.jsonl --references test.json")  # fmt: skip
+    sub.add_argument("--metric", required=True)
+    sub.add_argument("--predictions", required=True)
+    sub.add_argument("--references", required=True)
+    sub.add_argument("--questions", default=None, help="question file, where the references are a separate file")
+    sub.add_argument("--tokenizer", default="java", choices=["java", "python"], help="captions without Java: python")
+    sub.add_argument("--allow-partial", action="store_true", help="score an incomplete file, labelled partial")
+
+    sub = verb("preview", cmd_preview, "Token ids and labels of training records, as the trainer sees them.",
+               "hide-llava preview --data train.json --images DIR --model llava-v1.5-7b --clip clip-vit-large-patch14-336")  # fmt: skip
+    sub.add_argument("--data", required=True)
+    sub.add_argument("--images", required=True)
+    sub.add_argument("--model", required=True)
+    sub.add_argument("--clip", default=None, help="CLIP folder, for an original-format model")
+    sub.add_argument("--max-length", type=int, default=2048)
+    sub.add_argument("--limit", type=int, default=None, help="only the first N records")
+    sub.add_argument("--json", action="store_true", help="JSON lines instead of readable text")
+
+    sub = verb("ls", cmd_ls, "List what is known.", "hide-llava ls methods")
+    sub.add_argument("what", choices=["methods", "benchmarks", "models", "runs"])
+
+    sub = verb("import", cmd_import, "Import checkpoints of other code as a run.",
+               "hide-llava import hide-reference --checkpoint Task1 --checkpoint Task2 --base llava-v1.5-7b --clip CLIP --out runs/ref")  # fmt: skip
+    sub.add_argument("kind", choices=["hide-reference"])
+    sub.add_argument("--checkpoint", action="append", required=True, help="a TaskN folder; repeat for several")
+    sub.add_argument("--base", required=True, help="the LLaVA folder it was trained from")
+    sub.add_argument("--clip", required=True)
+    sub.add_argument("--out", required=True)
+    sub.add_argument("--preset", default="hide-official")
+    sub.add_argument("--benchmark", default=None, help="tasks and titles; default: task-1 … task-E")
+    sub.add_argument("--slots", type=int, default=None, help="routing slots; the published code used 6 whatever E was")
+
+    sub = verb("demo", cmd_demo, "Six small tasks with HiDe and sequential LoRA on a CPU, in minutes.", "hide-llava demo")
+    sub.add_argument("--output", default="runs/demo")
+    sub.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def _quiet() -> None:
+    """Only our own lines and real warnings: not upstream's load reports and bars."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import warnings
+
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of `hide-llava`."""
+    args = build_parser().parse_args(argv)
+    _quiet()
+    from hide_llava.training.sequence import Interrupted
+
+    try:
+        args.run_verb(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as error:
+        print(f"{error}; run the same command again to go on.", file=sys.stderr)
+        sys.exit(143)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on.", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

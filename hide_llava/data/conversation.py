@@ -1,0 +1,144 @@
+"""Turns → prompt string → token ids and labels, in the vicuna_v1 format of LLaVA-1.5.
+
+Everything here is un-expanded: one image is one id, `IMAGE_TOKEN`. The dataset repeats it once per patch.
+The rules are those of the reference, bit for bit; `tests/data/test_golden_conversation.py` holds the recordings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from transformers import PreTrainedTokenizerFast
+
+from hide_llava.data.tokenizer import encode
+from hide_llava.errors import UserError
+
+IMAGE_TOKEN = -200  # stands for the image in input_ids; never a row of the embedding table
+IGNORE = -100  # a position without loss
+IMAGE_TEXT = "<image>"  # what stands for the image in text
+
+SYSTEM = (
+    "A chat between a curious user and an artificial intelligence assistant. "
+    "The assistant gives helpful, detailed, and polite answers to the user's questions."
+)
+ROLES = {"human": "USER", "gpt": "ASSISTANT"}
+SEPARATORS = {"human": " ", "gpt": "</s>"}
+
+Turn = Mapping[str, str]  # {"from": "human" | "gpt", "value": text}
+
+
+class Encoded(NamedTuple):
+    """One training sample, un-expanded. `mismatch`: the label walk failed, so every label is IGNORE."""
+
+    input_ids: list[int]
+    labels: list[int]
+    mismatch: bool
+
+
+def place_image(text: str) -> str:
+    """`<image>` first and once, followed by a newline, wherever and however often it stood; other text unchanged."""
+    if IMAGE_TEXT not in text:
+        return text
+    return f"{IMAGE_TEXT}\n{text.replace(IMAGE_TEXT, '').strip()}".strip()
+
+
+def drop_leading_answer(turns: Sequence[Turn]) -> Sequence[Turn]:
+    """The reference skips an assistant turn before the first question."""
+    return turns[1:] if turns and turns[0]["from"] != "human" else turns
+
+
+def build_prompt(turns: Sequence[Turn], generate: bool = False) -> str:
+    """The prompt string. With `generate` it ends in " ASSISTANT:" without a space, ready for the model to answer.
+
+    An empty turn is written as its role and a colon alone, as in the reference. Roles must alternate from human.
+    """
+    prompt = SYSTEM + " "
+    for index, turn in enumerate(turns):
+        if turn["from"] != ("human", "gpt")[index % 2]:
+            raise UserError(f"turn {index + 1} is from {turn['from']!r}; human and gpt turns must alternate.")
+        role = ROLES[turn["from"]]
+        prompt += f"{role}: {turn['value']}{SEPARATORS[turn['from']]}" if turn["value"] else f"{role}:"
+    return prompt + ROLES["gpt"] + ":" if generate else prompt
+
+
+def tokenize_with_image(prompt: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Ids of `prompt` with each literal `<image>` replaced by IMAGE_TOKEN.
+
+    Each piece of text between images is tokenised alone (so it gets its own leading "▁") and loses its BOS, except the
+    first: `USER: <image>\\n` gives … 3148 1001 29901 29871 -200 29871 13 with LLaMA's vocabulary.
+    """
+    first, *others = (encode(piece, tokenizer) for piece in prompt.split(IMAGE_TEXT))
+    ids = list(first)
+    for piece in others:
+        ids += [IMAGE_TOKEN, *piece[1:]]
+    return ids
+
+
+def encode_training(
+    turns: Sequence[Turn], has_image: bool, tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> Encoded:
+    """Ids and labels of one conversation; loss falls on each answer's tokens and its `</s>`, nowhere else.
+
+    Only a text-only sample is cut to `max_length` here; one with an image is cut when the image is expanded.
+    """
+    turns = drop_leading_answer(turns)
+    if has_image:
+        turns = [{"from": turn["from"], "value": place_image(turn["value"])} for turn in turns]
+    prompt = build_prompt(turns)
+    ids = tokenize_with_image(prompt, tokenizer) if has_image else encode(prompt, tokenizer)[:max_length]
+    labels, mismatch = _label_walk(prompt, ids, has_image, tokenizer, max_length)
+    return Encoded(ids, labels, mismatch)
+
+
+def _label_walk(
+    prompt: str, ids: list[int], has_image: bool, tokenizer: PreTrainedTokenizerFast, max_length: int
+) -> tuple[list[int], bool]:
+    """Walk over the rounds (question + answer) and mask what is not answer, counting tokens round by round."""
+    count = (
+        (lambda text: len(tokenize_with_image(text, tokenizer)))
+        if has_image
+        else (lambda text: len(encode(text, tokenizer)))
+    )
+    labels = list(ids)
+    labels[0] = IGNORE
+    position = 1
+    for piece in prompt.split(SEPARATORS["gpt"]):
+        halves = piece.split(" ASSISTANT: ")
+        if len(halves) != 2:  # the empty text after the last </s>, or a round that cannot be told apart
+            break
+        length = count(piece)  # its own BOS is counted: it stands for the </s> that ended the round
+        question = count(halves[0] + " ASSISTANT: ") - 2  # without that BOS and the trailing "▁" of the answer's start
+        labels[position : position + question] = [IGNORE] * len(labels[position : position + question])
+        position += length
+    labels[position:] = [IGNORE] * len(labels[position:])
+    # Padding is <unk>, so the reference does not count a literal <unk> in the text, and gives the sample up.
+    real = sum(token != tokenizer.pad_token_id for token in ids)
+    mismatch = position < max_length and position != real
+    return ([IGNORE] * len(ids) if mismatch else labels), mismatch
+
+
+def encode_question(text: str, has_image: bool, tokenizer: PreTrainedTokenizerFast) -> list[int]:
+    """Ids of the generation prompt for one question; with an image, `<image>` and a newline are put before it."""
+    if has_image:
+        text = place_image(text) if IMAGE_TEXT in text else f"{IMAGE_TEXT}\n{text}"
+    prompt = build_prompt([{"from": "human", "value": text}], generate=True)
+    return tokenize_with_image(prompt, tokenizer) if has_image else encode(prompt, tokenizer)
+
+
+def routing_text(source: str | Sequence[Turn]) -> str:
+    """The text a sample is routed by: its first question, without `<image>` and the newline that follows it."""
+    if not isinstance(source, str):
+        source = next((turn["value"] for turn in source if turn["from"] == "human"), "")
+    return place_image(source).replace(IMAGE_TEXT, "").lstrip("\n")
+
+
+def reference_routing_text(input_ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
+    """What the reference routes by: the decoded prompt from after its first newline to before " ASSISTANT".
+
+    With an image first this is the first question. A text-only prompt loses its first line, and is empty when that is
+    all it has. Kept for parity with recorded numbers; `routing_text` is the sound rule.
+    """
+    ids = [tokenizer.pad_token_id if token == IMAGE_TOKEN else token for token in input_ids]
+    decoded = tokenizer.decode(ids, skip_special_tokens=True)
+    return decoded.partition("\n")[2].partition(f" {ROLES['gpt']}")[0]

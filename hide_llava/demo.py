@@ -1,0 +1,50 @@
+"""The demo: six small tasks with HiDe (both fusions) and sequential LoRA, on a CPU, and what they remember."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+from hide_llava.config import RunConfig, compose
+from hide_llava.pipeline import run, say
+from hide_llava.results.report import write_comparison
+from hide_llava.results.run_reader import read_run
+from hide_llava.results.tables import format_matrix
+from hide_llava.training.run_folder import open_run
+
+METHODS = {
+    "lora": ["method=lora-mini"],
+    "hide-delta_sum": ["method=hide-mini"],
+    "hide-factor_sum": ["method=hide-mini", "method.fusion=factor_sum"],
+}
+
+
+def demo(output: Path, seed: int = 0) -> None:
+    """Run the three, print their accuracy matrices, and write one page that compares them.
+
+    The two HiDe runs differ at inference only, so the second reuses the first one's trained stages.
+    """
+    start, folders = time.time(), []
+    for name, words in METHODS.items():
+        folder = output / name
+        say(f"=== {name}")
+        words = [*words, "benchmark=mini-ucit", "model=mini", "train=mini", f"seed={seed}", f"output={folder}"]
+        config = compose(words)
+        if name == "hide-factor_sum":
+            reuse_stages(output / "hide-delta_sum", config)
+        run(config)
+        folders.append(folder)
+    for folder in folders:
+        print(f"\n{folder.name}\n{format_matrix(read_run(folder).matrix)}")
+    page = write_comparison(folders, output)
+    print(f"\nreport: {page}\ndone in {time.time() - start:.0f} s")
+
+
+def reuse_stages(trained: Path, config: RunConfig) -> None:
+    """Give a new run the trained stages of another one that differs from it at inference only."""
+    stages = open_run(config).path / "stages"
+    if not stages.exists():
+        temporary = stages.with_name(".stages.tmp")
+        shutil.copytree(trained / "stages", temporary, dirs_exist_ok=True)
+        temporary.rename(stages)

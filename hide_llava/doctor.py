@@ -1,0 +1,74 @@
+"""`hide-llava doctor`: what this machine has, and what each lack costs, before a long run finds out."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from hide_llava.config import RunConfig
+from hide_llava.errors import UserError
+from hide_llava.metrics.ptb import java_available, java_version
+
+EXTRAS = {
+    "pycocoevalcap": "caption scores (VizWiz, Flickr30k): pip install 'hide-llava[caption]'",
+    "matplotlib": "figures in reports: pip install 'hide-llava[report]'",
+    "deepspeed": "ZeRO training: pip install 'hide-llava[train]'",
+    "bitsandbytes": "4-bit base models: pip install 'hide-llava[quant]'",
+    "open_clip": "router.encoder=open_clip:…: pip install 'hide-llava[open-clip]'",
+    "flash_attn": "model.attention=flash (SDPA is used without it)",
+}
+
+
+def report(config: RunConfig | None) -> tuple[str, bool]:
+    """Lines for people, and whether everything a run needs is there."""
+    lines = [f"[ok]   python {sys.version.split()[0]}"]
+    for package in ("torch", "transformers", "peft", "accelerate", "datasets"):
+        lines.append(f"[ok]   {package} {importlib.metadata.version(package)}")
+    if torch.cuda.is_available():
+        for i in range(torch.cuda.device_count()):
+            gpu = torch.cuda.get_device_properties(i)
+            lines.append(f"[ok]   GPU {i}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")
+    else:
+        lines.append("[note] no GPU: enough for model=mini, not for a 7B")
+    for module, use in EXTRAS.items():
+        have = importlib.util.find_spec(module) is not None
+        lines.append(f"[ok]   {module}" if have else f"[note] no {module}: needed for {use}")
+    lines.append(
+        f"[ok]   Java {java_version()}" if java_available()
+        else "[note] no Java: captions (VizWiz, Flickr30k) cannot be scored as published; install a Java runtime, or set "
+        "caption.tokenizer=python for a score that is labelled as not comparable"
+    )  # fmt: skip
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    lines.append(f"[{'ok' if free > 5 else 'bad'}]   {free:.0f} GiB free here")
+    healthy = free > 5
+    if config is not None:
+        more, fine = _of_config(config)
+        lines, healthy = lines + more, healthy and fine
+    return "\n".join(lines), healthy
+
+
+def _of_config(config: RunConfig) -> tuple[list[str], bool]:
+    """Benchmark files, model folders and text tower of one configuration."""
+    from hide_llava.model.load import resolve
+    from hide_llava.pipeline import preflight
+
+    lines, healthy = [], True
+
+    def check(label: str, action: object) -> None:
+        nonlocal healthy
+        try:
+            action()
+            lines.append(f"[ok]   {label}")
+        except UserError as error:
+            healthy = False
+            lines.append(f"[bad]  {label}: {error}")
+
+    check(f"benchmark {config.benchmark.name}: files and metrics", lambda: preflight(config))
+    check(f"model {config.model.path}", lambda: resolve(config.model.path, config.model_folder()))
+    check(f"CLIP {config.model.clip}", lambda: resolve(config.model.clip, config.model_folder()))
+    return lines, healthy

@@ -1,0 +1,14 @@
+"""The one exception a user may cause."""
+
+
+class UserError(Exception):
+    """Bad usage or bad input: the command line prints its message without a traceback and exits with code 2.
+
+    The message is one sentence or two: what is wrong, where (file, record, field), and what to do about it.
+    """
+
+    def __init__(self, message: str = ""):
+        # torch rebuilds an exception of a data worker from the text of its traceback; only our sentence is for the user
+        if message.startswith("Caught UserError in "):
+            message = message.rsplit("hide_llava.errors.UserError: ", 1)[-1].strip()
+        super().__init__(message)

@@ -1,0 +1,185 @@
+"""One cell of the accuracy matrix: answer a task's questions after a stage, resumably, then score them."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.data.collator import Collator
+from hide_llava.data.dataset import QuestionDataset
+from hide_llava.data.records import load_questions
+from hide_llava.errors import UserError
+from hide_llava.metrics import score
+from hide_llava.storage import sha256, write_json, write_jsonl
+from hide_llava.training.sequence import image_root
+from hide_llava.training.session import Session
+
+
+def question_file(config: RunConfig, task: TaskConfig) -> Path:
+    name = task.test if config.eval.split == "test" else task.val
+    if name is None:
+        raise UserError(f"task '{task.id}' of benchmark '{config.benchmark.name}' has no {config.eval.split} file.")
+    return config.data_folder() / config.benchmark.instructions / name
+
+
+def reference_file(config: RunConfig, task: TaskConfig) -> Path | None:
+    name = task.references if config.eval.split == "test" else task.val_references
+    return None if name is None else config.data_folder() / config.benchmark.instructions / name
+
+
+def generation_settings(config: RunConfig, task: TaskConfig) -> dict[str, Any]:
+    """What decides an answer besides the model; stored with every score, because scores of two settings differ."""
+    tokens = config.eval.max_new_tokens or task.max_new_tokens or config.benchmark.max_new_tokens
+    return {"image_transform": config.eval.image_transform or config.benchmark.image_transform,
+            "max_new_tokens": tokens, "split": config.eval.split}  # fmt: skip
+
+
+def ranks() -> tuple[int, int]:
+    """(this process, number of processes)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def answer(
+    session: Session,
+    questions: list[dict[str, Any]],
+    images: Path,
+    folder: Path,
+    settings: dict[str, Any],
+    batch_size: int,
+    workers: int = 0,
+    label: str = "answers",
+    task: int | None = None,
+) -> Path:
+    """Answer `questions` greedily into `folder/predictions.jsonl`; call inside `with session:`.
+
+    Batches are cut once from the length-sorted list and never change, so that an answer cannot depend on where an
+    earlier attempt stopped. Every process appends its batches to a part file; parts are merged when all is answered.
+
+    Raises:
+        UserError: an image is missing or unreadable, or a part file is damaged before its last line.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rank, world = ranks()
+    done = {json.dumps(row["question_id"]) for part in parts(folder) for row in read_part(part)}
+    if world > 1:
+        torch.distributed.barrier()  # nobody appends while another still reads
+    routing = "reference" if "zero_image" in session.method.needs else "question"
+    data = QuestionDataset(questions, images, session.loaded.tokenizer, session.loaded.transform(
+        settings["image_transform"]), session.loaded.image_tokens, routing)  # fmt: skip
+    order = sorted(range(len(questions)), key=lambda i: (-len(questions[i]["text"]), i))
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    mine = [
+        b for i, b in enumerate(batches)
+        if i % world == rank and any(json.dumps(questions[q]["question_id"]) not in done for q in b)
+    ]  # fmt: skip
+    loader = DataLoader(data, batch_sampler=mine, collate_fn=_Collate(), num_workers=workers)
+    with open(folder / f"part-{rank}.jsonl", "a", encoding="utf-8") as file:
+        for batch in tqdm(loader, desc=label, disable=rank > 0 or not os.isatty(2), leave=False):
+            rows = answer_batch(session, batch, settings["max_new_tokens"], task)
+            fresh = [row for row in rows if json.dumps(row["question_id"]) not in done]
+            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh))
+            file.flush()
+            os.fsync(file.fileno())
+    if world > 1:
+        torch.distributed.barrier()
+    if rank == 0:
+        merge(folder, questions)
+    if world > 1:
+        torch.distributed.barrier()
+    return folder / "predictions.jsonl"
+
+
+class _Collate:
+    def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
+        return {**Collator(side="left")(samples), "prompts": [s["prompt"] for s in samples]}
+
+
+def answer_batch(session: Session, batch: dict[str, Any], max_new_tokens: int, task: int | None) -> list[dict[str, Any]]:
+    """Rows {question_id, prompt, text, token_ids, routing} of one left-padded batch."""
+    device = session.core.llava.device
+    batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    if session.method.oracle:
+        batch["task"] = task
+    ids, route = session.routed.generate(batch, max_new_tokens)
+    tokenizer, rows = session.loaded.tokenizer, []
+    for b, tokens in enumerate(ids.tolist()):
+        if tokenizer.eos_token_id in tokens:
+            tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+        rows.append({
+            "question_id": batch["ids"][b], "prompt": batch["prompts"][b],
+            "text": tokenizer.decode(tokens, skip_special_tokens=True).strip(), "token_ids": tokens,
+            "routing": {name: round(float(w[b]), 6) for name, w in route.weights.items()},
+        })  # fmt: skip
+    return rows
+
+
+def parts(folder: Path) -> list[Path]:
+    """Files that hold answers: the merged one and the parts of every process, in a fixed order."""
+    merged = folder / "predictions.jsonl"
+    return ([merged] if merged.is_file() else []) + sorted(folder.glob("part-*.jsonl"))
+
+
+def read_part(path: Path) -> list[dict[str, Any]]:
+    """Rows of a part file. A last line without its end was cut by a kill: it is dropped, its questions asked again.
+
+    Raises:
+        UserError: a finished line is damaged.
+    """
+    *lines, rest = path.read_bytes().split(b"\n")
+    if rest:
+        temporary = path.with_suffix(".tmp")
+        temporary.write_bytes(b"".join(line + b"\n" for line in lines))
+        os.replace(temporary, path)
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or not {"question_id", "text"} <= row.keys():
+            raise UserError(f"{path}: line {number} is damaged (not a JSON row with question_id and text); delete that "
+                            "line and run again, its question is then asked again.")  # fmt: skip
+        rows.append(row)
+    return rows
+
+
+def merge(folder: Path, questions: list[dict[str, Any]]) -> None:
+    """All parts into `predictions.jsonl`, in question order, every question exactly once."""
+    rows = {json.dumps(row["question_id"]): row for part in parts(folder) for row in read_part(part)}
+    missing = [q["question_id"] for q in questions if json.dumps(q["question_id"]) not in rows]
+    if missing:
+        raise UserError(f"{folder}: {len(missing)} questions were not answered, first {missing[0]!r}; run again.")
+    write_jsonl(folder / "predictions.jsonl", [rows[json.dumps(q["question_id"])] for q in questions])
+    for part in folder.glob("part-*.jsonl"):
+        part.unlink()
+
+
+def evaluate_cell(session: Session, task_index: int, folder: Path, label: str) -> dict[str, Any] | None:
+    """Answer and score one cell; call inside `with session:`. Only rank 0 returns the score."""
+    config, task = session.config, session.config.benchmark.tasks[task_index]
+    file = question_file(config, task)
+    questions = load_questions(file, image_root(config))
+    partial = config.eval.limit is not None and config.eval.limit < len(questions)
+    questions = questions[: config.eval.limit] if partial else questions
+    settings = generation_settings(config, task)
+    predictions = answer(session, questions, image_root(config), folder, settings, config.eval.batch_size,
+                         config.eval.num_workers, label, task_index)  # fmt: skip
+    if ranks()[0]:
+        return None
+    rows = read_part(predictions)
+    options = {"tokenizer": config.caption.tokenizer, "allow_partial": partial}
+    result = score(task.metric, rows, questions, reference_file(config, task), options)
+    if partial:
+        result["labels"] = [*result["labels"], f"partial: first {len(questions)} questions"]
+    result |= {**settings, "limit": config.eval.limit, "predictions_sha256": sha256(predictions), "questions_sha256": sha256(file)}
+    write_json(folder / "score.json", result)
+    return result

@@ -1,0 +1,46 @@
+"""Answer any question file with a run as it was after a stage."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from hide_llava.data.records import load_questions
+from hide_llava.errors import UserError
+from hide_llava.evaluation.cells import answer, generation_settings, read_part
+from hide_llava.storage import write_jsonl
+from hide_llava.training.run_folder import RunFolder, stages_of
+from hide_llava.training.session import Session
+
+
+def predict(
+    run: Path, stage: int, questions: Path, images: Path, output: Path, batch_size: int | None = None,
+    max_new_tokens: int | None = None, dtype: str | None = None,
+) -> int:  # fmt: skip
+    """Write JSON lines {question_id, prompt, text, token_ids, routing}; the number of answers is returned.
+
+    A killed call goes on where it stopped: answers so far lie in `<output>.part/`.
+
+    Raises:
+        UserError: not a run, no such stage, or a bad question file.
+    """
+    folder = RunFolder(run)
+    config = folder.config
+    config.model.dtype = dtype or config.model.dtype
+    stages = stages_of(config)
+    if not 1 <= stage <= len(stages):
+        raise UserError(f"--stage {stage}: {run} has stages 1 to {len(stages)}; 1 is after its first task.")
+    rows = load_questions(questions, images)
+    session = Session(config)
+    trained = session.method.trains and bool(session.stages[stage - 1].train)
+    session.restore(folder, stage - 1 if trained else -1)
+    settings = generation_settings(config, config.benchmark.tasks[0])
+    settings["max_new_tokens"] = max_new_tokens or settings["max_new_tokens"]
+    parts = output.with_name(output.name + ".part")
+    if session.method.oracle:
+        raise UserError("this run routes by the task id (oracle), which a question file does not state.")
+    with session:
+        merged = answer(session, rows, images, parts, settings, batch_size or config.eval.batch_size)
+    write_jsonl(output, read_part(merged))
+    shutil.rmtree(parts)
+    return len(rows)

@@ -1,0 +1,61 @@
+"""`hide-llava ls`: what is known, one line each."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+from pathlib import Path
+
+from hide_llava.config import configs_folder, names, read_yaml
+from hide_llava.methods.base import method_class
+from hide_llava.storage import read_json
+
+
+def listing(what: str) -> str:
+    """Text for `methods`, `benchmarks`, `models` or `runs`."""
+    rows = {"methods": _methods, "benchmarks": _benchmarks, "models": _models, "runs": _runs}[what]()
+    if not rows:
+        return f"no {what} here"
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+
+
+def _first_comments(path: Path) -> str:
+    lines = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return lines[1] if len(lines) > 1 else ""
+
+
+def _methods() -> list[tuple[str, ...]]:
+    rows = []
+    for name in names("method"):
+        path = configs_folder() / "method" / f"{name}.yaml"
+        cls = method_class(read_yaml(path)["method"]["name"])
+        module = __import__(cls.__module__, fromlist=["x"]).__doc__ or ""
+        rows.append((name, cls.name, _first_comments(path) or module.strip().splitlines()[0]))
+    for plugin in entry_points(group="hide_llava.methods"):
+        rows.append((plugin.name, plugin.name, f"from {plugin.value}"))
+    return [("PRESET", "METHOD", "WHAT"), *rows]
+
+
+def _benchmarks() -> list[tuple[str, ...]]:
+    rows = []
+    for name in names("benchmark"):
+        tree = read_yaml(configs_folder() / "benchmark" / f"{name}.yaml")["benchmark"]
+        tasks = ", ".join(t["title"] for t in tree["tasks"])
+        rows.append((name, str(len(tree["tasks"])), tasks))
+    return [("BENCHMARK", "TASKS", "ORDER"), *rows]
+
+
+def _models() -> list[tuple[str, ...]]:
+    trees = {n: read_yaml(configs_folder() / "model" / f"{n}.yaml")["model"] for n in names("model")}
+    return [("MODEL", "PATH", "CLIP"), *((n, t["path"], t.get("clip") or "") for n, t in trees.items())]
+
+
+def _runs() -> list[tuple[str, ...]]:
+    rows = []
+    for path in sorted(Path("runs").glob("**/manifest.json")):
+        manifest = read_json(path)
+        done = sum(s["status"] == "complete" for s in manifest["stages"])
+        rows.append(
+            (str(path.parent), manifest["preset"], manifest["benchmark"], f"{done}/{len(manifest['stages'])} stages")
+        )
+    return [("RUN", "PRESET", "BENCHMARK", "STATUS"), *rows] if rows else []

@@ -1,0 +1,185 @@
+"""The method contract (DESIGN §3): what a continual-learning method may say, and nothing more.
+
+A method is upstream peft adapters + a gate in their rank space. It says which adapters exist (`before_task`), which
+parameters train (`params`), and which adapters are active with which gate for a batch (`route`); it may add loss terms
+and keep statistics. It never touches the loop, the optimizer, the files or the distribution over processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hide_llava.adapters.anchors import all_reduce, is_main
+from hide_llava.adapters.core import Core
+from hide_llava.adapters.route import Route
+from hide_llava.errors import UserError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task as a method sees it: its place in the sequence, and the length of the sequence."""
+
+    index: int
+    id: str
+    count: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training phase: train on `train` tasks together, then evaluate on `evaluate` tasks (0-based indices)."""
+
+    index: int
+    id: str
+    title: str
+    train: tuple[int, ...]
+    evaluate: tuple[int, ...]
+
+
+@dataclass
+class Features:
+    """Routing features of a batch, fp32, detached. Row b belongs to row b of the batch.
+
+    image: [B, d] CLIP image embeddings, zero where `has_image` is False. text: [B, d] CLIP text embeddings.
+    """
+
+    image: Tensor | None = None
+    text: Tensor | None = None
+    has_image: Tensor | None = None
+
+
+@dataclass
+class Context:
+    """What the engine lends to a method at task boundaries."""
+
+    train_data: Any = None  # the task's training data set
+    widths: dict[str, int] = field(default_factory=dict)  # feature name → width, for the features in `needs`
+    loader: Callable[..., Iterable[dict]] | None = None  # loader(dataset, batch_size) → batches on the device
+    features: Callable[[dict], Features] | None = None  # routing features of a batch
+    forward: Callable[..., Any] | None = None  # forward(batch) → model output, routed as in training
+
+
+class Method:
+    """Base class: every hook is a no-op, so sequential LoRA overrides three. See the module docstring."""
+
+    name: str = ""
+    needs: frozenset[str] = frozenset()  # subset of {"clip_image", "clip_text"}
+    oracle: bool = False  # True: uses the task id at inference, and is labelled so everywhere
+    trains: bool = True  # False: evaluation only
+
+    @dataclass
+    class Config:
+        pass
+
+    def __init__(self, config: Any, core: Core, tasks: list[Task]):
+        self.config, self.core, self.tasks = config, core, tasks
+        self.modules = nn.ModuleDict()  # routers, prompt pools, …: trained, saved and moved by the engine
+
+    @classmethod
+    def stages(cls, tasks: list[tuple[str, str]]) -> list[Stage]:
+        """The training phases for tasks given as (id, title): by default one per task, evaluated on all seen tasks."""
+        return [Stage(i, task, title, (i,), tuple(range(i + 1))) for i, (task, title) in enumerate(tasks)]
+
+    def setup(self) -> None:
+        """Once, before anything else: what all tasks share."""
+
+    def before_task(self, task: Task, context: Context) -> None:
+        """Add, copy or freeze adapters."""
+
+    def params(self) -> list[dict[str, Any]]:
+        """Trainable groups `{"params": [...], "lr": "adapter"|"projector"|float}`; the only owner of requires_grad."""
+        return []
+
+    def adapters(self) -> list[str]:
+        """Names of the adapters trained in the current task; they are what the stage folder stores."""
+        return []
+
+    def train_data(self, task: Task, dataset: Any) -> Any:
+        """Replay, joint data, rewritten answers."""
+        return dataset
+
+    def route(self, batch: dict, features: Features, train: bool) -> Route:
+        """The same function in training and in generation; per sample, never a decision for the batch."""
+        return Route()
+
+    def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
+        """Extra loss terms, already weighted; called once per micro-batch, never during recomputation."""
+        return {}
+
+    def on_gradients(self, step: int) -> None:
+        """After the last backward of a step, before the optimizer."""
+
+    def after_task(self, task: Task, context: Context) -> None:
+        """Statistics, Fisher, merges."""
+
+    def prepare_inference(self) -> None:
+        """Once before generation: fold what does not depend on the input (`core.fold`); the engine unfolds."""
+
+    def state(self) -> dict[str, Any]:
+        """What is not an adapter or the projector: tensors and JSON values. Called on every rank; may all-reduce."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Inverse of `state`."""
+
+
+REGISTRY: dict[str, type[Method]] = {}
+
+
+def register(cls: type[Method]) -> type[Method]:
+    """Class decorator: make a method known under its `name`."""
+    REGISTRY[cls.name] = cls
+    return cls
+
+
+def method_class(name: str) -> type[Method]:
+    """Find a method by name, here or through the entry-point group `hide_llava.methods`.
+
+    Raises:
+        UserError: unknown name, with the nearest known one.
+    """
+    import hide_llava.methods.all  # noqa: F401  (registers the built-in methods)
+    from hide_llava.config import nearest
+
+    plugins = {e.name: e for e in entry_points(group="hide_llava.methods")}
+    if name not in REGISTRY and name in plugins:
+        plugins[name].load()
+    if name not in REGISTRY:
+        raise UserError(f"unknown method '{name}'. {nearest(name, [*REGISTRY, *plugins])}")
+    return REGISTRY[name]
+
+
+def method_config(tree: dict[str, Any]) -> Any:
+    """Build the method's Config dataclass from the `method:` section.
+
+    Raises:
+        UserError: unknown key, wrong type, or a value the method refuses.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from hide_llava.config import nearest
+
+    if not tree.get("name"):
+        raise UserError("the method section has no 'name'.")
+    cls = method_class(tree["name"])
+    known = [f.name for f in dataclasses.fields(cls.Config)]
+    values = {k: v for k, v in tree.items() if k not in ("name", "preset")}
+    for key in values:
+        if key not in known:
+            raise UserError(f"unknown key 'method.{key}' for method '{cls.name}'. {nearest(key, known)}")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Config), values))
+    except OmegaConfBaseException as error:
+        raise UserError(f"method.{error.full_key}: {str(error).splitlines()[0]}") from None
+    except ValueError as error:  # raised by a Config's __post_init__
+        raise UserError(f"method '{cls.name}': {error}") from None
+
+
+__all__ = ["Context", "Features", "Method", "Route", "Stage", "Task", "all_reduce", "is_main", "method_class", "register"]

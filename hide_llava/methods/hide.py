@@ -1,0 +1,210 @@
+"""HiDe-LLaVA: Hierarchical Decoupling for Continual Instruction Tuning of Multimodal LLMs (ACL 2025, arXiv 2503.12941).
+
+Training of task t: expert t alone, on every decoder linear:  y = W x + s B_t A_t x.
+Inference after task t, for a sample with CLIP image embedding f_v and CLIP text embedding f_i:
+    lower layers     y = W x + s Σ_{i≤t} ε B_i A_i x                     the fused expert Ē = Σ ε_i E_i
+    expanded layers  y = W x + s Σ_{i≤t} w_i B_i A_i x                   w = softmax(r / τ)
+    r_i = α cos(f_v, a^v_i) + β cos(f_i, a^i_i)                          anchors a_i: mean features of task i's data
+
+Differences from published code and the option that restores each (hide.md §1.7, §7.1):
+    fusion: factor_sum        (Σ B_i)(Σ A_i) with cross terms, as the authors' code computes it
+    routing: softmax_all      softmax over all `slots`, unlearned slots at random anchors included
+    routing: top1             Prism's hard choice
+    anchors: reference        running mean with a random first sample and a bf16 count
+    text_only: reference      text-only samples: an all-zero image counts, the question loses its first line
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hide_llava.adapters.anchors import Anchors, ReferenceAnchors, similarities
+from hide_llava.adapters.core import LoraSpec
+from hide_llava.adapters.folding import MODES
+from hide_llava.methods.base import Context, Features, Method, Route, Task, is_main, register
+
+ROUTINGS = ("softmax_learned", "softmax_all", "top1", "oracle")
+PROJECTORS = ("shared", "frozen", "per_task")
+
+
+@register
+class HiDe(Method):
+    name = "hide"
+
+    @dataclass
+    class Config(LoraSpec):
+        rank: int = 8  # of one expert; the papers state rank × number of tasks
+        alpha: float = 16.0
+        init_std: float | None = 0.01
+        fusion: str = "delta_sum"  # delta_sum (the paper) | factor_sum (the authors' code)
+        fusion_weight: float = 1.0  # ε
+        routing: str = "softmax_learned"  # softmax_learned | softmax_all | top1 | oracle
+        image_weight: float = 0.5  # α
+        text_weight: float = 0.5  # β
+        temperature: float = 0.1  # τ
+        expanded_layers: list[int] = field(default_factory=lambda: [-1])
+        projector: str = "shared"  # shared | frozen | per_task
+        anchors: str = "exact"  # exact | reference
+        text_only: str = "text"  # text (routed by text alone) | reference
+        slots: int | None = None  # softmax_all: number of slots; None: number of tasks (experts beyond get weight 0)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            for name, allowed in {
+                "fusion": MODES, "routing": ROUTINGS, "projector": PROJECTORS,
+                "anchors": ("exact", "reference"), "text_only": ("text", "reference"),
+            }.items():  # fmt: skip
+                if getattr(self, name) not in allowed:
+                    raise ValueError(f"{name}={getattr(self, name)}: expected one of {', '.join(allowed)}")
+            if self.temperature <= 0:
+                raise ValueError(f"temperature={self.temperature}: must be greater than 0")
+
+    def __init__(self, config: Any, core: Any, tasks: list[Task]):
+        super().__init__(config, core, tasks)
+        self.needs = frozenset({"clip_image", "clip_text"})
+        if config.text_only == "reference":
+            self.needs |= {"zero_image"}
+        self.slots = config.slots or len(tasks)
+        self.oracle = config.routing == "oracle"
+        kind = ReferenceAnchors if config.anchors == "reference" else Anchors
+        self.image_anchors, self.text_anchors = kind(), kind()
+        self.learned: list[int] = []  # finished tasks and the current one, in order
+        self.slot_anchors: dict[str, Tensor] = {}  # softmax_all: anchors of unlearned slots
+        self.current: int | None = None
+        self.gathering = False  # the current task's anchors are still per-process sums
+
+    @staticmethod
+    def expert(task: int) -> str:
+        return f"expert-{task + 1:02d}"
+
+    def setup(self) -> None:
+        self.expanded = self.core.layer_indices(self.config.expanded_layers)
+        self.initial_projector = self.core.projector_state()
+
+    # ---- training --------------------------------------------------------------------------------------------------
+    def before_task(self, task: Task, context: Context) -> None:
+        self.current = task.index
+        self.core.add(self.expert(task.index), self.config)
+        self.image_anchors.start(task.index, context.widths["clip_image"], self.core.llava.device)
+        self.text_anchors.start(task.index, context.widths["clip_text"], self.core.llava.device)
+        self.gathering = True
+        if task.index not in self.learned:
+            self.learned.append(task.index)
+        if self.config.projector == "per_task":
+            self.core.load_projector(self.initial_projector)
+
+    def params(self) -> list[dict[str, Any]]:
+        groups = [{"params": self.core.parameters_of(self.expert(self.current)), "lr": "adapter"}]
+        if self.config.projector != "frozen":
+            groups.append({"params": list(self.core.projector.parameters()), "lr": "projector"})
+        return groups
+
+    def adapters(self) -> list[str]:
+        return [self.expert(self.current)]
+
+    def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
+        """No extra term; gathers the anchors, once per sample seen in training."""
+        zeros_count = self.config.text_only == "reference"
+        self.image_anchors.add(self.current, features.image if zeros_count else features.image[features.has_image])
+        self.text_anchors.add(self.current, features.text)
+        return {}
+
+    def after_task(self, task: Task, context: Context) -> None:
+        for anchors in (self.image_anchors, self.text_anchors):
+            anchors.sums[task.index], anchors.counts[task.index] = anchors.reduced(task.index)
+        self.gathering = False
+        if self.config.projector == "per_task":
+            self.core.projectors[self.expert(task.index)] = self.core.projector_state()
+
+    # ---- inference -------------------------------------------------------------------------------------------------
+    def prepare_inference(self) -> None:
+        experts = [self.expert(t) for t in self.learned]
+        weights = [self.config.fusion_weight] * len(experts)
+        self.core.fold(experts, weights, self.config.fusion, self.expanded)
+        self.ranks = torch.tensor([self.core.peft.peft_config[e].r for e in experts])
+        self.core.concatenate("routed", experts, self.expanded)
+
+    def route(self, batch: dict, features: Features, train: bool) -> Route:
+        if train:
+            return Route([self.expert(self.current)])
+        weights = self.routing_weights(features, batch.get("task"))
+        named = {self.expert(t): weights[:, i] for i, t in enumerate(self.learned)}
+        gate = weights.repeat_interleave(self.ranks.to(weights.device), dim=1)  # one gate value per rank of each expert
+        projectors = named if self.config.projector == "per_task" else None
+        return Route(["routed"], {"routed": gate}, projectors=projectors, weights=named)
+
+    def routing_weights(self, features: Features, task: int | None = None) -> Tensor:
+        """w [B, number of learned tasks] fp32 (paper: w = softmax(r / τ)); rows sum to 1 unless softmax_all."""
+        if self.config.routing == "oracle":
+            weights = torch.zeros(len(features.text), len(self.learned), device=features.text.device)
+            weights[:, self.learned.index(task)] = 1.0
+            return weights
+        logits = self.similarity(features, *self._anchors()) / self.config.temperature
+        if self.config.routing == "top1":
+            chosen = logits.argmax(1)
+            return torch.nn.functional.one_hot(chosen, logits.shape[1]).float()
+        weights = logits.softmax(1)[:, : len(self.learned)]
+        return torch.nn.functional.pad(weights, (0, len(self.learned) - weights.shape[1]))
+
+    def similarity(self, features: Features, image: list[Tensor | None], text: list[Tensor]) -> Tensor:
+        """r [B, E] = α cos(f_v, a^v) + β cos(f_i, a^i); without an image, the text cosine alone."""
+        alpha, beta = self.config.image_weight, self.config.text_weight
+        by_text = similarities(features.text, text)
+        known = [torch.zeros_like(text[0][:1]).expand(features.image.shape[1]) if a is None else a for a in image]
+        by_image = similarities(features.image, known)
+        both = alpha * by_image + beta * by_text
+        has_image = features.has_image[:, None] & torch.tensor([a is not None for a in image], device=both.device)
+        return torch.where(has_image, both, (alpha + beta) * by_text)
+
+    def _anchors(self) -> tuple[list[Tensor | None], list[Tensor]]:
+        image = [self.image_anchors.mean(t) for t in self.learned]
+        text = [self.text_anchors.mean(t) for t in self.learned]
+        if self.config.routing == "softmax_all":
+            image = (image + self._unlearned("image", text[0]))[: self.slots]
+            text = (text + self._unlearned("text", text[0]))[: self.slots]
+        return image, text
+
+    def _unlearned(self, kind: str, like: Tensor) -> list[Tensor]:
+        """Anchors of the slots that are not learned: imported ones, or 0.1 · N(0, 1) drawn from a fixed seed."""
+        stored = self.slot_anchors.get(kind)
+        if stored is None:
+            seed = torch.Generator().manual_seed(0 if kind == "image" else 1)
+            stored = 0.1 * torch.randn(self.slots, like.shape[-1], generator=seed)
+        return [stored[i].to(like.device) for i in range(self.slots) if i not in self.learned]
+
+    # ---- state -----------------------------------------------------------------------------------------------------
+    def state(self) -> dict[str, Any]:
+        tensors = {}
+        for kind, anchors in (("image", self.image_anchors), ("text", self.text_anchors)):
+            stored = anchors.state()
+            if self.gathering:
+                total, count = anchors.reduced(self.current)
+                stored |= {f"{self.current}.sum": total.cpu(), f"{self.current}.count": count.cpu()}
+            tensors |= {f"{kind}_anchor.{k}": v for k, v in stored.items()}
+        tensors |= {f"slot_anchor.{k}": v for k, v in self.slot_anchors.items()}
+        for name, projector in self.core.projectors.items():
+            tensors |= {f"projector.{name}.{k}": v.cpu() for k, v in projector.items()}
+        return {**tensors, "learned": list(self.learned), "current": self.current, "gathering": self.gathering}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        device = self.core.llava.device
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+
+        self.image_anchors.load(part("image_anchor."), device)
+        self.text_anchors.load(part("text_anchor."), device)
+        self.slot_anchors = part("slot_anchor.")
+        self.learned, self.current, self.gathering = list(state["learned"]), state["current"], state["gathering"]
+        if self.gathering and not is_main():  # the stored sums are the total: rank 0 goes on from them, others from 0
+            for anchors in (self.image_anchors, self.text_anchors):
+                if type(anchors) is Anchors:
+                    anchors.start(self.current, len(anchors.sums[self.current]), device)
+        self.core.projectors = {}
+        for key, value in part("projector.").items():
+            name, _, weight = key.partition(".")
+            self.core.projectors.setdefault(name, {})[weight] = value.to(device)

@@ -1,0 +1,48 @@
+"""Sequential LoRA fine-tuning ("FineTune", "SeqLoRA"): one adapter carried through all tasks (methods.md §3.2).
+
+y = W x + s B A x, cross-entropy only; optimizer and schedule restart with every task. The baseline that forgets.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hide_llava.adapters.core import LoraSpec
+from hide_llava.methods.base import Context, Features, Method, Route, Task, register
+
+
+@register
+class SequentialLora(Method):
+    name = "lora"
+    adapter = "sequential"
+
+    @dataclass
+    class Config(LoraSpec):
+        rank: int = 16
+        alpha: float = 32.0
+        projector: str = "shared"  # shared (trained) | frozen
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            if self.projector not in ("shared", "frozen"):
+                raise ValueError(f"projector={self.projector}: expected one of shared, frozen")
+
+    def before_task(self, task: Task, context: Context) -> None:
+        if self.adapter not in self.core.names():
+            self.core.add(self.adapter, self.config)
+
+    def params(self) -> list[dict[str, Any]]:
+        groups = [{"params": self.core.parameters_of(self.adapter), "lr": "adapter"}]
+        if self.config.projector == "shared":
+            groups.append({"params": list(self.core.projector.parameters()), "lr": "projector"})
+        return groups
+
+    def adapters(self) -> list[str]:
+        return [self.adapter]
+
+    def route(self, batch: dict, features: Features, train: bool) -> Route:
+        return Route([self.adapter] if train else [])
+
+    def prepare_inference(self) -> None:
+        self.core.fold([self.adapter], [1.0], "delta_sum", [])

@@ -1,0 +1,119 @@
+"""The model as training and generation see it: features → route → splice → decoder, in one forward.
+
+One module, so that every parameter is used inside one `forward` (what DDP and ZeRO need) and so that training and
+generation cannot route differently.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from transformers import LlavaForConditionalGeneration
+
+from hide_llava.adapters.core import Core
+from hide_llava.adapters.route import Route
+from hide_llava.methods.base import Features, Method
+from hide_llava.model.embed import Vision, insert_prompts, see, splice
+
+
+class RoutedLlava(nn.Module):
+    """LLaVA with a method's adapters. Batches are the collator's dictionaries, on the model's device."""
+
+    def __init__(self, core: Core, method: Method, encoder: nn.Module | None):
+        super().__init__()
+        self.llava: LlavaForConditionalGeneration = core.llava
+        self.encoder = encoder
+        self.core, self.method = core, method
+        self.config = core.llava.config  # DeepSpeed's "auto" values read hidden_size from here
+
+    def see(self, batch: dict[str, Any]) -> Vision | None:
+        """The batch's images through the vision tower, once."""
+        pixels = batch.get("pixel_values")
+        return None if pixels is None or not len(pixels) else see(self.llava, pixels)
+
+    def features(self, batch: dict[str, Any], vision: Vision | None) -> Features:
+        """What `method.needs` of the routing features [B, d], fp32; image rows of text-only records are zero."""
+        needs, has_image = self.method.needs, batch["has_image"]
+        features = Features(has_image=has_image)
+        if "clip_text" in needs:
+            features.text = self.encoder.text(batch["texts"])
+        if "clip_image" in needs:
+            seen = None if vision is None else self.encoder.image(vision.cls, batch["pixel_values"])
+            width = seen.shape[1] if seen is not None else self.encoder.visual_projection.shape[0]
+            features.image = torch.zeros(len(has_image), width, device=has_image.device)
+            if seen is not None:
+                features.image[has_image] = seen
+            if "zero_image" in needs and not bool(has_image.all()):
+                features.image[~has_image] = self._feature_of_zeros()
+        return features
+
+    def _feature_of_zeros(self) -> Tensor:
+        size = self.llava.config.vision_config.image_size
+        zeros = torch.zeros(1, 3, size, size, device=self.llava.device)
+        return self.encoder.image(see(self.llava, zeros).cls, zeros)[0]
+
+    def prepare(self, batch: dict[str, Any], train: bool) -> dict[str, Any]:
+        """Embeddings, mask, labels, features and route of a batch; the route becomes the current one."""
+        vision = self.see(batch)
+        features = self.features(batch, vision)
+        route = self.method.route(batch, features, train)
+        self.core.follow(route)
+        embeds = splice(self.llava, batch["input_ids"], vision, lambda x: self._project(x, route, batch["has_image"]))
+        mask, labels = batch["attention_mask"], batch.get("labels")
+        if route.prompts is not None:
+            embeds, mask, labels = insert_prompts(route.prompts, embeds, mask, labels)
+        return {"inputs_embeds": embeds, "attention_mask": mask, "labels": labels, "features": features, "route": route}
+
+    def _project(self, patches: Tensor, route: Route, has_image: Tensor) -> Tensor:
+        projector = self.core.projector
+        patches = patches.to(projector.linear_1.weight.dtype)
+        if route.projectors is None:
+            return projector(patches)
+        mixed = torch.zeros((), device=patches.device)
+        for name, weight in route.projectors.items():
+            weight = weight[has_image].to(patches.dtype)[:, None, None]
+            mixed = mixed + weight * functional_call(projector, self.core.projectors[name], (patches,))
+        return mixed
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        has_image: Tensor,
+        labels: Tensor | None = None,
+        num_items_in_batch: Tensor | int | None = None,
+        **rest: Any,
+    ) -> Any:
+        """Causal-LM output of the decoder (`loss`, `logits`) with `.features` and `.route` attached."""
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, "has_image": has_image, "labels": labels}
+        ready = self.prepare({**batch, **rest}, self.training)
+        kwargs = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        output = self.llava(
+            inputs_embeds=ready["inputs_embeds"],
+            attention_mask=ready["attention_mask"],
+            labels=ready["labels"],
+            use_cache=False,
+            **kwargs,
+        )
+        output.features, output.route = ready["features"], ready["route"]
+        return output
+
+    @torch.no_grad()
+    def generate(self, batch: dict[str, Any], max_new_tokens: int) -> tuple[Tensor, Route]:
+        """Greedy answers [B, ≤ max_new_tokens] of a left-padded batch, and the route they took."""
+        ready = self.prepare({**batch, "labels": None}, False)
+        ids = self.llava.generate(
+            inputs_embeds=ready["inputs_embeds"],
+            attention_mask=ready["attention_mask"],
+            max_new_tokens=max_new_tokens,
+            do_sample=False,
+            num_beams=1,
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=0,
+        )
+        return ids, ready["route"]

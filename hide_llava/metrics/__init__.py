@@ -1,0 +1,137 @@
+"""Scores of answer files: one file per family of rules, each with the published rule and a clean one beside it.
+
+    score("exact_upper", predictions, questions)            rows in memory
+    score_files("exact_upper", "merge.jsonl", "test.json")  files
+
+Metrics know strings, never models.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+
+from hide_llava.errors import UserError
+from hide_llava.metrics.base import Job, Metric, check_join
+from hide_llava.metrics.caption import CAPTION7, PYTHON_LABEL
+from hide_llava.metrics.exact_match import EXACT_LOWER_UNANSWERABLE, EXACT_UPPER
+from hide_llava.metrics.gqa import GQA_EXACT
+from hide_llava.metrics.grounding import IOU50
+from hide_llava.metrics.imagenet import SUBSTRING_BIDIR
+from hide_llava.metrics.option_letter import OPTION_LETTER_COIN, OPTION_LETTER_HIDE
+from hide_llava.metrics.ptb import java_available, java_version
+from hide_llava.metrics.rows import check_predictions, question_rows, read_json, read_jsonl
+from hide_llava.metrics.vqa import VQA_SOFT10
+
+__all__ = ["METRICS", "Metric", "get", "java_available", "java_version", "names", "score", "score_files"]
+
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        EXACT_UPPER,
+        EXACT_LOWER_UNANSWERABLE,
+        CAPTION7,
+        OPTION_LETTER_HIDE,
+        OPTION_LETTER_COIN,
+        VQA_SOFT10,
+        GQA_EXACT,
+        IOU50,
+        SUBSTRING_BIDIR,
+    )
+}
+
+
+def names() -> list[str]:
+    """The names of all metrics, sorted."""
+    return sorted(METRICS)
+
+
+def get(name: str) -> Metric:
+    """The metric of that name; UserError with the nearest known name otherwise."""
+    if name in METRICS:
+        return METRICS[name]
+    near = difflib.get_close_matches(str(name), METRICS, n=1, cutoff=0.3)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise UserError(f"There is no metric {name!r}; {hint}Known metrics: {', '.join(names())}.")
+
+
+def score(
+    metric: str,
+    predictions: list[dict],
+    questions: list[dict],
+    references: Path | None = None,
+    options: dict | None = None,
+) -> dict:
+    """Score answers; a JSON-able dict.
+
+    predictions: rows {question_id, text, prompt?…} in question order. questions: the test file's rows {question_id,
+    text, answer, …}. references: the extra annotation file or folder some metrics need (`Metric.needs`).
+    options: allow_partial, allow_duplicates, headline ("legacy", default, or "clean"), tokenizer ("ptb"|"python",
+    captions), case ("insensitive", substring_bidir), split (ScienceQA).
+
+    Returns {"metric", "score" (headline, percent), "headline", "legacy": {"score", "n", …} (absent when the published
+    script would have stopped), "clean": {…} (absent when ids cannot be joined), "n_expected", "n_scored", "labels",
+    "verdicts": {question_id: 0…1}}. UserError on an unknown metric, bad rows, ids that do not belong together,
+    duplicates or missing answers (unless allowed).
+    """
+    rule = get(metric)
+    options = dict(options or {})
+    rows = check_predictions(predictions)
+    job = Job(rows, rule.gold(questions or [], Path(references) if references else None, options), options)
+    labels = check_join(job)
+    if rule.positional and job.joinable and not job.in_order:
+        labels.append("answers not in question order: the positional legacy score is not meaningful")
+    if rule.needs == "coco" and options.get("tokenizer") == "python":
+        labels.append(PYTHON_LABEL)
+    legacy, clean = rule.legacy(job), rule.clean(job)
+    headline = _headline(legacy, clean, options)
+    result = {
+        "metric": rule.name,
+        "score": (legacy if headline == "legacy" else clean[0])["score"],
+        "headline": headline,
+        "n_expected": job.n_expected,
+        "n_scored": job.n_scored,
+        "labels": labels,
+    }
+    if legacy is not None:
+        result["legacy"] = legacy
+    if clean is not None:
+        result["clean"], result["verdicts"] = clean
+    return result
+
+
+def _headline(legacy: dict | None, clean: tuple | None, options: dict) -> str:
+    wanted = options.get("headline", "legacy")
+    if wanted not in ("legacy", "clean"):
+        raise UserError(f'Option headline is {wanted!r}; it may be "legacy" or "clean".')
+    if legacy is None and clean is None:
+        raise UserError(
+            "Neither the legacy nor the clean rule can score these answers: the file is incomplete and there is no "
+            "question file to join it by id; finish the evaluation or give the question file."
+        )
+    available = {"legacy": legacy, "clean": clean}
+    return wanted if available[wanted] is not None else ("clean" if wanted == "legacy" else "legacy")
+
+
+def score_files(
+    metric: str,
+    predictions: Path,
+    references: Path | None,
+    questions: Path | None = None,
+    options: dict | None = None,
+) -> dict:
+    """`score` on files. references: what the published evaluation script took.
+
+    That is the annotation JSON (a list of records with answers), a COCO-type file (captions), GQA's question file,
+    TextVQA's {"data"} file, or the folder with problems.json and pid_splits.json. questions: the test file, which the
+    clean caption score needs for its join by id; optional elsewhere. UserError names the file and the line.
+    """
+    rule = get(metric)
+    rows = read_jsonl(Path(predictions), "answer file")
+    asked = question_rows(read_json(Path(questions), "question file"), str(questions)) if questions else []
+    if references is None and not asked:
+        raise UserError(f"Metric {rule.name} needs references (kind: {rule.needs}); give --references FILE.")
+    if rule.needs == "questions" and not asked:
+        asked = read_json(Path(references), "annotation file")
+        return score(metric, rows, asked, None, options)
+    return score(metric, rows, asked, Path(references) if references else None, options)

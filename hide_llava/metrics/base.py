@@ -1,0 +1,153 @@
+"""What a metric is, and the two joins every family shares.
+
+`legacy` repeats the published evaluation script, quirks included, so that numbers compare with the papers; `clean` is
+the same rule without the quirks. Both are always computed; the headline is legacy (spec hide.md §4.3, [DECISION]).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hide_llava.errors import UserError
+
+Rule = Callable[[str, dict, dict], float]
+"""(answer text, reference record, options) -> 0…1"""
+
+
+@dataclass
+class Job:
+    """One scoring task after checking: result rows in file order, reference records in question order."""
+
+    rows: list[dict]
+    gold: list[dict]
+    options: dict = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.joinable = all(record.get("question_id") is not None for record in self.gold)
+        # Duplicates in an annotation file: the reference builds a dict, so the last record wins.
+        self.by_id = {record["question_id"]: record for record in self.gold} if self.joinable else {}
+        # Duplicates among answers: the first one is the answer given without a second try.
+        self.answers: dict[str, dict] = {}
+        for row in self.rows:
+            self.answers.setdefault(row["question_id"], row)
+
+    @property
+    def n_expected(self) -> int:
+        return len(self.by_id) if self.joinable else len(self.gold)
+
+    @property
+    def n_scored(self) -> int:
+        return sum(qid in self.by_id for qid in self.answers) if self.joinable else len(self.rows)
+
+    @property
+    def in_order(self) -> bool:
+        """Whether line i answers question i, which is all that positional legacy scripts look at."""
+        return all(row["question_id"] == record["question_id"] for row, record in zip(self.rows, self.gold))
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A named rule.
+
+    gold(questions, references, options) -> reference records; legacy(job) -> {"score", "n", …} or None when the
+    published script would stop; clean(job) -> ({"score", "n", …}, {question_id: 0…1}) or None when ids cannot
+    be joined.
+    """
+
+    name: str
+    summary: str
+    source: str
+    gold: Callable[[list[dict], Path | None, dict], list[dict]]
+    legacy: Callable[[Job], dict | None]
+    clean: Callable[[Job], tuple[dict, dict[str, float]] | None]
+    needs: str = "questions"
+    """What `references` must be: "questions" (records with answers), "coco", "gqa", "textvqa" or "scienceqa"."""
+    positional: bool = False
+
+
+def percent(right: float, n: int) -> float:
+    """100·right/n."""
+    return 100.0 * right / n if n else 0.0
+
+
+def per_row(rule: Rule) -> Callable[[Job], dict]:
+    """Legacy join: every result row is looked up by id; the denominator is the number of RESULT rows."""
+
+    def legacy(job: Job) -> dict:
+        right = sum(rule(row["text"], job.by_id[row["question_id"]], job.options) for row in job.rows)
+        return {"score": percent(right, len(job.rows)), "n": len(job.rows)}
+
+    return legacy
+
+
+def per_position(rule: Rule) -> Callable[[Job], dict]:
+    """Legacy join of CoIN's ImageNet script: line i of the answers meets record i of the test file."""
+
+    def legacy(job: Job) -> dict:
+        if len(job.rows) > len(job.gold):
+            raise UserError(f"{len(job.rows)} answers for {len(job.gold)} questions; remove the surplus lines.")
+        right = sum(rule(row["text"], record, job.options) for row, record in zip(job.rows, job.gold))
+        return {"score": percent(right, len(job.rows)), "n": len(job.rows)}
+
+    return legacy
+
+
+def per_question(rule: Rule) -> Callable[[Job], tuple[dict, dict[str, float]]]:
+    """Clean join: by id, the denominator is the number of QUESTIONS, a missing answer is wrong."""
+
+    def clean(job: Job) -> tuple[dict, dict[str, float]]:
+        verdicts = {
+            qid: rule(job.answers[qid]["text"], record, job.options) if qid in job.answers else 0
+            for qid, record in job.by_id.items()
+        }
+        return {"score": percent(sum(verdicts.values()), len(verdicts)), "n": len(verdicts)}, verdicts
+
+    return clean
+
+
+def check_join(job: Job) -> list[str]:
+    """Ids, duplicates and completeness. Returns labels; UserError where a number would mislead.
+
+    options: allow_partial (score an incomplete answer file, labelled "partial"), allow_duplicates.
+    """
+    labels = []
+    if not job.gold:
+        raise UserError("The reference file holds no questions; nothing can be scored against it.")
+    if job.joinable:
+        unknown = [row["question_id"] for row in job.rows if row["question_id"] not in job.by_id]
+        if unknown:
+            raise UserError(
+                f"{len(unknown)} predictions answer questions that are not in the reference file (first: question_id "
+                f"{unknown[0]}); score them against the file they were generated from."
+            )
+        labels += _check_duplicates(job)
+    if job.n_scored < job.n_expected:
+        if not job.options.get("allow_partial"):
+            missing = next((qid for qid in job.by_id if qid not in job.answers), None)
+            first = f" (first missing: question_id {missing})" if missing is not None else ""
+            raise UserError(
+                f"Only {job.n_scored} of {job.n_expected} questions are answered{first}; finish the evaluation, or "
+                "set allow_partial to score it as partial."
+            )
+        labels.append("partial")
+    elif job.n_expected < job.gold[0].get("n_reference", 0):  # the question file itself was only a part
+        labels.append("partial")
+    return labels
+
+
+def _check_duplicates(job: Job) -> list[str]:
+    labels = []
+    for what, rows in (("predictions", job.rows), ("the reference file", job.gold)):
+        twice = [qid for qid, n in Counter(row["question_id"] for row in rows).items() if n > 1]
+        if not twice:
+            continue
+        if not job.options.get("allow_duplicates"):
+            raise UserError(
+                f"question_id {twice[0]} occurs more than once in {what} ({len(twice)} such ids); keep one record "
+                "each, or set allow_duplicates to count them as the published scripts do."
+            )
+        labels.append(f"duplicate ids in {what}")
+    return labels

@@ -1,0 +1,213 @@
+"""The caption score of UCIT's VizWiz and Flickr30k tasks (spec hide.md §4.4).
+
+    caption7 = 100 · (BLEU-1 + BLEU-2 + BLEU-3 + BLEU-4 + METEOR + ROUGE-L + CIDEr) / 7
+
+CIDEr enters on its natural scale (0…10), so the score can exceed 100. Every part is written beside the mean. SPICE is
+left out, as in the published evaluation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+from pathlib import Path
+
+from hide_llava.errors import UserError
+from hide_llava.metrics import ptb
+from hide_llava.metrics.base import Job, Metric
+from hide_llava.metrics.ptb import java_available
+from hide_llava.metrics.rows import question_rows, read_json
+
+__all__ = ["CAPTION7", "PYTHON_LABEL", "caption_scores", "java_available", "require"]
+
+PYTHON_LABEL = "caption6-python, not comparable"
+Scores = tuple[dict[str, float], list[float]]
+"""(parts and mean, percent; per image mean of the parts, fraction)"""
+
+
+def coco_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
+    """One record per annotated image: question_id (None without a question file), image_id, captions, position.
+
+    The published files tie question number i (1-based) to image id i. That mapping is checked here: image ids must be
+    exactly 1…N for N questions, and where an image has a file name it must be the question's. A question record may
+    name its `image_id` itself, which then decides. With allow_partial the questions may be the first n of N.
+    """
+    if references is None:
+        raise UserError("A caption score needs the COCO-type reference file (images and annotations); name it.")
+    captions, names = _read_coco(references)
+    if not questions:
+        return [{"question_id": None, "image_id": i, "captions": c} for i, c in sorted(captions.items())]
+    rows = question_rows(questions)
+    records = []
+    for number, row in enumerate(rows, 1):
+        image = row.get("image_id", number)
+        if image not in captions:
+            raise UserError(
+                f"question_id {row['question_id']} (number {number}) belongs to image id {image}, which has no caption "
+                f"in {references}; questions and references do not fit together."
+            )
+        name, asked = names.get(image), row.get("image")
+        if name and asked and os.path.basename(name) != os.path.basename(str(asked)):
+            raise UserError(
+                f"question_id {row['question_id']} (number {number}) shows {asked}, but image id {image} in "
+                f"{references} is {name}; the two files are not in the same order."
+            )
+        records.append({"question_id": row["question_id"], "image_id": image, "captions": captions[image]})
+    if len(rows) < len(captions) and options.get("allow_partial"):
+        return [{**record, "n_reference": len(captions)} for record in records]
+    if len(rows) != len(captions):
+        raise UserError(
+            f"The question file has {len(rows)} records but {references} describes {len(captions)} images; "
+            "use the reference file of this split."
+        )
+    return records
+
+
+def _read_coco(path: Path) -> tuple[dict, dict]:
+    """({image id: captions}, {image id: file name}); UserError when the file is not of that kind."""
+    table = read_json(path, "caption reference file")
+    if not isinstance(table, dict) or not isinstance(table.get("annotations"), list):
+        raise UserError(f"{path}: expected a COCO-type file with images[] and annotations[].")
+    images = {image["id"]: image.get("file_name") for image in table.get("images", [])}
+    captions: dict = {}
+    for number, note in enumerate(table["annotations"], 1):
+        if not isinstance(note.get("caption"), str) or "image_id" not in note:
+            raise UserError(f"{path}: annotation {number} lacks image_id or caption.")
+        captions.setdefault(note["image_id"], []).append(note["caption"])
+    bare = [i for i in images if i not in captions]
+    if bare:
+        raise UserError(f"{path}: image id {bare[0]} has no caption ({len(bare)} such images); fetch the file again.")
+    return captions, images
+
+
+def caption_scores(predicted: dict, references: dict[object, list[str]], tokenizer: str = "ptb") -> Scores:
+    """The seven parts (six without Java) of predicted {image id: caption} against references {image id: captions}.
+
+    Raises UserError without Java, without pycocoevalcap, or when a Java process fails. tokenizer="python" uses
+    `ptb.tokenize_python` and leaves METEOR out.
+    """
+    require(tokenizer)
+    tokenize = ptb.tokenize_java if tokenizer == "ptb" else ptb.tokenize_python
+    ids = list(references)
+    res = dict(zip(ids, ([caption] for caption in tokenize([predicted[i] for i in ids]))))
+    flat = tokenize([caption for i in ids for caption in references[i]])
+    gts, at = {}, 0
+    for i in ids:
+        gts[i] = flat[at : at + len(references[i])]
+        at += len(references[i])
+    parts, per_image = _run_scorers(gts, res, with_meteor=tokenizer == "ptb")
+    n = len(parts)
+    scores = {name: 100.0 * value for name, value in parts.items()}
+    mean = 100.0 * sum(parts.values()) / n
+    return {"score": mean, "n": len(ids), **scores}, [sum(values) / n for values in zip(*per_image)]
+
+
+def require(tokenizer: str = "ptb") -> None:
+    """UserError when captions cannot be scored here with this tokenizer: to be asked before hours of generation."""
+    if tokenizer not in ("ptb", "python"):
+        raise UserError(f'Caption option tokenizer is {tokenizer!r}; it may be "ptb" or "python".')
+    if importlib.util.find_spec("pycocoevalcap") is None:
+        raise UserError("Caption scores need pycocoevalcap: pip install 'hide-llava[caption]'.")
+    if tokenizer == "ptb" and not java_available():
+        raise UserError(
+            "The caption score needs Java (Stanford tokenizer and METEOR) and no working `java` was found; install a "
+            f'Java runtime, or set the option tokenizer=python for "{PYTHON_LABEL}".'
+        )
+
+
+def _run_scorers(gts: dict, res: dict, with_meteor: bool) -> tuple[dict[str, float], list[list[float]]]:
+    from pycocoevalcap.bleu.bleu import Bleu
+    from pycocoevalcap.cider.cider import Cider
+    from pycocoevalcap.rouge.rouge import Rouge
+
+    parts: dict[str, float] = {}
+    per_image: list[list[float]] = []
+    with contextlib.redirect_stdout(io.StringIO()):  # the scorers print
+        bleu, bleu_images = Bleu(4).compute_score(gts, res)
+        for n in range(4):
+            parts[f"BLEU-{n + 1}"] = float(bleu[n])
+            per_image.append([float(x) for x in bleu_images[n]])
+        scorers = [("ROUGE-L", Rouge().compute_score), ("CIDEr", Cider().compute_score)]
+        for name, compute in [("METEOR", _meteor), *scorers] if with_meteor else scorers:
+            value, images = compute(gts, res)
+            parts[name] = float(value)
+            per_image.append([float(x) for x in images])
+    return parts, per_image
+
+
+def _meteor(gts: dict, res: dict) -> tuple[float, list[float]]:
+    """METEOR through its Java process, which pycocoevalcap leaves running: ended here in every case."""
+    from pycocoevalcap.meteor.meteor import Meteor
+
+    # "|||" separates fields in METEOR's line protocol; the package removes it from predictions only.
+    gts = {i: [caption.replace("|||", "") for caption in captions] for i, captions in gts.items()}
+    scorer = Meteor()
+    process = scorer.meteor_p
+    try:
+        return scorer.compute_score(gts, res)
+    except (OSError, ValueError) as error:
+        # Its own destructor waits for this lock, which a failed call leaves taken.
+        if scorer.lock.locked():
+            scorer.lock.release()
+        process.kill()
+        said = process.stderr.read().decode(errors="replace").strip()[-300:]
+        raise UserError(f"METEOR's Java process failed ({error}): {said or 'no message'}.") from None
+    finally:
+        with contextlib.suppress(OSError):
+            process.stdin.close()
+        process.kill()
+        process.wait()
+        process.stdout.close()
+        process.stderr.close()
+
+
+def _score(job: Job, texts: list[str]) -> Scores:
+    """Score texts[k] as the caption of job.gold[k], once per distinct list (legacy and clean usually agree)."""
+    seen = job.options.setdefault("_caption_cache", {})
+    key = tuple(texts)
+    if key not in seen:
+        predicted = {record["image_id"]: text for record, text in zip(job.gold, texts)}
+        references = {record["image_id"]: record["captions"] for record in job.gold}
+        seen[key] = caption_scores(predicted, references, job.options.get("tokenizer", "ptb"))
+    return seen[key]
+
+
+def caption_legacy(job: Job) -> dict | None:
+    """Line i of the answers is the caption of image id i; question ids are ignored.
+
+    None for an incomplete file (the published script stops). UserError when there are more answers than images or the
+    image ids are not 1…N.
+    """
+    if len(job.rows) > len(job.gold):
+        raise UserError(f"{len(job.rows)} captions for {len(job.gold)} images; remove the surplus lines.")
+    by_image = {i: row["text"] for i, row in enumerate(job.rows, 1)}
+    ids = [record["image_id"] for record in job.gold]
+    if len(job.rows) < len(job.gold) or set(ids) != set(by_image):
+        return None
+    return _score(job, [by_image[i] for i in ids])[0]
+
+
+def caption_clean(job: Job) -> tuple[dict, dict[str, float]] | None:
+    """Captions joined by question id; a missing caption is an empty one. None without a question file.
+
+    The verdict of a question is the mean of its image's parts, as a fraction (CIDEr makes it exceed 1).
+    """
+    if not job.joinable:
+        return None
+    answers = [job.answers.get(record["question_id"]) for record in job.gold]
+    scores, per_image = _score(job, [answer["text"] if answer else "" for answer in answers])
+    return dict(scores), dict(zip((record["question_id"] for record in job.gold), per_image))
+
+
+CAPTION7 = Metric(
+    name="caption7",
+    summary="mean of BLEU-1…4, METEOR, ROUGE-L and CIDEr, times 100",
+    source="spec hide.md §4.4: UCIT VizWiz and Flickr30k captions",
+    gold=coco_records,
+    legacy=caption_legacy,
+    clean=caption_clean,
+    needs="coco",
+    positional=True,
+)

@@ -1,0 +1,109 @@
+"""GQA accuracy with its break-down (spec hide.md §4.3: CoIN GQA)."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from pathlib import Path
+
+from hide_llava.errors import UserError
+from hide_llava.metrics.base import Job, Metric, per_question, percent
+from hide_llava.metrics.rows import question_rows, read_json, select, text_field
+
+
+def gqa_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
+    """Balanced questions only. References: GQA's {id: {answer, isBalanced, types, groups, …}}; else plain records.
+
+    Records without isBalanced (CoIN's flat test file) count as balanced.
+    """
+    if references is None:
+        rows = question_rows(questions)
+    else:
+        table = read_json(references, "GQA question file")
+        if isinstance(table, list):
+            rows = question_rows(table, str(references))
+        elif isinstance(table, dict) and all(isinstance(entry, dict) for entry in table.values()):
+            rows = select({str(k): {**v, "question_id": str(k)} for k, v in table.items()}, questions, references)
+        else:
+            raise UserError(f"{references}: expected GQA's object {{question id: record}} or a list of records.")
+    return [{**row, "answer": text_field(row, "answer"), "balanced": row.get("isBalanced", True)} for row in rows]
+
+
+def normalise(text: str) -> str:
+    """Drop every trailing '.', then lower-case. No stripping: "Red " stays wrong, as published."""
+    return text.rstrip(".").lower()
+
+
+def equal(text: str, record: dict, options: dict) -> int:
+    """1 iff normalise(p) == g exactly."""
+    return int(normalise(text) == record["answer"])
+
+
+def equal_clean(text: str, record: dict, options: dict) -> int:
+    """1 iff both sides are equal after the same normalisation (GQA's own answers are already lower case)."""
+    return int(normalise(text) == normalise(record["answer"]))
+
+
+def chi_square(gold: dict[str, Counter], predicted: dict[str, Counter]) -> float:
+    """GQA's "Distribution" (lower is better): Σ_groups n_g·Σ_a (o_a − e_a)²/e_a ÷ (100·Σ_groups n_g).
+
+    e and o are the numbers of gold and predicted answers a in the group; n_g is the group's number of questions.
+    """
+    total = sum(sum(counts.values()) for counts in gold.values())
+    weighted = 0.0
+    for group, expected in gold.items():
+        score = sum((predicted[group][answer] - n) ** 2 / n for answer, n in expected.items())
+        weighted += score * sum(expected.values())
+    return weighted / total / 100 if total else 0.0
+
+
+def gqa_legacy(job: Job) -> dict | None:
+    """Accuracy over balanced questions, with Binary, Open, Distribution and per-type tables.
+
+    None for an incomplete answer file: the published script stops at the first unanswered question.
+    """
+    records = [record for record in job.gold if record["balanced"]]
+    if any(record["question_id"] not in job.answers for record in records):
+        return None
+    tables: dict[str, dict] = {name: defaultdict(list) for name in ("answer", "structural", "semantic")}
+    gold, predicted = defaultdict(Counter), defaultdict(Counter)
+    right = 0
+    # The published script builds a dict of the answers, so the last of two answers counts.
+    texts = {row["question_id"]: row["text"] for row in job.rows}
+    for record in records:
+        text = texts[record["question_id"]]
+        hit = equal(text, record, job.options)
+        right += hit
+        types = record.get("types") or {}
+        if "structural" in types:
+            tables["answer"]["open" if types["structural"] == "query" else "binary"].append(hit)
+        for name in ("structural", "semantic"):
+            if name in types:
+                tables[name][types[name]].append(hit)
+        group = (record.get("groups") or {}).get("global")
+        if group is not None:
+            gold[group][record["answer"]] += 1
+            predicted[group][normalise(text)] += 1
+    result = {"score": percent(right, len(records)), "n": len(records)}
+    for name, kinds in tables.items():
+        for kind, hits in sorted(kinds.items()):
+            result[f"{name}:{kind}"] = percent(sum(hits), len(hits))
+    if gold:
+        result["distribution"] = chi_square(gold, predicted)
+    return result
+
+
+def gqa_clean(job: Job) -> tuple[dict, dict[str, float]]:
+    """Accuracy over balanced questions; an unanswered question is wrong."""
+    balanced = [record for record in job.gold if record["balanced"]]
+    return per_question(equal_clean)(Job(job.rows, balanced, job.options))
+
+
+GQA_EXACT = Metric(
+    name="gqa_exact",
+    summary="lower(p) without trailing periods == g, over balanced questions",
+    source="spec hide.md §4.3: CoIN GQA",
+    gold=gqa_records,
+    legacy=gqa_legacy,
+    clean=gqa_clean,
+    needs="gqa",
+)

@@ -1,0 +1,87 @@
+"""Box overlap: CoIN's Grounding task (spec hide.md §4.3, defect 51)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hide_llava.errors import UserError
+from hide_llava.metrics.base import Metric, per_question, per_row
+from hide_llava.metrics.rows import annotation_rows
+
+Box = tuple[float, float, float, float]
+NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
+THRESHOLD = 0.5
+
+
+def box_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
+    """Records with "box" (x1, y1, x2, y2, normalised coordinates) and "scale" = max(size), 1 without a size."""
+    records = []
+    for row in annotation_rows(questions, references):
+        raw = row.get("answer_bbox", row.get("answer"))
+        numbers = raw if isinstance(raw, list) else NUMBER.findall(raw) if isinstance(raw, str) else []
+        if len(numbers) != 4:
+            raise UserError(
+                f"question_id {row['question_id']}: answer_bbox is {raw!r}, expected four numbers like "
+                '"[0.1, 0.2, 0.5, 0.6]".'
+            )
+        size = row.get("size") or [1]
+        records.append({**row, "box": tuple(float(x) for x in numbers), "scale": max(size)})
+    return records
+
+
+def iou(a: Box, b: Box) -> float:
+    """inter / union with inter = max(0, Δx)·max(0, Δy), union = sum of SIGNED areas − inter; 0 if union ≤ 0."""
+    inter = max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+    union = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter
+    return inter / union if union > 0 else 0.0
+
+
+def parse_box_legacy(text: str) -> Box | None:
+    """The published parser: remove every bracket, THEN drop the first and last character, split on commas.
+
+    "[0.12,…,0.68]" becomes ".12,…,0.6"; "0.7" as last number becomes "0." = 0. None when not four floats.
+    """
+    parts = text.replace("[", "").replace("]", "")[1:-1].split(",")
+    if len(parts) != 4:
+        return None
+    try:
+        return tuple(float(part) for part in parts)
+    except ValueError:
+        return None
+
+
+def parse_box(text: str) -> Box | None:
+    """Four numbers: those in the first bracket that holds exactly four, else the only four in the text; else None."""
+    groups = [NUMBER.findall(group) for group in re.findall(r"\[([^\[\]]*)\]", text)]
+    for numbers in [*groups, NUMBER.findall(text)]:
+        if len(numbers) == 4:
+            return tuple(float(x) for x in numbers)
+    return None
+
+
+def overlaps_legacy(text: str, record: dict, options: dict) -> int:
+    """1 iff IoU > 0.5 (strict) with the legacy parser. Both boxes are scaled by max(size), as published."""
+    box = parse_box_legacy(text)
+    if box is None:
+        return 0
+    scaled = [tuple(x * record["scale"] for x in b) for b in (box, record["box"])]
+    return int(iou(*scaled) > THRESHOLD)
+
+
+def overlaps(text: str, record: dict, options: dict) -> int:
+    """1 iff the answer is a proper box (x2 > x1, y2 > y1) with IoU > 0.5 (strict)."""
+    box = parse_box(text)
+    if box is None or box[2] <= box[0] or box[3] <= box[1]:
+        return 0
+    return int(iou(box, record["box"]) > THRESHOLD)
+
+
+IOU50 = Metric(
+    name="iou50",
+    summary="IoU with the reference box > 0.5; legacy loses digits while parsing, clean reads four numbers",
+    source="spec hide.md §4.3: CoIN Grounding",
+    gold=box_records,
+    legacy=per_row(overlaps_legacy),
+    clean=per_question(overlaps),
+)

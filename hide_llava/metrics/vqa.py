@@ -1,0 +1,116 @@
+"""EvalAI answer normalisation and VQA soft accuracy: CoIN's TextVQA (spec hide.md §4.5)."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+from hide_llava.errors import UserError
+from hide_llava.metrics.base import Metric, per_question, per_row
+from hide_llava.metrics.rows import question_rows, read_json, select
+
+N_REFERENCES = 10
+_NUMBERS = "zero one two three four five six seven eight nine ten"
+NUMBERS = {"none": "0", **{word: str(i) for i, word in enumerate(_NUMBERS.split())}}
+ARTICLES = {"a", "an", "the"}
+PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
+DIGIT_COMMA_DIGIT = re.compile(r"\d,\d")
+# "Preceded by a digit" was meant but is not checked (the published pattern looks for a literal "<=" there), so any
+# period not followed by a digit goes: "3.5" keeps it, "10." loses it.
+PERIOD = re.compile(r"\.(?!\d)")
+MAX_PERIODS = 32  # the published call passes a flag (re.UNICODE = 32) where the replacement count belongs
+
+# The standard VQA contraction table, kept as its right-hand sides. Its left-hand sides are these words with exactly
+# ONE apostrophe missing ("dont", "couldnt've", "couldn'tve"); the one entry that does not follow is added below. The
+# published entries for "I'm", "I've" and "I'd've" are keyed with a capital I, so they never meet lower-cased text.
+_CONTRACTIONS = """
+ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd
+he'd've he's how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've
+mustn't must've needn't not've o'clock oughtn't 'ow's'at shan't she'd've should've shouldn't shouldn't've
+somebody'd've somebody'll somebody's someone'd someone'd've someone'll someone's something'd something'd've
+something'll that's there'd there'd've there're there's they'd they'd've they'll they're they've 'twas wasn't
+we'd've we've weren't what'll what're what's what've when's where'd where's where've who'd who'd've who'll
+who's who've why'll why're why's won't would've wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've
+you'll you're you've
+"""
+CONTRACTIONS = {
+    word[:i] + word[i + 1 :]: word
+    for word in _CONTRACTIONS.split()
+    for i, character in enumerate(word)
+    if character == "'"
+}
+CONTRACTIONS["somebody'd"] = "somebodyd"  # a slip of the published table
+
+
+def normalise(answer: str) -> str:
+    """The EvalAI normaliser, step by step as published.
+
+    lower; drop ',' and '?'; "'s" → " 's"; blanks; punctuation; digits, articles and contractions.
+    """
+    text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    text = text.replace("\n", " ").replace("\t", " ").strip()
+    return _words(_punctuation(text))
+
+
+def _punctuation(text: str) -> str:
+    """Each mark is deleted if it stands next to a space anywhere (or the text has digit,digit), else becomes a space.
+
+    The conditions look at the text before this pass, the edits accumulate, both as published.
+    """
+    out = text
+    for mark in PUNCTUATION:
+        glued = mark + " " in text or " " + mark in text or DIGIT_COMMA_DIGIT.search(text)
+        out = out.replace(mark, "" if glued else " ")
+    return PERIOD.sub("", out, count=MAX_PERIODS)
+
+
+def _words(text: str) -> str:
+    words = (NUMBERS.get(word, word) for word in text.lower().split())
+    return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
+
+
+def soft_scores(references: list[str]) -> dict[str, float]:
+    """Score of each distinct normalised reference u: mean over i of min(1, #{j ≠ i : ref_j = u}/3)."""
+    refs = [normalise(reference) for reference in references]
+    counts = Counter(refs)
+    n = len(refs)
+    # #{j ≠ i : ref_j = u} is count − 1 for the `count` positions i that hold u and count for the others.
+    return {u: sum([min(1.0, (count - (ref == u)) / 3) for ref in refs]) / n for u, count in counts.items()}
+
+
+def textvqa_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
+    """Records with "answers" (ten strings) from TextVQA's {"data": […]} file, or from the question records."""
+    if references is None:
+        rows = question_rows(questions)
+    else:
+        table = read_json(references, "TextVQA annotation file")
+        table = table.get("data") if isinstance(table, dict) else table
+        if not isinstance(table, list):
+            raise UserError(f'{references}: expected {{"data": [records]}} or a list of records.')
+        rows = select({r["question_id"]: r for r in question_rows(table, str(references))}, questions, references)
+    for row in rows:
+        answers = row.get("answers")
+        ten = isinstance(answers, list) and len(answers) == N_REFERENCES
+        if not ten or not all(isinstance(answer, str) for answer in answers):
+            raise UserError(
+                f"question_id {row['question_id']}: answers must be a list of exactly ten strings for VQA soft "
+                "accuracy; use TextVQA_0.5.1_val.json as references (the test split has no answers)."
+            )
+    return [{**row, "soft": soft_scores(row["answers"])} for row in rows]
+
+
+def soft_accuracy(text: str, record: dict, options: dict) -> float:
+    """VQA soft accuracy of one answer, 0…1; 0 when the normalised answer is no reference."""
+    return record["soft"].get(normalise(text), 0.0)
+
+
+VQA_SOFT10 = Metric(
+    name="vqa_soft10",
+    summary="VQA soft accuracy with ten references after EvalAI normalisation",
+    source="spec hide.md §4.5: CoIN TextVQA",
+    gold=textvqa_records,
+    legacy=per_row(soft_accuracy),
+    clean=per_question(soft_accuracy),
+    needs="textvqa",
+)

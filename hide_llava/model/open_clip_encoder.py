@@ -1,0 +1,55 @@
+"""Routing features from open_clip (optional): `router.encoder=open_clip:<model>:<weights>`.
+
+Unlike the CLIP encoder this one runs its own vision tower, because LLaVA's is another model. Features are open_clip's
+projected embeddings; anchors made with them are not comparable with CLIP's.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from hide_llava.errors import UserError
+
+
+class OpenClipRoutingEncoder(nn.Module):
+    """`name` is `<model>:<weights>`; weights may be a tag, a file, or empty for random (tests).
+
+    Raises:
+        UserError: open_clip cannot be imported, or does not know the model or weights.
+    """
+
+    def __init__(self, name: str):
+        super().__init__()
+        try:
+            import open_clip
+        except Exception as error:
+            raise UserError(
+                f"router.encoder=open_clip needs open_clip_torch and a torchvision that fits torch ({error}); "
+                "pip install 'hide-llava[open-clip]', or use router.encoder=clip."
+            ) from None
+        model, _, weights = name.partition(":")
+        try:
+            self.model, _, _ = open_clip.create_model_and_transforms(model, pretrained=weights or None)
+            self.tokenizer = open_clip.get_tokenizer(model)
+        except Exception as error:
+            raise UserError(f"router.encoder=open_clip:{name}: {' '.join(str(error).split())[:200]}") from None
+        size = self.model.visual.image_size
+        self.size = (size, size) if isinstance(size, int) else tuple(size)
+        self.model.requires_grad_(False).eval().float()
+        with torch.no_grad():
+            width = self.text([""]).shape[1]
+        self.register_buffer("visual_projection", torch.empty(width, 0), persistent=False)  # its height is the width
+
+    @torch.no_grad()
+    def image(self, cls: Tensor, pixel_values: Tensor) -> Tensor:
+        """[n, 3, H, W] CLIP-normalised pixels → [n, d] fp32."""
+        pixels = interpolate(pixel_values.float(), self.size, mode="bicubic", antialias=True)
+        return self.model.encode_image(pixels).float()
+
+    @torch.no_grad()
+    def text(self, texts: list[str]) -> Tensor:
+        """Raw strings → [B, d] fp32."""
+        tokens = self.tokenizer(texts).to(next(self.model.parameters()).device)
+        return self.model.encode_text(tokens).float()

@@ -1,0 +1,87 @@
+"""CLIP routing features (hide.md §1.4): image embedding from LLaVA's own tower, text embedding from the text tower.
+
+image: visual_projection(post_layernorm(CLS of the last layer)), not normalised. text: pooled EOS state of the text
+tower, *not* projected, not normalised. The two live in different spaces and are never compared with each other.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from transformers import AutoTokenizer, CLIPTextModel, LlavaForConditionalGeneration
+
+from hide_llava.errors import UserError
+
+
+class ClipRoutingEncoder(nn.Module):
+    """The two routing heads, frozen, in fp32.
+
+    Raises:
+        UserError: the CLIP folder lacks the text tower or the visual projection, before any work starts.
+    """
+
+    def __init__(self, llava: LlavaForConditionalGeneration, folder: Path | str | None):
+        super().__init__()
+        if folder is None:
+            raise UserError(
+                "this method routes by CLIP text features, but no CLIP text tower is given; set model.clip to the "
+                "folder (or hub id) of the CLIP model that LLaVA's vision tower comes from."
+            )
+        folder = Path(folder)
+        self.post_layernorm = [llava.model.vision_tower.post_layernorm]  # in a list: owned by LLaVA, not by us
+        try:
+            self.tokenizer = AutoTokenizer.from_pretrained(folder)
+            self.text_model, info = CLIPTextModel.from_pretrained(
+                folder, dtype=torch.float32, output_loading_info=True
+            )
+        except Exception as error:
+            raise UserError(f"{folder}: no usable CLIP text tower ({' '.join(str(error).split())[:200]}).") from None
+        if info["missing_keys"]:
+            raise UserError(f"{folder}: the CLIP text tower lacks weights, first: {sorted(info['missing_keys'])[0]}.")
+        self.register_buffer("visual_projection", _visual_projection(folder), persistent=False)
+        width = llava.config.vision_config.hidden_size
+        if self.visual_projection.shape[1] != width:
+            raise UserError(
+                f"{folder}: visual_projection takes {self.visual_projection.shape[1]} features but LLaVA's vision "
+                f"tower gives {width}; model.clip must be the CLIP that the tower comes from."
+            )
+        self.requires_grad_(False).eval()
+        self._texts: OrderedDict[str, Tensor] = OrderedDict()
+
+    @torch.no_grad()
+    def image(self, cls: Tensor, pixel_values: Tensor) -> Tensor:
+        """[n, d_v] last-layer CLS states → [n, d] fp32 image embeddings."""
+        return self.post_layernorm[0](cls).float() @ self.visual_projection.T
+
+    @torch.no_grad()
+    def text(self, texts: list[str]) -> Tensor:
+        """Raw strings → [B, d] fp32; each distinct string is encoded once and remembered (UCIT's prompts repeat)."""
+        new = [t for t in dict.fromkeys(texts) if t not in self._texts]
+        if new:
+            tokens = self.tokenizer(
+                new, padding="longest", truncation=True, max_length=self.text_model.config.max_position_embeddings,
+                return_tensors="pt",
+            ).to(self.visual_projection.device)  # fmt: skip
+            pooled = self.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output.float()
+            self._texts.update(zip(new, pooled))
+        features = torch.stack([self._texts[t] for t in texts])
+        while len(self._texts) > 4096:
+            self._texts.popitem(last=False)
+        return features
+
+
+def _visual_projection(folder: Path) -> Tensor:
+    """`visual_projection.weight` [d, d_v] from a CLIP folder, reading that one tensor."""
+    for file in sorted(folder.glob("*.safetensors")):
+        with safe_open(file, "pt") as tensors:
+            if "visual_projection.weight" in tensors.keys():  # noqa: SIM118
+                return tensors.get_tensor("visual_projection.weight").float()
+    for file in sorted(folder.glob("pytorch_model*.bin")):
+        state = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        if "visual_projection.weight" in state:
+            return state["visual_projection.weight"].float()
+    raise UserError(f"{folder}: no visual_projection.weight; routing needs a full CLIP folder, not the vision half.")

@@ -1,0 +1,137 @@
+"""How figures look: themes, heat maps, labels at the ends of lines. Needs matplotlib (extra `report`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from hide_llava.errors import UserError
+from hide_llava.results.matrix import Cell
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+MARKERS = "osD^vPX*"
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Ink on paper; `ramp` runs from "little" to "much", `series` are the tasks' colours."""
+
+    name: str
+    paper: str
+    ink: str
+    muted: str
+    grid: str
+    ramp: tuple[str, ...]
+    series: tuple[str, ...]
+
+
+LIGHT = Theme(
+    "light",
+    "#ffffff",
+    "#1b1f24",
+    "#667080",
+    "#e2e6eb",
+    ("#f1f5fa", "#c3d7ec", "#7fb0d6", "#3b80b9", "#0f4c81"),
+    ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#b8860b", "#3f97d0", "#7a5195", "#404040"),
+)
+DARK = Theme(
+    "dark",
+    "#161a20",
+    "#e8ebef",
+    "#98a2b0",
+    "#2d343e",
+    ("#1c232d", "#1f3f5c", "#2668a0", "#4f9ad3", "#b5dcfa"),
+    ("#56b4e9", "#e69f00", "#2bc79a", "#dd9cc2", "#f0e442", "#8ab8ff", "#b39ddb", "#d0d0d0"),
+)
+
+
+def require_matplotlib() -> None:
+    """UserError with the command to run when matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise UserError("Figures need matplotlib: pip install 'hide-llava[report]'.")
+
+
+def new_figure(theme: Theme, width: float, height: float) -> tuple[Figure, Any]:
+    """A figure of that size in inches and its bare axes."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), facecolor=theme.paper, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    axes = figure.add_subplot(facecolor=theme.paper)
+    axes.tick_params(colors=theme.ink, labelsize=9, length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return figure, axes
+
+
+def png(figure: Figure, dpi: int = 160) -> bytes:
+    """The figure as PNG bytes."""
+    out = io.BytesIO()
+    figure.savefig(out, format="png", dpi=dpi, facecolor=figure.get_facecolor(), metadata={"Software": None})
+    return out.getvalue()
+
+
+def heat_map(
+    theme: Theme, rows: list[list[Cell]], row_names: list[str], columns: list[str], top: float, digits: int
+) -> Figure:
+    """Coloured cells with their values printed on them; None is left blank."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Rectangle
+
+    longest = max(map(len, row_names))
+    figure, axes = new_figure(theme, 1.0 + 0.085 * longest + 0.98 * len(columns), 0.95 + 0.46 * len(row_names))
+    ramp = LinearSegmentedColormap.from_list(theme.name, theme.ramp)
+    for i, row in enumerate(rows):
+        for j, value in enumerate(row):
+            if value is None:
+                continue
+            colour = ramp(min(max(value / top, 0.0), 1.0))
+            axes.add_patch(Rectangle((j + 0.02, i + 0.03), 0.96, 0.94, facecolor=colour, linewidth=0))
+            text = f"{value:.{digits}f}"
+            axes.text(j + 0.5, i + 0.52, text, ha="center", va="center", fontsize=10, color=_on(colour))
+    axes.set(xlim=(0, len(columns)), ylim=(len(row_names), 0))
+    axes.set_xticks([j + 0.5 for j in range(len(columns))], columns)
+    axes.set_yticks([i + 0.5 for i in range(len(row_names))], row_names)
+    axes.xaxis.tick_top()
+    if max(map(len, columns)) > 11:
+        axes.tick_params(axis="x", labelrotation=20)
+    return figure
+
+
+def _on(colour: tuple[float, ...]) -> str:
+    """Black or white, whichever reads better on that colour (WCAG relative luminance)."""
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
+    luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#10141a"
+
+
+def end_labels(axes: Any, ends: list[list], theme: Theme) -> None:
+    """Names at the right margin at the height of the line's end, pushed apart so that none overlap."""
+    low, high = axes.get_ylim()
+    gap = (high - low) * 0.062
+    ends.sort(key=lambda end: end[0])
+    heights: list[float] = []
+    for value, *_ in ends:
+        heights.append(max(value, heights[-1] + gap) if heights else value)
+    excess = heights[-1] - high if heights else 0.0
+    if excess > 0:
+        heights[-1] -= excess
+        for k in range(len(heights) - 2, -1, -1):
+            heights[k] = min(heights[k], heights[k + 1] - gap)
+    right = axes.get_xlim()[1]
+    for (value, at, text, colour), height in zip(ends, heights):
+        axes.annotate(
+            text,
+            xy=(at, value),
+            xytext=(right + 0.12, height),
+            color=colour,
+            fontsize=9,
+            va="center",
+            annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "color": theme.grid, "linewidth": 0.8, "shrinkB": 4},
+        )

@@ -1,0 +1,209 @@
+"""Figures of a run: score matrix, task curves, routing, loss. Needs matplotlib (extra `report`).
+
+Every function takes a Run and a theme and returns a figure, or None when the run holds nothing to draw. Colours are
+safe for colour-blind readers: one-hue ramps for amounts, the Okabe-Ito set (with markers) for tasks. Empty cells are
+left blank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hide_llava.errors import UserError
+from hide_llava.results.drawing import (
+    DARK,
+    LIGHT,
+    MARKERS,
+    Theme,
+    end_labels,
+    heat_map,
+    new_figure,
+    png,
+    require_matplotlib,
+)
+from hide_llava.results.matrix import Cell, row_means
+from hide_llava.results.run_reader import Run
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["DARK", "FIGURES", "LIGHT", "mean_curves", "png", "require_matplotlib", "routing_means"]
+
+
+def matrix_heat_map(run: Run, theme: Theme = LIGHT) -> Figure | None:
+    """Score (percent, colour 0…100) of every task (columns) after every stage (rows)."""
+    m = run.matrix
+    if not run.cells:
+        return None
+    names = [f"{t}. {title}" for t, title in enumerate(m.stage_titles, 1)] if len(m.stages) > 1 else m.stage_titles
+    return heat_map(theme, m.cells, names, m.task_titles, 100.0, 1)
+
+
+def task_curves(run: Run, theme: Theme = LIGHT) -> Figure | None:
+    """Score of each task over the stages, from the first cell that was evaluated. None for fewer than two stages."""
+    m = run.matrix
+    if len(m.stages) < 2 or not run.cells:
+        return None
+    figure, axes = new_figure(theme, 7.6, 4.0)
+    # An unfinished run ends at its last evaluated stage (but an axis needs two).
+    n = max(2, *(t + 1 for t, row in enumerate(m.cells) if any(value is not None for value in row)))
+    ends = []
+    for j, title in enumerate(m.task_titles):
+        points = [(t, row[j]) for t, row in enumerate(m.cells) if row[j] is not None]
+        if not points:
+            continue
+        colour, marker = theme.series[j % len(theme.series)], MARKERS[j % len(MARKERS)]
+        # A missing stage breaks the line instead of being bridged.
+        axes.plot(
+            range(n),
+            [row[j] if row[j] is not None else float("nan") for row in m.cells[:n]],
+            color=colour,
+            marker=marker,
+            markersize=5.5,
+            linewidth=2,
+        )
+        ends.append([points[-1][1], points[-1][0], f"{title}  {points[-1][1]:.1f}", colour])
+    axes.set_xticks(range(n), m.stage_titles[:n])
+    if max(map(len, m.stage_titles)) > 10:
+        axes.tick_params(axis="x", labelrotation=15)
+    low, high = axes.get_ylim()
+    # At least ten points high, so that noise does not look like a trend.
+    low, high = min(low, (low + high) / 2 - 5), max(high, (low + high) / 2 + 5)
+    axes.set(ylim=(low, high), xlim=(-0.2, n - 0.8))
+    axes.set_ylabel("score (percent)", color=theme.muted, fontsize=9)
+    axes.set_xlabel("after training on", color=theme.muted, fontsize=9)
+    axes.grid(axis="y", color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    end_labels(axes, ends, theme)
+    return figure
+
+
+def routing_means(run: Run) -> tuple[list[str], list[str], list[list[Cell]]] | None:
+    """(tasks, experts, mean weight of each expert on each true task) from the last stage that stored routing."""
+    m = run.matrix
+    for stage in reversed(m.stages):
+        sums: dict[str, dict[str, float]] = {}
+        counts: dict[str, int] = {}
+        experts: dict[str, None] = {}
+        for task in m.tasks:
+            cell = run.cells.get((stage, task))
+            rows = [row["routing"] for row in _answers(cell) if isinstance(row.get("routing"), dict) and row["routing"]]
+            if not rows:
+                continue
+            counts[task] = len(rows)
+            total = sums.setdefault(task, {})
+            for weights in rows:
+                for expert, weight in weights.items():
+                    experts[str(expert)] = None
+                    total[str(expert)] = total.get(str(expert), 0.0) + float(weight)
+        if counts:
+            tasks = [task for task in m.tasks if task in counts]
+            # An expert a row does not mention has weight 0 there: that is a measured value, not a missing cell.
+            values = [[sums[task].get(expert, 0.0) / counts[task] for expert in experts] for task in tasks]
+            return [run.task_title(task) for task in tasks], list(experts), values
+    return None
+
+
+def _answers(cell: Any) -> list[dict]:
+    if cell is None:
+        return []
+    try:
+        return cell.predictions()
+    except UserError:
+        return []
+
+
+def routing_heat_map(run: Run, theme: Theme = LIGHT) -> Figure | None:
+    """Mean routing weight (0…1): true task (rows) × expert (columns), last stage. None for runs without routing."""
+    means = routing_means(run)
+    if means is None:
+        return None
+    tasks, experts, values = means
+    figure = heat_map(theme, values, tasks, [run.task_title(expert) for expert in experts], 1.0, 2)
+    figure.axes[0].set_ylabel("true task", color=theme.muted, fontsize=9)
+    figure.axes[0].set_xlabel("expert", color=theme.muted, fontsize=9)
+    figure.axes[0].xaxis.set_label_position("top")
+    return figure
+
+
+def loss_curves(run: Run, theme: Theme = LIGHT) -> Figure | None:
+    """Training loss per logged step, the stages one after the other: raw (thin) and running mean (thick)."""
+    logs = {name: [(r["step"], r["loss"]) for r in rows if _is_step(r)] for name, rows in run.logs().items()}
+    logs = {name: points for name, points in logs.items() if points}
+    if not logs:
+        return None
+    figure, axes = new_figure(theme, 7.6, 3.4)
+    titles = dict(zip(run.matrix.stages, run.matrix.stage_titles))
+    offset, middles = 0.0, []
+    for k, (name, points) in enumerate(logs.items()):
+        colour = theme.series[k % len(theme.series)]
+        steps = [offset + step for step, _ in points]
+        losses = [loss for _, loss in points]
+        axes.plot(steps, losses, color=colour, linewidth=0.8, alpha=0.35)
+        axes.plot(steps, _running_mean(losses), color=colour, linewidth=2)
+        middles.append(((offset + steps[-1]) / 2, titles.get(name, name), colour))
+        offset = steps[-1]
+        axes.axvline(offset, color=theme.grid, linewidth=0.8)
+    axes.set_xlim(0, offset)
+    axes.set_ylim(bottom=0)
+    axes.set_ylabel("training loss", color=theme.muted, fontsize=9)
+    axes.set_xlabel("optimiser steps, all stages", color=theme.muted, fontsize=9)
+    axes.grid(axis="y", color=theme.grid, linewidth=0.8)
+    top = axes.get_ylim()[1]
+    for k, (middle, title, colour) in enumerate(middles):
+        # Two heights when there are many stages, so that neighbouring names do not touch.
+        height = top * (1.02 if len(middles) <= 6 or k % 2 == 0 else 1.09)
+        axes.text(middle, height, title, color=colour, fontsize=8.5, ha="center", va="bottom")
+    return figure
+
+
+def _is_step(row: dict) -> bool:
+    return all(isinstance(row.get(key), (int, float)) and row[key] == row[key] for key in ("step", "loss"))
+
+
+def _running_mean(values: list[float]) -> list[float]:
+    """Centred mean over about a twentieth of the points; the window shrinks at both ends."""
+    half = max(1, len(values) // 40)
+    windows = (values[max(0, k - half) : k + half + 1] for k in range(len(values)))
+    return [sum(window) / len(window) for window in windows]
+
+
+def mean_curves(runs: list[Run], theme: Theme = LIGHT) -> Figure | None:
+    """Mean score over the tasks seen so far, after each stage, one line per run; joint runs are dashed levels."""
+    drawn = [(run, row_means(run.matrix)) for run in runs]
+    longest = max((run for run, _ in drawn), key=lambda run: len(run.matrix.stages), default=None)
+    if longest is None or len(longest.matrix.stages) < 2 or all(v is None for _, values in drawn for v in values):
+        return None
+    figure, axes = new_figure(theme, 7.6, 4.0)
+    n, ends = len(longest.matrix.stages), []
+    for k, (run, values) in enumerate(drawn):
+        colour, marker = theme.series[k % len(theme.series)], MARKERS[k % len(MARKERS)]
+        points = [(t, value) for t, value in enumerate(values) if value is not None]
+        if not points:
+            continue
+        if run.matrix.joint:
+            axes.axhline(points[0][1], color=colour, linewidth=1.6, linestyle=(0, (5, 3)))
+            points = [(n - 1, points[0][1])]
+        else:
+            xs, ys = zip(*[(t, value if value is not None else float("nan")) for t, value in enumerate(values)])
+            axes.plot(xs, ys, color=colour, marker=marker, markersize=5.5, linewidth=2)
+        ends.append([points[-1][1], points[-1][0], f"{run.title}  {points[-1][1]:.1f}", colour])
+    axes.set_xticks(range(n), longest.matrix.stage_titles)
+    if max(map(len, longest.matrix.stage_titles)) > 10:
+        axes.tick_params(axis="x", labelrotation=15)
+    axes.set_xlim(-0.2, n - 0.8)
+    axes.set_ylabel("mean over seen tasks (percent)", color=theme.muted, fontsize=9)
+    axes.set_xlabel("after training on", color=theme.muted, fontsize=9)
+    axes.grid(axis="y", color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    end_labels(axes, ends, theme)
+    return figure
+
+
+FIGURES: dict[str, tuple[str, Callable[[Run, Theme], Any]]] = {
+    "matrix": ("Scores after each stage", matrix_heat_map),
+    "curves": ("What happens to each task", task_curves),
+    "routing": ("Which expert answers which task", routing_heat_map),
+    "loss": ("Training loss", loss_curves),
+}

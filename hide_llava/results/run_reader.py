@@ -1,0 +1,196 @@
+"""Reading a run folder: manifest, scores, answers, training logs (DESIGN §4). Nothing here writes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from hide_llava.errors import UserError
+from hide_llava.metrics.rows import read_json, read_jsonl, read_text
+from hide_llava.results.matrix import AccuracyMatrix
+
+
+@dataclass(frozen=True)
+class CellScore:
+    """One evaluated cell: the content of its score.json and where its answers lie."""
+
+    stage: str
+    task: str
+    score: float
+    data: dict
+    folder: Path
+
+    @property
+    def labels(self) -> list[str]:
+        return list(self.data.get("labels") or [])
+
+    @property
+    def partial(self) -> bool:
+        return any(label.startswith("partial") for label in self.labels)
+
+    def predictions(self) -> list[dict]:
+        """The answer rows; UserError when the file is damaged, [] when there is none."""
+        path = self.folder / "predictions.jsonl"
+        return read_jsonl(path) if path.is_file() else []
+
+
+@dataclass
+class Run:
+    """One run folder. `problems` lists everything that was left out of the numbers, or should be doubted, and why."""
+
+    path: Path
+    manifest: dict
+    config_text: str
+    cells: dict[tuple[str, str], CellScore]
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        return str(self.manifest.get("name") or self.path.name)
+
+    @property
+    def title(self) -> str:
+        """The method preset: what a row of a comparison is called."""
+        return str(self.manifest.get("preset") or self.manifest.get("method") or self.name)
+
+    @cached_property
+    def matrix(self) -> AccuracyMatrix:
+        """Columns in the order in which tasks are learned; tasks no stage trains come last, in manifest order."""
+        tasks = {task["id"]: task for task in self.manifest["tasks"]}
+        stages = self.manifest["stages"]
+        # Two tasks trained in one stage (joint training) have no stage of their own.
+        own = {s["train_tasks"][0]: t for t, s in enumerate(stages) if len(s.get("train_tasks") or []) == 1}
+        joint = any(len(s.get("train_tasks") or []) > 1 for s in stages)
+        learned = {} if joint else own
+        order = sorted(tasks, key=lambda task: learned.get(task, len(stages)))
+        rows = []
+        for stage in stages:
+            scores = [self.cells.get((stage["name"], task)) for task in order]
+            rows.append([cell.score if cell else None for cell in scores])
+        return AccuracyMatrix(
+            [stage["name"] for stage in stages],
+            order,
+            rows,
+            [learned.get(task) for task in order],
+            [stage.get("title") or stage["name"] for stage in stages],
+            [tasks[task].get("title") or task for task in order],
+        )
+
+    @property
+    def evaluated_stages(self) -> int:
+        """How many leading stages have every cell they should have."""
+        for t, stage in enumerate(self.manifest["stages"]):
+            if any((stage["name"], task) not in self.cells for task in stage.get("eval_tasks") or []):
+                return t
+        return len(self.manifest["stages"])
+
+    @property
+    def current(self) -> AccuracyMatrix:
+        """The matrix aggregates are taken from: whole when finished, else the stages that are fully evaluated."""
+        n = self.evaluated_stages
+        return self.matrix if n == len(self.matrix.stages) else self.matrix.prefix(n)
+
+    def labels(self) -> list[str]:
+        """What must be printed beside any number of this run: its own labels, those of its cells, mixed settings."""
+        found = list(self.manifest.get("labels") or [])
+        for cell in self.cells.values():
+            found += [f"{self.task_title(cell.task)}: {label}" for label in cell.labels]
+        for setting in ("image_transform", "split"):
+            values = sorted({str(c.data[setting]) for c in self.cells.values() if setting in c.data})
+            if len(values) > 1:
+                found.append(f"mixed {setting} ({', '.join(values)}): the cells of this table are not comparable")
+        return list(dict.fromkeys(found))
+
+    def settings(self) -> dict[str, list[str]]:
+        """{setting: distinct values} of what decides an answer besides the model, over all cells."""
+        keys = ("image_transform", "max_new_tokens", "split", "headline")
+        found = {key: sorted({str(c.data[key]) for c in self.cells.values() if key in c.data}) for key in keys}
+        return {key: values for key, values in found.items() if values}
+
+    def task_title(self, task: str) -> str:
+        return next((t.get("title") or task for t in self.manifest["tasks"] if t["id"] == task), task)
+
+    def logs(self) -> dict[str, list[dict]]:
+        """{stage name: rows of trainer_log.jsonl} of the stages that have one. A cut last line is dropped."""
+        found = {}
+        for stage in self.manifest["stages"]:
+            path = self.path / "stages" / stage["name"] / "trainer_log.jsonl"
+            if path.is_file():
+                found[stage["name"]] = _log_rows(path)
+        return found
+
+
+def _log_rows(path: Path) -> list[dict]:
+    rows = []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
+def read_run(path: Path) -> Run:
+    """The run in that folder. UserError when it is no run folder; damaged cells become `problems`, not numbers."""
+    path = Path(path)
+    if not (path / "manifest.json").is_file():
+        raise UserError(f"{path} is not a run folder (no manifest.json); give a folder made by `hide-llava run`.")
+    manifest = read_json(path / "manifest.json", "manifest")
+    _check_manifest(manifest, path)
+    config = path / "config.yaml"
+    run = Run(path, manifest, read_text(config, "configuration") if config.is_file() else "", {})
+    for stage in manifest["stages"]:
+        for task in manifest["tasks"]:
+            _read_cell(run, stage["name"], task["id"], task["id"] in (stage.get("eval_tasks") or []))
+    return run
+
+
+def _check_manifest(manifest: dict, path: Path) -> None:
+    if not isinstance(manifest, dict) or manifest.get("schema") != 1:
+        found = manifest.get("schema") if isinstance(manifest, dict) else type(manifest).__name__
+        raise UserError(
+            f"{path / 'manifest.json'} has schema {found!r}, this version reads 1; use the matching release."
+        )
+    for key, field_name in (("tasks", "id"), ("stages", "name")):
+        entries = manifest.get(key)
+        if not isinstance(entries, list) or any(not isinstance(e, dict) or field_name not in e for e in entries):
+            raise UserError(f"{path / 'manifest.json'}: {key} must be a list of records with {field_name}; restore it.")
+
+
+def _read_cell(run: Run, stage: str, task: str, expected: bool) -> None:
+    """Add one cell, or a line in `problems` saying why it stays empty."""
+    folder = run.path / "eval" / stage / task
+    where = f"{stage} / {task}"
+    if not (folder / "score.json").is_file():
+        if expected and (folder / "predictions.jsonl").is_file():
+            run.problems.append(f"{where}: answers without a score (evaluation not finished); the cell is empty.")
+        return
+    try:
+        data = read_json(folder / "score.json", "score file")
+    except UserError as error:
+        run.problems.append(f"{where}: {error} The cell is empty.")
+        return
+    score = data.get("score") if isinstance(data, dict) else None
+    if isinstance(score, bool) or not isinstance(score, (int, float)) or score != score:
+        run.problems.append(f"{where}: score.json holds no number as score; the cell is empty.")
+        return
+    done, asked = data.get("n_scored"), data.get("n_expected")
+    if isinstance(done, int) and isinstance(asked, int) and done < asked:
+        run.problems.append(f"{where}: only {done} of {asked} questions are answered; the cell is empty.")
+        return
+    cell = CellScore(stage, task, float(score), data, folder)
+    run.cells[stage, task] = cell
+    _check_answers(run, cell, where)
+
+
+def _check_answers(run: Run, cell: CellScore, where: str) -> None:
+    wanted, path = cell.data.get("predictions_sha256"), cell.folder / "predictions.jsonl"
+    if not path.is_file():
+        run.problems.append(f"{where}: the answers are gone; the score cannot be checked.")
+    elif wanted and hashlib.sha256(path.read_bytes()).hexdigest() != wanted:
+        run.problems.append(f"{where}: predictions.jsonl changed after it was scored; evaluate the cell again.")

@@ -1,0 +1,157 @@
+"""The run folder: layout, manifest, and the rule that a run has one configuration (DESIGN §4)."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import importlib.metadata
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hide_llava.config import RunConfig, flatten, from_yaml, to_yaml
+from hide_llava.errors import UserError
+from hide_llava.methods.base import Stage, method_class
+from hide_llava.storage import read_json, write_json, write_text
+
+# keys that may differ between two calls of one run: they cannot change a result
+FREE = ("output", "data_root", "model_root", "eval.batch_size", "eval.num_workers", "train.num_workers",
+        "train.save_steps", "train.logging_steps", "train.report_to", "model.device")  # fmt: skip
+PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "numpy", "pillow")
+
+
+class RunFolder:
+    """Paths of one run, and its manifest."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def stage(self, name: str) -> Path:
+        return self.path / "stages" / name
+
+    def state(self, name: str) -> Path:
+        return self.path / "state" / name
+
+    def cell(self, stage: str, task: str) -> Path:
+        return self.path / "eval" / stage / task
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_json(self.path / "manifest.json")
+
+    @property
+    def config(self) -> RunConfig:
+        if not (self.path / "config.yaml").is_file():
+            raise UserError(f"{self.path}: not a run folder (no config.yaml).")
+        return from_yaml(self.path / "config.yaml")
+
+    def is_complete(self, stage: str) -> bool:
+        return (self.stage(stage) / "method.json").is_file()
+
+    def update_stage(self, name: str, **values: Any) -> None:
+        manifest = self.manifest
+        for entry in manifest["stages"]:
+            if entry["name"] == name:
+                entry.update(values)
+        write_json(self.path / "manifest.json", manifest)
+
+    @contextlib.contextmanager
+    def lock(self) -> Iterator[None]:
+        """One process per run folder; the lock dies with its owner.
+
+        Raises:
+            UserError: another process works on this run.
+        """
+        with open(self.path / ".lock", "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"{self.path}: another process is working on this run; wait for it or stop it.") from None
+            yield
+
+
+def stage_name(stage: Stage) -> str:
+    return f"{stage.index + 1:02d}-{stage.id}"
+
+
+def stages_of(config: RunConfig) -> list[Stage]:
+    """The stages the configured method makes of the benchmark's tasks."""
+    tasks = [(t.id, t.title) for t in config.benchmark.tasks]
+    return method_class(config.method["name"]).stages(tasks)
+
+
+def open_run(config: RunConfig, extra: dict[str, Any] | None = None) -> RunFolder:
+    """Create the run folder, or open it if it holds a run of this very configuration.
+
+    Raises:
+        UserError: the folder holds another run; the differing keys are listed.
+    """
+    run = RunFolder(config.run_folder())
+    if (run.path / "config.yaml").exists():
+        _refuse_other(run, config)
+        if (run.path / "manifest.json").exists():
+            return run
+    elif run.path.exists() and any(p.name != ".lock" for p in run.path.iterdir()):
+        raise UserError(f"{run.path}: exists and is not a run folder; choose another output=.")
+    run.path.mkdir(parents=True, exist_ok=True)
+    write_json(run.path / "manifest.json", {**new_manifest(config), **(extra or {})})
+    write_text(run.path / "config.yaml", to_yaml(config))
+    return run
+
+
+def _refuse_other(run: RunFolder, config: RunConfig) -> None:
+    old, new = (flatten(dataclasses.asdict(c)) for c in (run.config, config))
+    differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in FREE]
+    if differing:
+        listed = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differing[:8])
+        raise UserError(
+            f"{run.path}: holds a run with another configuration ({listed}). Choose another output=, or delete it."
+        )
+
+
+def new_manifest(config: RunConfig) -> dict[str, Any]:
+    """Everything a reader needs to tell what made these numbers."""
+    versions = {"python": platform.python_version()}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    cls = method_class(config.method["name"])
+    stages = [
+        {
+            "name": stage_name(s), "title": s.title, "status": "pending",
+            "train_tasks": [config.benchmark.tasks[i].id for i in s.train],
+            "eval_tasks": [config.benchmark.tasks[i].id for i in s.evaluate],
+        }
+        for s in stages_of(config)
+    ]  # fmt: skip
+    oracle = cls.oracle or config.method.get("routing") == "oracle"
+    return {
+        "schema": 1, "name": config.run_folder().name, "method": config.method["name"],
+        "preset": config.method["preset"], "benchmark": config.benchmark.name, "model": config.model.name,
+        "seed": config.seed, "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions, "git": git_commit(), "global_batch": config.train.global_batch_size,
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
+        "labels": ["oracle: task id given at inference"] if oracle else [],
+        "tasks": [{"id": t.id, "title": t.title, "metric": t.metric} for t in config.benchmark.tasks],
+        "stages": stages, "data": {},
+    }  # fmt: skip
+
+
+def git_commit() -> str | None:
+    """Commit of the checkout this package runs from, with `+` if it has changes; None for an installed package."""
+    here = Path(__file__).parent
+    if shutil.which("git") is None:
+        return None
+    try:
+        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10)
+        dirty = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=10)
+    except subprocess.SubprocessError:
+        return None
+    return None if commit.returncode else commit.stdout.strip() + ("+" if dirty.stdout.strip() else "")

@@ -1,0 +1,192 @@
+"""Train one stage of a run: data, batches, Trainer, hand-over. Resumes inside the task."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+from torch.utils.data import DataLoader
+from transformers import TrainingArguments
+
+from hide_llava.adapters.anchors import is_main
+from hide_llava.config import RunConfig
+from hide_llava.data.collator import Collator
+from hide_llava.data.dataset import TrainingDataset
+from hide_llava.data.records import load_records
+from hide_llava.data.sampler import ModalityLengthSampler
+from hide_llava.errors import UserError
+from hide_llava.methods.base import Stage
+from hide_llava.storage import publish, sha256
+from hide_llava.training.batching import BatchPlan, plan_batches
+from hide_llava.training.run_folder import RunFolder, stage_name
+from hide_llava.training.session import Session
+from hide_llava.training.trainer import MethodTrainer, RunCallback, latest_checkpoint
+
+
+class Interrupted(BaseException):
+    """SIGTERM or SIGUSR1 arrived; the state is saved and the same command goes on from it.
+
+    Not an Exception, so that code which turns any failure of a library into a sentence lets it pass.
+    """
+
+
+def train_file(config: RunConfig, task: int) -> Path:
+    entry = config.benchmark.tasks[task]
+    if entry.train is None:
+        raise UserError(f"task '{entry.id}' of benchmark '{config.benchmark.name}' has no training file.")
+    return config.data_folder() / config.benchmark.instructions / entry.train
+
+
+def image_root(config: RunConfig) -> Path:
+    return config.data_folder() / config.benchmark.images
+
+
+def training_data(session: Session, stage: Stage) -> TrainingDataset:
+    """The stage's training records, checked; several tasks are concatenated.
+
+    Raises:
+        UserError: missing or broken file, bad record (unless train.on_bad_sample=skip).
+    """
+    config, root = session.config, image_root(session.config)
+    tables = [load_records(train_file(config, t), root) for t in stage.train]
+    records = tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
+    dataset = TrainingDataset(
+        records,
+        root,
+        session.loaded.tokenizer,
+        session.loaded.transform("pad"),
+        session.loaded.image_tokens,
+        config.train.max_length,
+        config.train.on_bad_sample,
+        "reference" if "zero_image" in session.method.needs else "question",
+    )
+    return session.method.train_data(session.tasks[stage.train[0]], dataset)
+
+
+def stage_plan(config: RunConfig, stage: Stage) -> tuple[BatchPlan, float]:
+    """Batch plan and epochs of a stage; a task may state its own."""
+    task = config.benchmark.tasks[stage.train[0]] if len(stage.train) == 1 else None
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    batch = plan_batches(config.train, world, task.global_batch_size if task else None)
+    return batch, (task.epochs if task and task.epochs else config.train.epochs)
+
+
+def arguments(config: RunConfig, stage: Stage, folder: Path, device: torch.device, dtype: torch.dtype) -> TrainingArguments:
+    """Trainer arguments of one stage; the schedule restarts with each (hide.md §2.1)."""
+    train = config.train
+    batch, epochs = stage_plan(config, stage)
+    return TrainingArguments(
+        output_dir=str(folder),
+        per_device_train_batch_size=batch.per_device,
+        gradient_accumulation_steps=batch.accumulation,
+        num_train_epochs=epochs,
+        max_steps=train.max_steps,
+        learning_rate=train.learning_rate,
+        weight_decay=train.weight_decay,
+        max_grad_norm=train.max_grad_norm,
+        lr_scheduler_type=train.schedule,
+        warmup_steps=train.warmup_ratio,
+        optim=train.optimizer,
+        bf16=dtype == torch.bfloat16,
+        fp16=dtype == torch.float16,
+        tf32=True if device.type == "cuda" else None,
+        use_cpu=device.type == "cpu",
+        dataloader_num_workers=train.num_workers,
+        dataloader_pin_memory=device.type == "cuda",
+        remove_unused_columns=False,
+        logging_steps=train.logging_steps,
+        logging_nan_inf_filter=False,
+        save_strategy="steps",
+        save_steps=train.save_steps,
+        save_total_limit=2,
+        report_to=train.report_to,
+        seed=config.seed + stage.index,
+        ddp_find_unused_parameters=False,
+        disable_tqdm=not os.isatty(2),
+    )
+
+
+def train_stage(session: Session, run: RunFolder, stage: Stage) -> None:
+    """Train `stage` on top of the stages before it and publish its folder. A half-done stage is resumed.
+
+    Raises:
+        Interrupted: stopped by a signal after saving its state.
+    """
+    name, config = stage_name(stage), session.config
+    dataset = training_data(session, stage)
+    if is_main():
+        files = {config.benchmark.tasks[t].id: sha256(train_file(config, t)) for t in stage.train}
+        run.update_stage(name, status="training", records=len(dataset), skipped=dataset.skipped, data=files)
+    trainer, callback = build_trainer(session, run, stage, dataset)
+    checkpoint = latest_checkpoint(run.state(name)) if run.state(name).exists() else None
+    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if callback.stopped and trainer.state.global_step < trainer.state.max_steps:
+        raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of {name}")
+    finish_stage(session, run, stage, trainer, dataset)
+    if callback.stopped:  # the signal came in the last step
+        raise Interrupted(f"stopped after {name}")
+
+
+def build_trainer(
+    session: Session, run: RunFolder, stage: Stage, dataset: TrainingDataset
+) -> tuple[MethodTrainer, RunCallback]:
+    config, folder = session.config, run.state(stage_name(stage))
+    session.begin_stage(stage, session.context(train_data=dataset))
+    folder.mkdir(parents=True, exist_ok=True)
+    if config.train.gradient_checkpointing:
+        session.core.llava.gradient_checkpointing_enable({"use_reentrant": False})
+    args = arguments(config, stage, folder, session.core.llava.device, session.core.llava.dtype)
+    batch, _ = stage_plan(config, stage)
+    lengths = dataset.modality_lengths if config.train.group_by_modality_length else [1] * len(dataset)
+    callback = RunCallback(session.method, folder / "trainer_log.jsonl")
+    trainer = MethodTrainer(
+        session.routed,
+        args,
+        ModalityLengthSampler(lengths, batch.per_device * batch.accumulation, batch.world, args.seed),
+        {"adapter": config.train.learning_rate, "projector": config.train.projector_lr},
+        train_dataset=dataset,
+        data_collator=Collator(side="right"),
+        callbacks=[callback],
+    )
+    return trainer, callback
+
+
+def finish_stage(session: Session, run: RunFolder, stage: Stage, trainer: MethodTrainer, dataset: Any) -> None:
+    """Let the method look at the finished task, then publish the stage folder in one step and drop its state."""
+    name = stage_name(stage)
+    session.core.llava.gradient_checkpointing_disable()
+    session.method.after_task(session.tasks[stage.train[-1]], _context(session, dataset))
+    session.routed.eval().requires_grad_(False)
+    temporary = run.path / "stages" / f".{name}.tmp"
+    if is_main():
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    session.save_stage(temporary, trainer.state.log_history)
+    if is_main():
+        publish(temporary, run.stage(name))
+        run.update_stage(name, status="complete")
+        shutil.rmtree(run.path / "state", ignore_errors=True)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def _context(session: Session, dataset: Any) -> Any:
+    """What `after_task` may use: its data in batches on the device, routing features, a routed training forward."""
+    device = session.core.llava.device
+
+    def to_device(batch: dict) -> dict:
+        return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+
+    def loader(data: Any, batch_size: int) -> Any:
+        return map(to_device, DataLoader(data, batch_size, collate_fn=Collator(side="right")))
+
+    def features(batch: dict) -> Any:
+        return session.routed.features(batch, session.routed.see(batch))
+
+    return session.context(
+        train_data=dataset, loader=loader, features=features, forward=lambda batch: session.routed(**batch)
+    )

@@ -1,0 +1,138 @@
+"""A model with a method on it, ready to train or answer: built from a configuration, restored from a run's stages."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import nn
+from transformers import set_seed
+
+from hide_llava.adapters.anchors import is_main
+from hide_llava.adapters.core import Core
+from hide_llava.config import RunConfig
+from hide_llava.errors import UserError
+from hide_llava.methods.base import Context, Method, Stage, Task, method_class, method_config
+from hide_llava.methods.routed import RoutedLlava
+from hide_llava.model.load import Loaded, load
+from hide_llava.model.routing_encoder import ClipRoutingEncoder
+from hide_llava.storage import load_state, load_tensors, read_json, save_state, write_jsonl
+from hide_llava.training.run_folder import RunFolder, stage_name, stages_of
+
+
+def routing_encoder(config: RunConfig, loaded: Loaded, needs: frozenset[str]) -> nn.Module | None:
+    """The encoder that a method's `needs` call for, or None."""
+    if not needs & {"clip_image", "clip_text"}:
+        return None
+    kind, _, rest = config.router.encoder.partition(":")
+    if kind == "clip":
+        return ClipRoutingEncoder(loaded.llava, loaded.clip).to(loaded.llava.device)
+    if kind == "open_clip":
+        from hide_llava.model.open_clip_encoder import OpenClipRoutingEncoder
+
+        return OpenClipRoutingEncoder(rest).to(loaded.llava.device)
+    raise UserError(f"router.encoder={config.router.encoder}: expected clip or open_clip:<model>:<weights>.")
+
+
+class Session:
+    """One LLaVA with one method, and the stages of one run."""
+
+    def __init__(self, config: RunConfig, loaded: Loaded | None = None):
+        self.config = config
+        self.loaded = loaded or load(config)
+        self.core = Core(self.loaded.llava)
+        self.tasks = [Task(i, t.id, len(config.benchmark.tasks)) for i, t in enumerate(config.benchmark.tasks)]
+        self.stages: list[Stage] = stages_of(config)
+        self.method: Method = method_class(config.method["name"])(method_config(config.method), self.core, self.tasks)
+        encoder = routing_encoder(config, self.loaded, self.method.needs)
+        self.routed = RoutedLlava(self.core, self.method, encoder)
+        self.initial_projector = self.core.projector_state()
+        set_seed(config.seed)  # before any random initialisation, so that runs repeat (hide.md §7.2, 34)
+        self.method.setup()
+        self.routed.method_modules = self.method.modules
+        self.widths = _widths(encoder)
+
+    def context(self, **values: Any) -> Context:
+        return Context(widths=self.widths, **values)
+
+    # ---- stage folders -----------------------------------------------------------------------------------------------
+    def save_stage(self, folder: Path, log: list[dict]) -> None:
+        """What this stage changed: its adapters, the projector if it trains, the method's state. On every rank."""
+        state = self.method.state()
+        state |= {f"modules.{k}": v for k, v in self.method.modules.state_dict().items()}
+        if not is_main():
+            return
+        names = self.method.adapters()
+        for name in names:
+            self.core.save(name, folder / "adapter" if len(names) == 1 else folder / "adapter" / name)
+        trained = {id(p) for group in self.method.params() for p in group["params"]}
+        if any(id(p) in trained for p in self.core.projector.parameters()):
+            save_file(self.core.projector_state(), folder / "projector.safetensors")
+        write_jsonl(folder / "trainer_log.jsonl", log)
+        save_state(folder, "method", {**state, "adapters": names})
+
+    def restore(self, run: RunFolder, index: int) -> None:
+        """Bring adapters, projector and method to where stage `index` ended; −1: the untouched base.
+
+        Raises:
+            UserError: a stage is not complete, or a file of it is damaged.
+        """
+        self.core.unfold()
+        self.core.load_projector(self.initial_projector)
+        where: dict[str, Path] = {}
+        for stage in self.stages[: index + 1]:
+            folder = run.stage(stage_name(stage))
+            if not (folder / "method.json").is_file():
+                raise UserError(f"{folder}: this stage is not complete; train it first.")
+            names = read_json(folder / "method.json")["adapters"]
+            for name in names:
+                where[name] = folder / "adapter" if len(names) == 1 else folder / "adapter" / name
+            if (folder / "projector.safetensors").is_file():
+                self.core.load_projector(load_tensors(folder / "projector.safetensors"))
+        for name, folder in where.items():
+            self.core.load(name, folder)
+        if index >= 0:
+            folder = run.stage(stage_name(self.stages[index]))
+            state = load_state(folder, "method")
+            if state.get("adapter_only"):
+                raise UserError(f"{folder}: only its expert was imported; import this task's own checkpoint to use it.")
+            self.load_method(state)
+
+    def load_method(self, state: dict[str, Any]) -> None:
+        state = copy.copy(state)
+        modules = {k.removeprefix("modules."): state.pop(k) for k in list(state) if k.startswith("modules.")}
+        self.method.load_state(state)
+        self.method.modules.load_state_dict(modules)
+
+    # ---- training and inference mode ---------------------------------------------------------------------------------
+    def begin_stage(self, stage: Stage, context: Context) -> None:
+        """Seed, let the method add what it trains, and make exactly that trainable, in fp32."""
+        set_seed(self.config.seed + stage.index)
+        self.core.unfold()
+        self.method.before_task(self.tasks[stage.train[0]], context)
+        self.routed.requires_grad_(False)
+        for group in self.method.params():
+            for parameter in group["params"]:
+                parameter.data = parameter.data.float()
+                parameter.requires_grad_(True)
+
+    def __enter__(self) -> Session:
+        """`with session:` folds what does not depend on the input, for generation; leaving unfolds exactly."""
+        self.routed.eval()
+        self.routed.requires_grad_(False)
+        self.method.prepare_inference()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.core.unfold()
+
+
+def _widths(encoder: nn.Module | None) -> dict[str, int]:
+    if encoder is None:
+        return {}
+    with torch.no_grad():
+        return {"clip_image": encoder.visual_projection.shape[0], "clip_text": encoder.text([""]).shape[1]}
+

@@ -1,0 +1,155 @@
+"""A small subclass of transformers' Trainer: a method's parameter groups, route, extra losses and state."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from hide_llava.adapters.anchors import is_main
+from hide_llava.adapters.route import Route
+from hide_llava.errors import UserError
+from hide_llava.methods.routed import RoutedLlava
+from hide_llava.storage import load_state, load_tensors, save_state
+
+COMPLETE = "complete"  # written last into a checkpoint folder: without it the checkpoint is not used
+
+
+class MethodTrainer(Trainer):
+    """Trains the parameters a method names, and nothing else."""
+
+    def __init__(self, model: RoutedLlava, args: TrainingArguments, sampler: Sampler, lrs: dict[str, float], **kwargs: Any):
+        self.routed, self.sampler, self.lrs = model, sampler, lrs
+        self.method, self.core = model.method, model.core
+        self.terms: dict[str, float] = {}
+        super().__init__(model=model, args=args, **kwargs)
+        self.remove_callback(PrinterCallback)  # RunCallback says how far it is
+        self.model_accepts_loss_kwargs = True  # our forward hands num_items_in_batch to LLaVA's own loss
+
+    # ---- data and optimizer ----------------------------------------------------------------------------------------
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        return self.sampler
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """One group per group of `method.params()`; weight decay on all of them (adapters have no bias or norm)."""
+        if self.optimizer is None:
+            cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.routed)
+            groups = []
+            for group in self.method.params():
+                lr = self.lrs[group["lr"]] if isinstance(group["lr"], str) else group["lr"]
+                groups.append({"params": group["params"], "lr": lr, "weight_decay": self.args.weight_decay})
+            self.optimizer = cls(groups, **kwargs)
+        return self.optimizer
+
+    # ---- a step ----------------------------------------------------------------------------------------------------
+    def training_step(self, model: Any, inputs: dict, num_items_in_batch: Any = None) -> Tensor:
+        try:  # the route stays current until backward is done, because activation recomputation needs it
+            return super().training_step(model, inputs, num_items_in_batch)
+        finally:
+            self.core.follow(Route())
+
+    def compute_loss(
+        self, model: Any, inputs: dict, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Cross-entropy as the Trainer normalises it, plus the method's terms.
+
+        The Trainer divides the cross-entropy by the tokens of the whole accumulated batch, and so not again by the
+        number of accumulation steps; a method's term is a mean over its micro-batch, so it is divided here.
+        """
+        loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
+        if not torch.isfinite(loss):
+            raise UserError(
+                f"the loss is {loss.item()} at step {self.state.global_step + 1} (records {', '.join(inputs['ids'][:4])}"
+                "); lower train.learning_rate, set train.max_grad_norm, or use bf16 instead of fp16."
+            )
+        for name, term in self.method.loss(output, inputs, output.features).items():
+            share = term / self.current_gradient_accumulation_steps
+            self.terms[name] = self.terms.get(name, 0.0) + float(share.detach())
+            loss = loss + share.to(loss.dtype)
+        return (loss, output) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if "loss" in logs and self.terms:
+            steps = max(1, self.args.logging_steps)
+            logs = {**logs, **{f"loss/{name}": value / steps for name, value in self.terms.items()}}
+            self.terms = {}
+        super().log(logs, start_time)
+
+    # ---- checkpoints within a task -----------------------------------------------------------------------------------
+    def _trainable(self) -> dict[str, Tensor]:
+        wanted = {id(p) for group in self.method.params() for p in group["params"]}
+        return {n: p for n, p in self.routed.named_parameters() if id(p) in wanted}
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        state = self.method.state()  # on every rank: it may all-reduce
+        if is_main():
+            folder.mkdir(parents=True, exist_ok=True)
+            tensors = {n: p.detach().cpu().contiguous() for n, p in self._trainable().items()}
+            save_file(tensors, folder / "trainable.safetensors")
+            save_state(folder, "method", state)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        folder = Path(resume_from_checkpoint)
+        stored, trainable = load_tensors(folder / "trainable.safetensors"), self._trainable()
+        if stored.keys() != trainable.keys():
+            raise UserError(f"{folder}: holds other parameters than this method trains; delete it to start the task again.")
+        with torch.no_grad():
+            for name, parameter in trainable.items():
+                parameter.copy_(stored[name])
+        self.method.load_state(load_state(folder, "method"))
+
+
+class RunCallback(TrainerCallback):
+    """Live log, completeness mark of checkpoints, the method's gradient hook, and a clean stop on SIGTERM / SIGUSR1."""
+
+    def __init__(self, method: Any, log_file: Path):
+        self.method, self.log_file, self.stopped = method, log_file, False
+        self._before: dict[int, Any] = {}
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            try:
+                self._before[number] = signal.signal(number, lambda *_: setattr(self, "stopped", True))
+            except ValueError:  # not the main thread: whoever embeds us handles signals
+                return
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.method.on_gradients(state.global_step)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if self.stopped and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero:
+            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_: Any
+    ) -> None:
+        if not state.is_world_process_zero or not logs:
+            return
+        if args.disable_tqdm and "loss" in logs and state.global_step % max(1, state.max_steps // 5) == 0:
+            print(f"  step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}", flush=True)
+        with open(self.log_file, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
+
+
+def latest_checkpoint(folder: Path) -> Path | None:
+    """The newest checkpoint that was written to its end."""
+    done = [p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(done, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)

@@ -1,0 +1,23 @@
+"""Shared fixtures: quiet upstream, one thread (recordings and bit-for-bit tests need a fixed summation order)."""
+
+import os
+
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from transformers.utils import logging
+
+torch.set_num_threads(1)
+logging.set_verbosity_error()
+logging.disable_progress_bar()
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory):
+    """Arrow tables go to a folder of this test session."""
+    before = os.environ.get("HIDE_CACHE")
+    os.environ["HIDE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    os.environ.pop("HIDE_CACHE") if before is None else os.environ.__setitem__("HIDE_CACHE", before)

@@ -1,0 +1,181 @@
+"""Sample policy, question samples and padding."""
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+from hide_llava.data.collator import Collator
+from hide_llava.data.conversation import IMAGE_TOKEN, encode_question
+from hide_llava.data.dataset import QuestionDataset, TrainingDataset
+from hide_llava.data.images import ImageTransform
+from hide_llava.data.records import load_records
+from hide_llava.errors import UserError
+
+PATCHES = 4
+
+
+@pytest.fixture(scope="module")
+def small():
+    return ImageTransform({"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}})
+
+
+@pytest.fixture
+def images(tmp_path):
+    root = tmp_path / "images"
+    root.mkdir()
+    Image.new("RGB", (40, 20), "red").save(root / "good.png")
+    (root / "cut.png").write_bytes((root / "good.png").read_bytes()[:60])
+    return root
+
+
+@pytest.fixture
+def build(write, images, tokenizer, small, tmp_path):
+    def make(*records, **options):
+        file = write([{"id": i, **record} for i, record in enumerate(records)])
+        table = load_records(file, images, tmp_path / "cache")
+        return TrainingDataset(table, images, tokenizer, small, PATCHES, **options)
+
+    return make
+
+
+def test_items(build, turns):
+    dataset = build(
+        {"image": "good.png", "conversations": turns("<image>\nWhat is it?", "a")},
+        {"conversations": turns("One line", "b")},
+    )
+    image, text = dataset[0], dataset[1]
+    assert image["input_ids"].dtype == image["labels"].dtype == torch.long
+    assert image["pixel_values"].shape == (3, 28, 28) and text["pixel_values"] is None
+    assert (image["input_ids"] == IMAGE_TOKEN).sum() == PATCHES
+    assert (image["labels"][image["input_ids"] == IMAGE_TOKEN] == -100).all()
+    assert (image["text"], text["text"]) == ("What is it?", "One line")
+    assert (image["id"], text["id"]) == (0, 1)
+    assert dataset.modality_lengths == [5, -3]
+
+
+def test_reference_routing(build, turns):
+    records = [{"conversations": turns("One line", "b")}, {"conversations": turns("a\nb", "c")}]
+    dataset = build(*records, routing="reference")
+    assert [dataset[0]["text"], dataset[1]["text"]] == ["", "b"]
+
+
+BAD = {
+    "missing file": ({"image": "gone.png"}, "gone.png does not exist"),
+    "no placeholder": ({"image": "good.png", "first": "What?"}, "no question contains <image>"),
+    "two placeholders": ({"image": "good.png", "more": "<image> again?"}, "2 questions contain <image>"),
+    "no image": ({"first": "<image>\nWhat?"}, "names no image file"),
+    "placeholder in answer": ({"first": "What?", "answer": "<image>"}, "an answer contains <image>"),
+    "empty answer": ({"first": "What?", "answer": ""}, "no supervised token"),
+    "eos in answer": ({"first": "What?", "answer": "a </s> b"}, "no supervised token"),
+    "nothing left": ({"first": "What? " * 200, "limit": 60}, "within max_length 60"),
+    "image beyond limit": (
+        {"image": "good.png", "first": "What? " * 99, "more": "<image> here?", "limit": 120},
+        "beyond the limit of 120",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_sample_is_an_error_naming_the_record_or_skipped_and_listed(build, turns, name):
+    fields, reason = BAD[name]
+    texts = [fields.get("first", "<image>\nWhat?"), fields.get("answer", "yes")]
+    texts += [fields["more"], "no"] if "more" in fields else []
+    bad = {"conversations": turns(*texts)} | ({"image": fields["image"]} if "image" in fields else {})
+    good = {"conversations": turns("Q", "A")}
+    options = {"max_length": fields["limit"]} if "limit" in fields else {}
+    with pytest.raises(UserError, match=reason) as error:
+        build(good, bad, **options)
+    assert "train.json: 1 of 2 records" in str(error.value) and "record 1 (id 1)" in str(error.value)
+    dataset = build(good, bad, on_bad_sample="skip", **options)
+    assert len(dataset) == 1 and dataset[0]["id"] == 0
+    assert [(entry["index"], entry["id"]) for entry in dataset.skipped] == [(1, 1)]
+    assert reason in dataset.skipped[0]["reason"]
+
+
+def test_undecodable_image(build, turns):
+    good = {"image": "good.png", "conversations": turns("<image>\nWhat?", "a")}
+    bad = {"image": "cut.png", "conversations": turns("<image>\nWhat?", "a")}
+    dataset = build(good, bad)  # the quick check does not decode
+    with pytest.raises(UserError, match=r"train\.json: record 1 \(id 1\): Image .*cut\.png cannot be decoded"):
+        dataset[1]
+    skipping = build(good, bad, on_bad_sample="skip")
+    assert skipping.indices == [0] and "cut.png" in skipping.skipped[0]["reason"]
+
+
+def test_nothing_usable_and_wrong_options(build, turns):
+    with pytest.raises(UserError, match="no usable sample"):
+        build({"conversations": turns("Q", "")}, on_bad_sample="skip")
+    with pytest.raises(UserError, match="error, skip"):
+        build({"conversations": turns("Q", "A")}, on_bad_sample="ignore")
+    with pytest.raises(UserError, match="question, reference"):
+        build({"conversations": turns("Q", "A")}, routing="both")
+
+
+def test_concatenated_files_are_all_named(write, turns, images, tokenizer, small, tmp_path):
+    files = [write([{"id": 1, "conversations": turns("Q", "")}], name) for name in ("one file.json", "two.json")]
+    table = datasets.concatenate_datasets(
+        [load_records(file, images, tmp_path / "cache" / file.stem) for file in files]
+    )
+    with pytest.raises(UserError, match=r"one file\.json \+ .*two\.json: 2 of 2 records"):
+        TrainingDataset(table, images, tokenizer, small, PATCHES)
+
+
+def test_long_complaints_are_cut_short(build, turns):
+    with pytest.raises(UserError, match="9 of 9 records") as error:
+        build(*[{"conversations": turns("Q", "")} for _ in range(9)])
+    assert str(error.value).count("record ") == 5 and "and 4 more" in str(error.value)
+
+
+def test_questions(images, tokenizer, small):
+    questions = [
+        {"question_id": "a", "image": "good.png", "text": "What is it?"},
+        {"question_id": 2, "text": "Two plus two?"},
+        {"question_id": 3, "image": "good.png", "text": "<image>\nWhere?"},
+    ]
+    dataset = QuestionDataset(questions, images, tokenizer, small, PATCHES)
+    first, second, third = (dataset[i] for i in range(3))
+    ids = encode_question("What is it?", True, tokenizer)
+    at = ids.index(IMAGE_TOKEN)
+    assert first["input_ids"].tolist() == [*ids[:at], *[IMAGE_TOKEN] * PATCHES, *ids[at + 1 :]]
+    assert (second["pixel_values"], second["text"], second["prompt"]) == (None, "Two plus two?", "Two plus two?")
+    assert (third["text"], third["prompt"], third["question_id"]) == ("Where?", "Where?", 3)
+    reference = QuestionDataset(questions, images, tokenizer, small, PATCHES, routing="reference")
+    assert [reference[i]["text"] for i in range(3)] == ["What is it?", "", "Where?"]
+
+
+@pytest.mark.parametrize("question", [{"text": "<image>\nWhat?"}, {"text": "What?", "image": "gone.png"}])
+def test_bad_question(images, tokenizer, small, question):
+    with pytest.raises(UserError, match="Question 'q7'"):
+        QuestionDataset([{"question_id": "q7", **question}], images, tokenizer, small, PATCHES)
+
+
+def test_undecodable_question_image(images, tokenizer, small):
+    question = {"question_id": "q7", "text": "What?", "image": "cut.png"}
+    dataset = QuestionDataset([question], images, tokenizer, small, PATCHES)
+    with pytest.raises(UserError, match=r"Question 'q7': Image .*cut\.png cannot be decoded"):
+        dataset[0]
+
+
+@pytest.mark.parametrize(("side", "pad"), [("right", slice(3, None)), ("left", slice(None, -3))])
+def test_padding(side, pad):
+    long, short = torch.tensor([1, 0, 5, 6, 7]), torch.tensor([1, 0, 9])
+    samples = [{"input_ids": row, "pixel_values": None, "text": "t", "question_id": "q"} for row in (long, short)]
+    batch = Collator(pad_id=0, side=side)(samples)
+    assert batch["input_ids"][0].tolist() == long.tolist()
+    assert batch["input_ids"][1][pad].tolist() == [0, 0]
+    # From lengths: the 0 that is a real token stays visible.
+    assert batch["attention_mask"].sum(1).tolist() == [5, 3] and batch["attention_mask"][1][pad].tolist() == [0, 0]
+    assert "labels" not in batch and batch["pixel_values"] is None
+    assert batch["ids"] == ["q", "q"] and batch["texts"] == ["t", "t"] and batch["has_image"].tolist() == [False, False]
+
+
+def test_padding_of_labels_and_side_name():
+    samples = [
+        {"input_ids": torch.ones(n, dtype=torch.long), "labels": torch.ones(n, dtype=torch.long), "pixel_values": None,
+         "text": "", "id": n}
+        for n in (2, 3)
+    ]  # fmt: skip
+    assert Collator()(samples)["labels"].tolist() == [[1, 1, -100], [1, 1, 1]]
+    with pytest.raises(UserError, match="right or left"):
+        Collator(side="both")

@@ -1,0 +1,292 @@
+"""The contract of DESIGN §3, for every registered method and for three that live in the tests only."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import hide_llava.methods.all  # noqa: F401
+import tests.methods.extra  # noqa: F401
+from hide_llava.config import RunConfig, names
+from hide_llava.data.dataset import QuestionDataset
+from hide_llava.data.records import load_questions
+from hide_llava.evaluation.cells import _Collate, answer_batch
+from hide_llava.methods.base import REGISTRY
+from hide_llava.pipeline import run
+from hide_llava.training import sequence
+from hide_llava.training.run_folder import RunFolder, open_run
+from hide_llava.training.sequence import Interrupted, build_trainer, training_data
+from hide_llava.training.session import Session
+from tests.tiny import configuration, write_world
+
+TESTED = sorted({*names("method"), *(n for n in REGISTRY if n.startswith("test_"))})
+TRAINED = [n for n in TESTED if n != "zero_shot"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = write_world(tmp_path_factory.mktemp("world"))
+    for name in REGISTRY:
+        if name.startswith("test_"):
+            (folder / f"{name}.yaml").write_text(f"method: {{name: {name}}}")
+    return folder
+
+
+def setup(world: Path, method: str, output: Path, *more: str) -> RunConfig:
+    name = f"{world}/{method}.yaml" if method.startswith("test_") else method
+    if method.startswith("hide-mcitlib"):
+        more = ("train.global_batch_size=4", "eval.max_new_tokens=6", *more)
+    return configuration(world, name, output, *more)
+
+
+def tensors_of(run_folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of every finished stage."""
+    found = {}
+    for file in sorted(run_folder.glob("stages/*/**/*.safetensors")):
+        for key, value in load_file(file).items():
+            found[f"{file.relative_to(run_folder)}:{key}"] = value
+    return found
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: float = 0.0) -> None:
+    assert a.keys() == b.keys() and a
+    for key in a:
+        if atol == 0:
+            assert torch.equal(a[key], b[key]), key
+        else:
+            torch.testing.assert_close(a[key].float(), b[key].float(), atol=atol, rtol=1e-4, msg=key)
+
+
+def questions(session: Session, world: Path, task: int = 0) -> QuestionDataset:
+    rows = load_questions(world / "data" / f"task{task}" / "test.json")
+    return QuestionDataset(
+        rows, world / "data", session.loaded.tokenizer, session.loaded.transform("pad"), session.loaded.image_tokens
+    )
+
+
+class Finished(dict):
+    """One undisturbed run of each method, made when first asked for."""
+
+    def __init__(self, world: Path, folder: Path):
+        super().__init__()
+        self.world, self.folder = world, folder
+
+    def __missing__(self, method: str) -> Path:
+        self[method] = self.folder / method
+        run(setup(self.world, method, self[method]), report=False)
+        return self[method]
+
+
+@pytest.fixture(scope="module")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    return Finished(world, tmp_path_factory.mktemp("runs"))
+
+
+@pytest.mark.parametrize("method", TESTED)
+def test_a_run_is_complete_and_idempotent(method: str, finished: dict[str, Path], world: Path) -> None:
+    folder = finished[method]
+    assert all(s["status"] == "complete" for s in RunFolder(folder).manifest["stages"])
+    stages = RunFolder(folder).manifest["stages"]
+    for stage in stages:
+        for task in stage["eval_tasks"]:
+            score = json.loads((folder / "eval" / stage["name"] / task / "score.json").read_text())
+            assert score["n_scored"] == score["n_expected"] == 6
+    stamps = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
+    answers = {p: p.stat().st_mtime_ns for p in folder.rglob("predictions.jsonl")}
+    run(setup(world, method, folder), report=False)
+    assert stamps == {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
+    assert answers == {p: p.stat().st_mtime_ns for p in folder.rglob("predictions.jsonl")}
+
+
+@pytest.mark.parametrize("method", TESTED)
+def test_batch_of_eight_answers_as_batch_of_one(method: str, finished: dict[str, Path], world: Path) -> None:
+    config = RunFolder(finished[method]).config
+    session = Session(config)
+    if session.method.trains:
+        session.restore(RunFolder(finished[method]), len(session.stages) - 1)
+    data = questions(session, world, 1)
+    items = [data[i] for i in range(6)] + [questions(session, world, 2)[i] for i in (0, 5)]
+    with session:
+        together = answer_batch(session, _Collate()(items), 6, 0)
+        alone = [answer_batch(session, _Collate()([item]), 6, 0)[0] for item in items]
+    assert [r["token_ids"] for r in together] == [r["token_ids"] for r in alone]
+    for a, b in zip(together, alone):
+        assert a["routing"] == pytest.approx(b["routing"], abs=1e-5)
+    if method.startswith("hide") and "prism" not in method:
+        assert len({tuple(r["routing"].values()) for r in together}) >= 6  # every row really routes on its own
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_stored_stages_answer_as_the_run_did(method: str, finished: dict[str, Path], world: Path) -> None:
+    """Every stage, restored in a new session in reverse order, gives the answers that the run wrote."""
+    folder = RunFolder(finished[method])
+    session = Session(folder.config)
+    for stage in reversed(session.stages):
+        session.restore(folder, stage.index)
+        name = f"{stage.index + 1:02d}-{stage.id}"
+        data = questions(session, world, 0)
+        with session:
+            rows = answer_batch(session, _Collate()([data[i] for i in range(6)]), 6, 0)
+        stored = [json.loads(x) for x in (folder.cell(name, "task0") / "predictions.jsonl").read_text().splitlines()]
+        assert {r["question_id"]: r["token_ids"] for r in rows} == {r["question_id"]: r["token_ids"] for r in stored}
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_resumed_equals_uninterrupted(method: str, finished: dict, world: Path, tmp_path: Path, monkeypatch) -> None:
+    """Stopped after every second step, again and again, the stages come out bit for bit the same."""
+    build = sequence.build_trainer
+
+    def stopping(*args):
+        trainer, callback = build(*args)
+        end = callback.on_step_end
+
+        def on_step_end(arguments, state, control, **rest):
+            callback.stopped = state.global_step % 2 == 0
+            return end(arguments, state, control, **rest)
+
+        callback.on_step_end = on_step_end
+        return trainer, callback
+
+    monkeypatch.setattr(sequence, "build_trainer", stopping)
+    config = setup(world, method, tmp_path / "run")
+    stops = 0
+    for _ in range(20):
+        try:
+            run(config, evaluate=False, report=False)
+            break
+        except Interrupted:
+            stops += 1
+    assert stops >= 3
+    assert_same(tensors_of(tmp_path / "run"), tensors_of(finished[method]))
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_only_what_the_method_trains_changes(method: str, world: Path, tmp_path: Path) -> None:
+    """With weight decay 0.1: base, towers and the adapters of earlier tasks stay bit-identical."""
+    config = setup(world, method, tmp_path / "run", "train.weight_decay=0.1")
+    folder, session = open_run(config), Session(config)
+    for stage in session.stages[:2]:
+        dataset = training_data(session, stage)
+        trainer, _ = build_trainer(session, folder, stage, dataset)
+        before = hashes(session)
+        mine = {id(p) for g in session.method.params() for p in g["params"]}
+        own = {n for n, p in session.routed.named_parameters() if id(p) in mine}
+        trainer.train()
+        after = hashes(session)
+        changed = {n for n in before if before[n] != after[n]}
+        assert changed and changed <= own
+        optimizer = {id(p) for g in trainer.optimizer.param_groups for p in g["params"]}
+        assert optimizer <= mine
+        sequence.finish_stage(session, folder, stage, trainer, dataset)
+
+
+def hashes(session: Session) -> dict[str, str]:
+    return {
+        n: hashlib.sha256(p.detach().numpy().tobytes()).hexdigest()
+        for n, p in [*session.routed.named_parameters(), *session.routed.named_buffers()]
+    }
+
+
+@pytest.mark.parametrize("method", TRAINED)
+@pytest.mark.parametrize(
+    "change",
+    ["train.gradient_checkpointing=true", "train.per_device_batch_size=2"],
+    ids=["activation checkpointing", "accumulation"],
+)
+def test_layout_of_a_step_does_not_matter(method: str, change: str, world: Path, tmp_path: Path) -> None:
+    """Checkpointing on ≡ off; 2 × batch 2 ≡ batch 4, extra losses and their log included."""
+    plain = ("method.dropout=0",) if "dropout" in fields(method) else ()
+    runs = []
+    for name, more in (("a", plain), ("b", (*plain, change))):
+        run(setup(world, method, tmp_path / name, "train.epochs=1", *more), evaluate=False, report=False)
+        runs.append(tmp_path / name)
+    a, b = (tensors_of(r) for r in runs)
+    if method in ("hide-official", "hide-mcitlib"):  # a running mean in bf16 counts depends on the order of arrival
+        a, b = ({k: v for k, v in t.items() if "anchor" not in k} for t in (a, b))
+    assert_same(a, b, atol=2e-4)
+    logs = [[json.loads(x) for x in sorted(r.glob("stages/*/trainer_log.jsonl"))[-1].read_text().splitlines()] for r in runs]
+    for one, two in zip(*logs):
+        for key in one:
+            if key.startswith("loss"):
+                assert one[key] == pytest.approx(two[key], abs=2e-3), key
+
+
+def fields(method: str) -> list[str]:
+    cls = REGISTRY[method if method in REGISTRY else "hide"]
+    return [f.name for f in dataclasses.fields(cls.Config)]
+
+
+@pytest.mark.parametrize("method", TESTED)
+def test_no_task_id_at_inference(method: str, finished: dict[str, Path], world: Path) -> None:
+    session = Session(RunFolder(finished[method]).config)
+    assert not session.method.oracle
+    if session.method.trains:
+        session.restore(RunFolder(finished[method]), 0)
+    seen = []
+    route = session.method.route
+    session.method.route = lambda batch, *rest: seen.append(batch) or route(batch, *rest)
+    with session:
+        answer_batch(session, _Collate()([questions(session, world)[0]]), 3, 0)
+    assert seen and all("task" not in batch for batch in seen)
+
+
+@pytest.mark.parametrize("method", ["hide", "hide-prism"])
+def test_first_task_equals_plain_lora(method: str, world: Path, tmp_path: Path) -> None:
+    """Training the first expert is training one LoRA: same tensors as the `lora` method of that shape."""
+    shape = ("method.rank=8", "method.alpha=16", "method.dropout=0", "train.epochs=1")
+    projector = "method.projector=frozen" if method == "hide-prism" else "method.projector=shared"
+    for name in (method, "lora"):
+        config = setup(world, name, tmp_path / name, *shape, projector, "method.init_std=0.01")
+        folder, session = open_run(config), Session(config)
+        sequence.train_stage(session, folder, session.stages[0])
+    a, b = (
+        {k.split(":")[1]: v for k, v in tensors_of(tmp_path / n).items() if "adapter_model" in k}
+        for n in (method, "lora")
+    )
+    assert_same(a, b)
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_two_processes_equal_one(method: str, world: Path, tmp_path: Path) -> None:
+    """torchrun with two gloo processes at the same global batch."""
+    if method in ("hide-official", "hide-mcitlib"):
+        pytest.skip("the reference's running-mean anchors are per process by definition")
+    plain = ["method.dropout=0"] if "dropout" in fields(method) else []
+    arguments = [*plain, "train.epochs=1"]
+    run(setup(world, method, tmp_path / "one", *arguments), report=False)
+    words = ["-m", "tests.methods.run_cli", "run", *cli_words(world, method, tmp_path / "two", *arguments)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words],
+        capture_output=True, text=True, timeout=240, env=environment, cwd=Path(__file__).parent.parent.parent,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_same(tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two"), atol=1e-5)
+    for one in sorted((tmp_path / "one").rglob("predictions.jsonl")):
+        two = tmp_path / "two" / one.relative_to(tmp_path / "one")
+        ids = [[json.loads(x)["token_ids"] for x in f.read_text().splitlines()] for f in (one, two)]
+        assert ids[0] == ids[1]
+
+
+def cli_words(world: Path, method: str, output: Path, *more: str) -> list[str]:
+    from tests.tiny import arguments
+
+    return arguments(world, f"{world}/{method}.yaml" if method.startswith("test_") else method, output, *more)
+
+
+def test_loss_is_finite_in_bf16(world: Path, tmp_path: Path) -> None:
+    for method in TRAINED:
+        config = setup(world, method, tmp_path / method, "model.dtype=bfloat16", "train.max_steps=2")
+        run(config, evaluate=False, report=False)
+        for log in (tmp_path / method).glob("stages/*/trainer_log.jsonl"):
+            losses = [json.loads(x)["loss"] for x in log.read_text().splitlines() if '"loss"' in x]
+            assert losses and all(torch.isfinite(torch.tensor(losses)))
+
+

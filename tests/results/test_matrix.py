@@ -1,0 +1,117 @@
+"""Aggregates of spec hide.md §4.7 on the published numbers, and what a missing cell does to them."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from synthetic import RERUN, TASKS
+
+from hide_llava.errors import UserError
+from hide_llava.results.matrix import (
+    AGGREGATES,
+    AccuracyMatrix,
+    aggregates,
+    avg,
+    bwt,
+    bwt_coin,
+    column_means,
+    forgetting,
+    last,
+    last_row,
+    maa,
+    mean,
+    mft,
+    row_means,
+)
+
+NAMES = [task for task, _, _ in TASKS]
+
+
+def rerun(**changes: float | None) -> AccuracyMatrix:
+    rows = [list(row) for row in RERUN]
+    for cell, value in changes.items():
+        t, j = int(cell[1]), int(cell[2])
+        rows[t][j] = value
+    return AccuracyMatrix.from_rows(rows, NAMES)
+
+
+def test_the_public_rerun() -> None:
+    m = rerun()
+    found = {key: round(value, 2) for key, value in aggregates(m).items()}
+    assert found == {
+        "last": 67.69,
+        "avg": 70.11,
+        "maa": 79.84,
+        "mft": 74.01,
+        "bwt": -7.58,
+        "bwt_coin": -6.31,
+        "forgetting": 7.58,
+    }
+    assert m.cells[0][1:] == [None] * 5  # the upper triangle stays empty
+
+
+def test_the_papers_rows_average_to_its_headline() -> None:
+    assert round(mean([85.70, 92.70, 54.10, 66.87, 59.12, 55.15]), 2) == 68.94
+    assert round(mean([80.50, 89.83, 48.78, 62.90, 47.97, 55.15]), 2) == 64.19
+
+
+def test_by_hand() -> None:
+    m = AccuracyMatrix.from_rows([[80], [60, 90], [70, 50, 30]], ["a", "b", "c"])
+    assert last(m) == 50
+    assert column_means(m) == [70, 70, 30] and avg(m) == pytest.approx(170 / 3)
+    assert row_means(m) == [80, 75, 50] and maa(m) == pytest.approx(205 / 3)
+    assert mft(m) == pytest.approx(200 / 3)
+    assert bwt(m) == pytest.approx((70 - 80 + 50 - 90) / 2) and bwt_coin(m) == pytest.approx(-50 / 3)
+    assert forgetting(m) == pytest.approx((80 - 70 + 90 - 50) / 2)
+    # A task that was best in the middle: forgetting counts from the best, BWT from when it was learned.
+    m = AccuracyMatrix.from_rows([[50], [80, 90], [60, 90, 10]], ["a", "b", "c"])
+    assert (bwt(m), forgetting(m)) == (5, 10)
+
+
+def test_zero_is_a_score_and_none_is_not() -> None:
+    assert last(rerun(c50=0.0)) == pytest.approx((sum(RERUN[5]) - 83.50) / 6)
+    missing_last = aggregates(rerun(c52=None))
+    assert {key for key, value in missing_last.items() if value is not None} == {"mft"}
+    early = aggregates(rerun(c20=None))
+    assert {key for key, value in early.items() if value is None} == {"avg", "maa", "forgetting"}
+    diagonal = aggregates(rerun(c22=None))
+    assert {key for key, value in diagonal.items() if value is not None} == {"last"}
+
+
+def test_one_stage_for_all_tasks() -> None:
+    m = AccuracyMatrix.from_rows([[10.0, 20.0, 60.0]], ["a", "b", "c"])
+    assert m.joint and not m.sequential
+    assert aggregates(m) == {a.key: 30.0 if a.key == "last" else None for a in AGGREGATES}
+    assert last(AccuracyMatrix.from_rows([[10.0, None, 60.0]], ["a", "b", "c"])) is None
+
+
+def test_a_single_task() -> None:
+    m = AccuracyMatrix.from_rows([[70.0]], ["a"])
+    assert (last(m), avg(m), maa(m), mft(m)) == (70, 70, 70, 70)
+    assert (bwt(m), forgetting(m)) == (None, None)
+
+
+def test_prefix_is_the_matrix_of_a_shorter_run() -> None:
+    m = rerun().prefix(3)
+    assert (m.tasks, m.stages, last_row(m)) == (NAMES[:3], ["01", "02", "03"], RERUN[2])
+    assert aggregates(m) == aggregates(AccuracyMatrix.from_rows(RERUN[:3], NAMES[:3]))
+    assert aggregates(rerun().prefix(0)) == {a.key: None for a in AGGREGATES}
+
+
+@pytest.mark.parametrize("rows, tasks", [([[1.0, 2.0]], ["a"]), ([["x"]], ["a"]), ([[float("nan")]], ["a"])])
+def test_bad_matrices_are_refused(rows, tasks) -> None:
+    with pytest.raises(UserError):
+        AccuracyMatrix.from_rows(rows, tasks)
+
+
+@given(st.integers(2, 6).flatmap(lambda n: st.lists(st.floats(0, 100), min_size=n * n, max_size=n * n)))
+def test_identities(values: list[float]) -> None:
+    n = int(len(values) ** 0.5)
+    rows = [values[t * n : t * n + t + 1] for t in range(n)]
+    m = AccuracyMatrix.from_rows(rows, [str(j) for j in range(n)])
+    assert bwt_coin(m) == pytest.approx(bwt(m) * (n - 1) / n, abs=1e-9)
+    assert last(m) - mft(m) == pytest.approx(bwt_coin(m), abs=1e-9)
+    assert forgetting(m) >= -bwt(m) - 1e-9
+    constant = AccuracyMatrix.from_rows([[values[0]] * (t + 1) for t in range(n)], [str(j) for j in range(n)])
+    assert avg(constant) == pytest.approx(values[0]) == maa(constant)

@@ -1,0 +1,200 @@
+"""Reading a run folder, its tables, figures and pages, on a synthetic run."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from synthetic import joint_run, sequential_run, write, write_cell
+
+from hide_llava.errors import UserError
+from hide_llava.results import figures
+from hide_llava.results.report import write_comparison, write_report
+from hide_llava.results.run_reader import read_run
+from hide_llava.results.tables import format_matrix, latex, markdown
+
+matplotlib = pytest.importorskip("matplotlib")
+
+
+class Page(HTMLParser):
+    """Checks nesting and collects links, tags and text."""
+
+    VOID = {"meta", "img", "source", "br"}
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.stack, self.sources, self.tags, self.text = [], [], [], ""
+        self.feed(text)
+        assert not self.stack
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "srcset", "href")]
+        if tag not in self.VOID:
+            self.stack.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.stack.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def test_a_whole_run(tmp_path: Path) -> None:
+    path = write_report(sequential_run(tmp_path))
+    folder = path.parent
+    assert path == tmp_path / "ucit-hide" / "results" / "report.html"
+    names = {p.name for p in folder.iterdir()}
+    assert names == {
+        "report.html", "matrix.json", "matrix.md", "matrix.csv", "matrix.tex",
+        "matrix.png", "curves.png", "routing.png", "loss.png",
+    }  # fmt: skip
+    page = Page(path.read_text())
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert "script" not in page.tags and "link" not in page.tags
+    for shown in ("67.69", "70.11", "79.84", "74.01", "-7.58", "Avg (column mean)", "MAA (row mean)", "hide", "6 of 6"):
+        assert shown in page.text
+    assert "What is shown in picture 0? <b>&" in page.text and "# <script>" in page.text  # escaped, so it is text
+    content = json.loads((folder / "matrix.json").read_text())
+    assert content["cells"][0][1] is None and round(content["aggregates"]["avg"], 2) == 70.11
+    rows = list(csv.reader((folder / "matrix.csv").open()))
+    assert rows[2] == ["1. ImageNet-R", "91.87", "", "", "", "", "", "91.87"]
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    write_report(tmp_path / "ucit-hide")
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before  # the same run gives the same bytes
+
+
+def test_tables(tmp_path: Path) -> None:
+    run = read_run(sequential_run(tmp_path, labels=["oracle: 100% of_it"]))
+    text = format_matrix(run.matrix)
+    assert re.search(r"^2\. ArxivQA +91\.30 +93\.27 +92\.28$", text, re.M) and "Avg (column mean)     70.11" in text
+    assert "| 2. ArxivQA | 91.30 | 93.27 |  |  |  |  | 92.28 |" in markdown(run)
+    assert "- Method preset: hide" in markdown(run) and "oracle: 100% of_it" in markdown(run)
+    tex = latex(run)
+    assert r"oracle: 100\% of\_it" in tex and tex.count(r" \\") == 9 and r"\toprule" in tex
+
+
+def test_an_unfinished_run(tmp_path: Path) -> None:
+    path = sequential_run(tmp_path, done=3)
+    run = read_run(path)
+    assert run.evaluated_stages == 3 and run.matrix.cells[3] == [None] * 6
+    text = markdown(run)
+    assert "first 3 of 6 stages" in text and "Last | 78.77" in text
+    assert "Last" not in format_matrix(run.matrix).split("Last (per task)")[1]  # no aggregate of the whole matrix
+    page = Page(write_report(path).read_text())
+    assert "Unfinished run" in page.text
+
+
+def test_partial_and_damaged_cells_are_not_scores(tmp_path: Path) -> None:
+    path = sequential_run(tmp_path, done=4)
+    cells = path / "eval"
+    score = json.loads((cells / "01-imagenet-r/imagenet-r/score.json").read_text())
+    write(cells / "01-imagenet-r/imagenet-r/score.json", {**score, "n_scored": 19})
+    write(cells / "02-arxivqa/arxivqa/score.json", '{"score": 9')
+    (cells / "03-vizwiz/vizwiz/score.json").unlink()
+    answers = cells / "04-iconqa/iconqa/predictions.jsonl"
+    answers.write_text(answers.read_text() + '{"question_id": 99, "te')
+    run = read_run(path)
+    assert run.matrix.cells[0][0] is None and run.matrix.cells[1][1] is None and run.matrix.cells[2][2] is None
+    assert run.matrix.cells[3][3] == 81.67
+    problems = "\n".join(run.problems)
+    for part in ("only 19 of 20", "not valid JSON", "answers without a score", "changed after it was scored"):
+        assert part in problems
+    page = Page(write_report(path).read_text())
+    assert "only 19 of 20" in page.text and "it was cut short" in page.text
+
+
+def test_labels_and_mixed_settings(tmp_path: Path) -> None:
+    path = sequential_run(tmp_path)
+    cell = write_cell(path, "06-flickr30k", 5, 50.0, labels=("caption6-python, not comparable",))
+    data = json.loads((cell / "score.json").read_text())
+    write(cell / "score.json", {**data, "image_transform": "crop"})
+    labels = read_run(path).labels()
+    assert "Flickr30k: caption6-python, not comparable" in labels
+    assert any(label.startswith("mixed image_transform (crop, pad)") for label in labels)
+
+
+def test_joint_and_zero_shot_runs(tmp_path: Path) -> None:
+    run = read_run(joint_run(tmp_path))
+    assert run.matrix.joint and re.search(r"^Last +74\.78$", format_matrix(run.matrix), re.M)
+    assert "Avg" not in format_matrix(run.matrix)
+    page = Page(write_report(run.path).read_text())
+    assert "a single stage has only Last" in page.text
+    assert not (run.path / "results" / "curves.png").exists()
+    assert read_run(joint_run(tmp_path, "z", "zero_shot")).matrix.joint
+
+
+def test_columns_follow_the_order_of_learning(tmp_path: Path) -> None:
+    path = sequential_run(tmp_path)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["tasks"].reverse()
+    write(path / "manifest.json", manifest)
+    run = read_run(path)
+    assert run.matrix.sequential and run.matrix.task_titles[0] == "ImageNet-R"
+
+
+def test_routing_means(tmp_path: Path) -> None:
+    tasks, experts, values = figures.routing_means(read_run(sequential_run(tmp_path)))
+    assert tasks[0] == "ImageNet-R" and len(experts) == 6
+    assert all(sum(row) == pytest.approx(1, abs=1e-4) for row in values)
+    assert all(max(range(6), key=row.__getitem__) == k for k, row in enumerate(values))
+
+
+def test_without_matplotlib_the_report_says_so(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"pip install 'hide-llava\[report\]'"):
+        figures.require_matplotlib()
+    path = write_report(sequential_run(tmp_path, done=1))
+    assert "Figures need matplotlib" in path.read_text() and not (path.parent / "matrix.png").exists()
+
+
+def test_comparison(tmp_path: Path) -> None:
+    runs = [
+        sequential_run(tmp_path),
+        sequential_run(tmp_path, "b", "seq_lora", shift=5.0),
+        sequential_run(tmp_path, "c", "o_lora", done=2, labels=["oracle: task id given at inference"]),
+        joint_run(tmp_path),
+    ]
+    page = write_comparison(runs, tmp_path / "cmp")
+    parsed = Page(page.read_text())
+    assert all(source.startswith("data:") for source in parsed.sources)
+    for shown in ("hide", "seq_lora", "multitask", "oracle: task id", "unfinished, 2 of 6"):
+        assert shown in parsed.text
+    text = (tmp_path / "cmp" / "comparison.md").read_text()
+    assert "| hide | 67.69 | 70.11 | 79.84 |" in text and "| multitask | 74.78 |  |  |" in text
+    assert "| o_lora [1][2] |  |" in text
+    rows = list(csv.DictReader((tmp_path / "cmp" / "comparison.csv").open()))
+    assert rows[1]["Run"] == "b" and rows[3]["Forgetting"] == ""
+    alone = write_comparison(runs[:1], tmp_path / "one.html")
+    assert alone == tmp_path / "one.html" and (tmp_path / "one.csv").is_file()
+
+
+def test_runs_of_different_benchmarks_are_not_compared(tmp_path: Path) -> None:
+    a, b = sequential_run(tmp_path), sequential_run(tmp_path, "b")
+    manifest = json.loads((b / "manifest.json").read_text())
+    write(b / "manifest.json", {**manifest, "benchmark": "coin"})
+    with pytest.raises(UserError, match="different benchmark"):
+        write_comparison([a, b], tmp_path / "cmp")
+    with pytest.raises(UserError, match="at least one"):
+        write_comparison([], tmp_path / "cmp")
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (None, "not a run folder"),
+        ("{", "not valid JSON"),
+        ({"schema": 2}, "schema 2"),
+        ({"schema": 1}, "must be a list"),
+    ],
+)
+def test_no_run_folder(tmp_path: Path, content, message) -> None:
+    if content is not None:
+        write(tmp_path / "manifest.json", content)
+    with pytest.raises(UserError, match=message):
+        read_run(tmp_path)

@@ -1,0 +1,220 @@
+"""The embedded benchmark and the small base that ships with the package."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import CLIPTextModel, CLIPTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+
+import hide_llava
+from hide_llava.benchmarks.mini import SIZES, generate
+from hide_llava.benchmarks.mini.base_training import IGNORE, encode, pixels
+from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, patch_labels, render
+from hide_llava.benchmarks.mini.pretrain import draw
+from hide_llava.benchmarks.mini.tasks import CAPTION, LETTER, PHRASE, TASKS
+from hide_llava.benchmarks.mini.vocabulary import SYSTEM, corpus, task_words
+from hide_llava.data.images import ImageTransform
+from hide_llava.data.tokenizer import load_tokenizer
+from hide_llava.errors import UserError
+
+ASSETS = Path(hide_llava.__file__).parent / "assets" / "mini"
+SMALL = {"train": 30, "val": 12, "test": 12}
+
+
+def _hash(folder: Path) -> str:
+    total = hashlib.sha256()
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(str(file.relative_to(folder)).encode() + file.read_bytes())
+    return total.hexdigest()
+
+
+def _load(root: Path, folder: str, name: str):
+    return json.loads((root / "mini-ucit" / "instructions" / folder / name).read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with a small benchmark."""
+    folder = tmp_path_factory.mktemp("data")
+    generate(folder, seed=0, sizes=SMALL)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def llava() -> LlavaForConditionalGeneration:
+    """The shipped base in plain transformers."""
+    return LlavaForConditionalGeneration.from_pretrained(ASSETS / "llava", dtype=torch.float32).eval()
+
+
+def test_same_seed_same_bytes_other_seed_other_bytes(root: Path, tmp_path: Path) -> None:
+    generate(tmp_path / "again", seed=0, sizes=SMALL)
+    generate(tmp_path / "other", seed=1, sizes=SMALL)
+    assert _hash(tmp_path / "again") == _hash(root)
+    assert _hash(tmp_path / "other") != _hash(root)
+
+
+def test_finished_folder_is_left_alone_and_a_different_one_is_replaced(tmp_path: Path) -> None:
+    generate(tmp_path, sizes={"train": 4, "val": 2, "test": 2})
+    marker = tmp_path / "mini-ucit" / "marker"
+    marker.touch()
+    generate(tmp_path, sizes={"train": 4, "val": 2, "test": 2})
+    assert marker.exists()
+    generate(tmp_path, sizes={"train": 5, "val": 2, "test": 2})
+    assert not marker.exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["mini-ucit"]
+
+
+@pytest.mark.parametrize("sizes", [{"train": 0}, {"dev": 3}, {"val": "many"}])
+def test_bad_sizes_are_refused(tmp_path: Path, sizes: dict) -> None:
+    with pytest.raises(UserError):
+        generate(tmp_path, sizes=sizes)
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_records_are_valid(root: Path, task) -> None:
+    images = root / "mini-ucit" / "datasets"
+    train = _load(root, task.folder, "train.json")
+    assert len(train) == SMALL["train"]
+    for record in train:
+        human, gpt = record["conversations"]
+        assert (human["from"], gpt["from"]) == ("human", "gpt")
+        assert human["value"].startswith("<image>\n")
+        assert gpt["value"]
+        assert (images / record["image"]).is_file()
+    for split in ("val", "test"):
+        records = _load(root, task.folder, f"{split}.json")
+        assert len(records) == SMALL[split]
+        assert len({record["question_id"] for record in records}) == len(records)
+        for record in records:
+            assert set(record) == {"question_id", "image", "text", "answer"}
+            assert "<image>" not in record["text"]
+            assert record["answer"]
+            with Image.open(images / record["image"]) as picture:
+                assert max(picture.size) == 48
+
+
+@pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+def test_prompts_are_those_of_ucit(root: Path, task) -> None:
+    texts = [record["text"] for record in _load(root, task.folder, "test.json")]
+    if task.caption:
+        assert set(texts) == {CAPTION}
+    elif task.folder == "ImageNet-R":
+        assert set(texts) == {f"What is the object in the image?\n{PHRASE}"}
+    else:
+        assert {text.split("\n")[-1] for text in texts} <= {PHRASE, LETTER}
+
+
+def test_splits_share_no_picture(root: Path) -> None:
+    seen: dict[bytes, Path] = {}
+    for file in sorted((root / "mini-ucit" / "datasets").rglob("*.png")):
+        with Image.open(file) as picture:
+            content = picture.tobytes()
+        assert content not in seen, f"{file} repeats {seen.get(content)}"
+        seen[content] = file
+
+
+@pytest.mark.parametrize("folder", [task.folder for task in TASKS.values() if task.caption])
+def test_coco_references_follow_the_question_order(root: Path, folder: str) -> None:
+    for split in ("val", "test"):
+        coco, records = _load(root, folder, f"{split}_coco_type.json"), _load(root, folder, f"{split}.json")
+        assert [image["id"] for image in coco["images"]] == list(range(1, len(records) + 1))
+        for image, record in zip(coco["images"], records):
+            captions = [a["caption"] for a in coco["annotations"] if a["image_id"] == image["id"]]
+            assert image["file_name"] == record["image"]
+            assert len(captions) == 5
+            assert record["answer"] in captions
+
+
+def test_default_sizes_leave_a_hundred_to_score() -> None:
+    assert SIZES["test"] == SIZES["val"] == 100
+
+
+def test_patch_labels_stay_in_range() -> None:
+    rng, words = np.random.default_rng(0), task_words()
+    for _ in range(200):
+        if (sample := draw(rng, words, 1)).scene is not None:
+            labels = patch_labels(sample.scene)
+            assert labels.shape == (16, 3)
+            assert (labels >= 0).all()
+            assert (labels.max(0) < LABEL_SIZES).all()
+            assert labels.any()
+
+
+def test_mixture_holds_none_of_the_answer_formats() -> None:
+    rng, words = np.random.default_rng(0), task_words()
+    marks = (PHRASE, LETTER, "Generate a brief caption", "Subtract", "What is the object", "There are _")
+    for _ in range(2000):
+        for question, answer, family in draw(rng, words, 2).turns:
+            assert not any(mark in question for mark in marks)
+            assert family in ("repeat", "lookup text", "ordinal") or answer not in ("A", "B", "C", "D")
+
+
+def test_assets_are_small() -> None:
+    assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) <= 8_000_000
+
+
+def test_base_states_its_held_out_accuracy() -> None:
+    facts = json.loads((ASSETS / "base.json").read_text(encoding="utf-8"))
+    assert facts["accuracy"]["all"] >= 0.9
+
+
+def test_tokenizer_round_trips_and_words_are_single_tokens() -> None:
+    tokenizer = load_tokenizer(ASSETS / "llava")
+    for text in [SYSTEM, *corpus()[:3000:7], "naïve Ünïcödé 漢字 😀 12/34\tx\r\n  y"]:
+        assert tokenizer.decode(tokenizer(text).input_ids, skip_special_tokens=True) == text
+    assert len(tokenizer(SYSTEM).input_ids) <= 32
+    assert all(len(tokenizer.tokenize(word)) == 1 for word in task_words() if word.isalpha() and len(word) > 1)
+
+
+def test_training_labels_are_answers_and_their_end() -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(ASSETS / "llava")
+    rng, words = np.random.default_rng(0), task_words()
+    for _ in range(50):
+        sample = draw(rng, words, 3)
+        ids, labels = encode(sample, tokenizer)
+        learned = tokenizer.decode([label for label in labels if label != IGNORE])
+        assert learned.split("</s>")[:-1] == [answer for _, answer, _ in sample.turns]
+        assert all(label in (IGNORE, token) for token, label in zip(ids, labels))
+
+
+def test_training_pixels_equal_the_shipped_preprocessor() -> None:
+    rng, words = np.random.default_rng(0), task_words()
+    transform = ImageTransform(ASSETS / "llava", "pad")
+    for _ in range(20):
+        if (sample := draw(rng, words, 1)).scene is not None:
+            picture = render(sample.scene, rng)
+            torch.testing.assert_close(transform(picture), pixels(picture), atol=1e-5, rtol=0)
+
+
+def test_base_answers_in_plain_transformers(llava: LlavaForConditionalGeneration) -> None:
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(ASSETS / "llava")
+    assert llava.config.image_token_id == tokenizer.convert_tokens_to_ids("<image>")
+    rng, words = np.random.default_rng(5), task_words()
+    while (sample := draw(rng, words, 1)).scene is None or sample.turns[0][2] != "color":
+        pass
+    ids, labels = encode(sample, tokenizer)
+    picture = pixels(render(sample.scene, rng))[None]
+    with torch.no_grad():
+        logits = llava(input_ids=torch.tensor([ids]), pixel_values=picture).logits
+    assert logits.isfinite().all()
+    spots = [i for i, label in enumerate(labels) if label != IGNORE]
+    assert tokenizer.decode(logits[0, [i - 1 for i in spots]].argmax(-1)) == sample.turns[0][1] + "</s>"
+
+
+def test_clip_folder_gives_routing_features(llava: LlavaForConditionalGeneration) -> None:
+    tokenizer = CLIPTokenizer.from_pretrained(ASSETS / "clip")
+    tower, info = CLIPTextModel.from_pretrained(ASSETS / "clip", dtype=torch.float32, output_loading_info=True)
+    assert not info["missing_keys"]
+    coded = tokenizer([CAPTION, f"Which?\n{PHRASE}", "x " * 200], padding=True, truncation=True, return_tensors="pt")
+    assert coded["input_ids"].shape[1] == 77
+    features = tower(**coded).pooler_output
+    assert features.isfinite().all()
+    assert not torch.allclose(features[0], features[1], atol=1e-3)
+    pooled = llava.model.vision_tower(torch.zeros(1, 3, 48, 48)).pooler_output
+    assert pooled.isfinite().all()
