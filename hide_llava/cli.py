@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,28 +21,29 @@ Data lies under data_root= or $HIDE_DATA, models under model_root= or $HIDE_MODE
 
 def _compose(args: argparse.Namespace) -> object:
     """The configuration of an existing run folder given first, or the composition of overrides."""
-    from hide_llava.config import compose
-    from hide_llava.training.run_folder import RunFolder
+    from hide_llava.config import compose, from_yaml
+    from hide_llava.training.run_folder import FREE
 
     words = args.overrides
-    if words and "=" not in words[0]:
-        config = RunFolder(Path(words[0])).config
-        config.output = words[0]
-        for word in words[1:]:
-            key, _, value = word.partition("=")
-            section, _, name = key.partition(".")
-            if section != "eval" or not hasattr(config.eval, name):
-                raise UserError(f"'{word}': only eval.* keys can be changed for an existing run.")
-            kind = type(getattr(config.eval, name))
-            setattr(config.eval, name, int(value) if kind is int or value.isdigit() else value)
-        return config
-    return compose(words)
+    if not words or "=" in words[0]:
+        return compose(words)
+    folder = Path(words[0])
+    if not (folder / "config.yaml").is_file():
+        raise UserError(f"'{folder}' is neither key=value nor a run folder (it has no config.yaml).")
+    for word in words[1:]:
+        key = word.partition("=")[0]
+        if not key.startswith("eval.") and key not in FREE:
+            raise UserError(f"'{word}': of an existing run only eval.* and {', '.join(FREE[1:3])} can be changed.")
+    config = from_yaml(folder / "config.yaml", words[1:])
+    config.output = str(folder)
+    return config
 
 
 def cmd_run(args: argparse.Namespace) -> None:
     from hide_llava.pipeline import run
 
-    done = run(_compose(args), train=args.verb != "eval", evaluate=args.verb != "train")
+    existing = bool(args.overrides) and "=" not in args.overrides[0]
+    done = run(_compose(args), train=args.verb != "eval", evaluate=args.verb != "train", existing=existing)
     _print_run(done["run"], done["report"])
 
 
@@ -120,6 +122,13 @@ def cmd_demo(args: argparse.Namespace) -> None:
     demo(Path(args.output), args.seed)
 
 
+def positive(text: str) -> int:
+    """A whole number from 1 on, as a type for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a whole number of at least 1")
+    return int(text)
+
+
 def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="hide-llava", description="Continual instruction tuning of multimodal LLMs.",
@@ -155,8 +164,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--questions", required=True, help="JSON list of {question_id, image, text}")
     sub.add_argument("--images", required=True, help="folder that `image` is relative to")
     sub.add_argument("--output", required=True, help="JSON lines {question_id, prompt, text, token_ids, routing}")
-    sub.add_argument("--batch-size", type=int, default=None, help="default: the run's eval.batch_size")
-    sub.add_argument("--max-new-tokens", type=int, default=None, help="default: the run's")
+    sub.add_argument("--batch-size", type=positive, default=None, help="default: the run's eval.batch_size")
+    sub.add_argument("--max-new-tokens", type=positive, default=None, help="default: the run's")
     sub.add_argument("--dtype", default=None, choices=["float32", "bfloat16", "float16"])
 
     sub = verb("score", cmd_score, "Score an answer file; one JSON object on standard output.",
@@ -174,8 +183,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--images", required=True)
     sub.add_argument("--model", required=True)
     sub.add_argument("--clip", default=None, help="CLIP folder, for an original-format model")
-    sub.add_argument("--max-length", type=int, default=2048)
-    sub.add_argument("--limit", type=int, default=None, help="only the first N records")
+    sub.add_argument("--max-length", type=positive, default=2048)
+    sub.add_argument("--limit", type=positive, default=None, help="only the first N records")
     sub.add_argument("--json", action="store_true", help="JSON lines instead of readable text")
 
     sub = verb("ls", cmd_ls, "List what is known.", "hide-llava ls methods")
@@ -190,7 +199,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True)
     sub.add_argument("--preset", default="hide-official")
     sub.add_argument("--benchmark", default=None, help="tasks and titles; default: task-1 … task-E")
-    sub.add_argument("--slots", type=int, default=None, help="routing slots; the published code used 6 whatever E was")
+    sub.add_argument("--slots", type=positive, default=None, help="routing slots; the published code used 6 whatever E was")
 
     sub = verb("demo", cmd_demo, "Six small tasks with HiDe and sequential LoRA on a CPU, in minutes.", "hide-llava demo")
     sub.add_argument("--output", default="runs/demo")
@@ -216,6 +225,13 @@ def main(argv: list[str] | None = None) -> None:
     _quiet()
     from hide_llava.training.sequence import Interrupted
 
+    def stop(*_: object) -> None:
+        raise Interrupted("stopped")
+
+    try:
+        before = signal.signal(signal.SIGTERM, stop)  # the trainer puts its own in place: it saves its state first
+    except ValueError:  # not the main thread: whoever embeds us handles signals
+        before = None
     try:
         args.run_verb(args)
     except UserError as error:
@@ -229,6 +245,9 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGTERM, before)
 
 
 if __name__ == "__main__":

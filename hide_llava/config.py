@@ -170,10 +170,10 @@ def names(group: str) -> list[str]:
     return sorted(p.stem for p in (configs_folder() / group).glob("*.yaml"))
 
 
-def nearest(word: str, known: list[str]) -> str:
-    """` Did you mean 'x'?` or the list of what is known."""
+def nearest(word: str, known: list[str], prefix: str = "") -> str:
+    """`Did you mean '<prefix>x'?` or the list of what is known."""
     close = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"Did you mean '{close[0]}'?" if close else f"Known: {', '.join(sorted(known))}."
+    return f"Did you mean '{prefix}{close[0]}'?" if close else f"Known: {', '.join(sorted(known))}."
 
 
 def read_yaml(path: Path) -> dict:
@@ -207,7 +207,7 @@ def _check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
     fields = {f.name: f for f in dataclasses.fields(schema)}
     for key, value in tree.items():
         if key not in fields:
-            raise UserError(f"{where}: unknown key '{prefix}{key}'. {nearest(str(key), list(fields))}")
+            raise UserError(f"{where}: unknown key '{prefix}{key}'. {nearest(str(key), list(fields), prefix)}")
         child = {"model": ModelConfig, "router": RouterConfig, "benchmark": BenchmarkConfig, "train": TrainConfig,
                  "eval": EvalConfig, "caption": CaptionConfig}.get(key) if schema is RunConfig else None  # fmt: skip
         if child is not None:
@@ -215,7 +215,9 @@ def _check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
                 raise UserError(f"{where}: '{prefix}{key}' takes a name or a mapping, got {value!r}.")
             _check_keys(value, child, where, f"{prefix}{key}.")
         elif key == "tasks":
-            for i, task in enumerate(value or []):
+            if not isinstance(value, list) or not all(isinstance(task, dict) for task in value):
+                raise UserError(f"{where}: '{prefix}tasks' takes a list of mappings, one per task.")
+            for i, task in enumerate(value):
                 _check_keys(task, TaskConfig, where, f"{prefix}tasks[{i}].")
 
 
@@ -261,10 +263,10 @@ def compose(overrides: list[str], defaults: dict[str, str] | None = None) -> Run
     for group in GROUPS:
         path = _group_file(group, chosen[group])
         partial = read_yaml(path)
-        if group == "method":
-            partial.setdefault("method", {})["preset"] = path.stem
-        if group not in partial:
+        if not isinstance(partial.get(group), dict):
             raise UserError(f"{path}: has no top-level '{group}:' section, so it is not a {group} file.")
+        if group == "method":
+            partial["method"]["preset"] = path.stem
         config = _merge(config, partial, str(path.name))
     config = _merge(config, tree, "command line")
     return finish(config)
@@ -299,9 +301,21 @@ def to_yaml(config: RunConfig) -> str:
     return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
 
 
-def from_yaml(path: Path) -> RunConfig:
-    """Read back a resolved configuration (`config.yaml` of a run)."""
-    return finish(_merge(OmegaConf.structured(RunConfig), read_yaml(path), str(path)))
+def from_yaml(path: Path, overrides: list[str] | None = None) -> RunConfig:
+    """Read back a resolved configuration (`config.yaml` of a run), with `key=value` changes.
+
+    Raises:
+        UserError: damaged file, or an override that does not fit.
+    """
+    config = _merge(OmegaConf.structured(RunConfig), read_yaml(path), str(path))
+    try:
+        stored = finish(config)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+    chosen, tree = _parse_overrides(overrides or [])
+    if chosen:
+        raise UserError(f"{', '.join(f'{k}=' for k in chosen)} of an existing run cannot be changed.")
+    return finish(_merge(config, tree, "command line")) if tree else stored
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

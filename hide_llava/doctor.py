@@ -70,5 +70,8 @@ def _of_config(config: RunConfig) -> tuple[list[str], bool]:
 
     check(f"benchmark {config.benchmark.name}: files and metrics", lambda: preflight(config))
     check(f"model {config.model.path}", lambda: resolve(config.model.path, config.model_folder()))
-    check(f"CLIP {config.model.clip}", lambda: resolve(config.model.clip, config.model_folder()))
+    if config.model.clip is None:
+        lines.append("[note] no model.clip: needed to route by CLIP features (HiDe), and by an original-format model")
+    else:
+        check(f"CLIP {config.model.clip}", lambda: resolve(config.model.clip, config.model_folder()))
     return lines, healthy

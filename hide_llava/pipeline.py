@@ -14,13 +14,14 @@ import torch
 from hide_llava.adapters.anchors import is_main
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig
+from hide_llava.data.records import load_questions, load_records
 from hide_llava.errors import UserError
 from hide_llava.evaluation.cells import evaluate_cell, generation_settings, question_file, reference_file
 from hide_llava.methods.base import Stage, method_class
-from hide_llava.metrics.ptb import java_available
+from hide_llava.metrics import get, java_available
 from hide_llava.storage import read_json, sha256
 from hide_llava.training.run_folder import RunFolder, open_run, stage_name, stages_of
-from hide_llava.training.sequence import train_file, train_stage
+from hide_llava.training.sequence import image_root, stage_plan, train_file, train_stage
 from hide_llava.training.session import Session
 
 
@@ -48,19 +49,37 @@ def preflight(config: RunConfig, train: bool = True, evaluate: bool = True) -> N
     """
     prepare(config)
     wanted: list[Path] = []
+    for stage in stages_of(config) if train else ():
+        stage_plan(config, stage)
     for index, task in enumerate(config.benchmark.tasks):
         if train and any(index in s.train for s in stages_of(config)):
             wanted.append(train_file(config, index))
         if evaluate:
+            metric = get(task.metric)
             wanted += [f for f in (question_file(config, task), reference_file(config, task)) if f is not None]
+            if metric.needs != "questions" and reference_file(config, task) is None:
+                key = "references" if config.eval.split == "test" else "val_references"
+                raise UserError(f"task '{task.id}': metric {metric.name} needs a file of references; set its '{key}'.")
             if task.metric.startswith("caption"):
                 require_caption_metrics(config.caption.tokenizer)
-    missing = [str(f) for f in wanted if not f.is_file()]
+    missing = [str(f) for f in wanted if not f.exists()]
     if missing:
         raise UserError(
             f"benchmark '{config.benchmark.name}': {len(missing)} of {len(wanted)} files are missing, first {missing[0]}. "
             f"Set data_root= or HIDE_DATA to the folder that holds '{config.benchmark.instructions}'."
         )
+    if is_main():
+        _read_files(config, train, evaluate)
+
+
+def _read_files(config: RunConfig, train: bool, evaluate: bool) -> None:
+    """Read every annotation file once: a damaged file of the last task is no surprise after days of training."""
+    root = image_root(config)
+    for index, task in enumerate(config.benchmark.tasks):
+        if train and any(index in s.train for s in stages_of(config)):
+            load_records(train_file(config, index), root)
+        if evaluate:
+            load_questions(question_file(config, task), root)
 
 
 def require_caption_metrics(tokenizer: str) -> None:
@@ -77,9 +96,9 @@ def require_caption_metrics(tokenizer: str) -> None:
 class Pipeline:
     """One run. The model is loaded when the first unfinished piece of work needs it."""
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, config: RunConfig, existing: bool = False):
         self.config = config
-        self.run: RunFolder = open_run(config) if is_main() else RunFolder(config.run_folder())
+        self.run: RunFolder = open_run(config, existing=existing) if is_main() else RunFolder(config.run_folder())
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         self.stages: list[Stage] = stages_of(config)
@@ -101,7 +120,7 @@ class Pipeline:
         name = stage_name(stage)
         if not stage.train or not self._session_trains() or self.run.is_complete(name):
             if is_main():
-                self.run.update_stage(name, status="complete")
+                self.run.close_stage(name)  # also after a kill between the stage folder and its entry in the manifest
             return
         session = self.session(stage.index - 1)
         say(f"{name}: training")
@@ -153,16 +172,20 @@ class Pipeline:
         return write_report(self.run.path)
 
 
-def run(config: RunConfig, train: bool = True, evaluate: bool = True, report: bool = True) -> dict[str, Any]:
+def run(
+    config: RunConfig, train: bool = True, evaluate: bool = True, report: bool = True, existing: bool = False
+) -> dict[str, Any]:
     """Train and evaluate the whole sequence, resuming whatever an earlier call left.
+
+    `existing`: the configuration was read from the run folder, perhaps with other eval.* values.
 
     Raises:
         UserError, Interrupted: see the parts.
     """
     start_processes(config)
     preflight(config, train, evaluate)
-    pipeline = Pipeline(config)
-    with pipeline.run.lock() if is_main() else contextlib.nullcontext():
+    with RunFolder(config.run_folder()).lock() if is_main() else contextlib.nullcontext():
+        pipeline = Pipeline(config, existing)
         for stage in pipeline.stages:
             if train:
                 pipeline.train(stage)

@@ -8,6 +8,7 @@ Takes about twenty minutes on two CPU cores. The finished folder replaces --out 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import tempfile
 import time
@@ -22,8 +23,9 @@ def main() -> None:
     """Parse the command line, train, report, and move the result into place."""
     parser = argparse.ArgumentParser(description="Rebuild the small LLaVA base from a seed.")
     parser.add_argument("--out", type=Path, default=Path("hide_llava/assets/mini"), help="folder to (re)place")
-    parser.add_argument("--steps", type=int, default=1600, help="language steps; sight gets a quarter as many more")
+    parser.add_argument("--steps", type=int, default=1200, help="language steps; sight gets a third as many more")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--continue-from", type=Path, default=None, help="an earlier base folder to train further")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -32,13 +34,19 @@ def main() -> None:
     scratch = Path(tempfile.mkdtemp(prefix=".base-", dir=args.out.parent))
     try:
         trainer = BaseTrainer(scratch, args.seed, log=lambda line: print(line, flush=True))
-        trainer.sight(max(1, args.steps // 4))
+        before = {}
+        if args.continue_from:
+            trainer.continue_from(args.continue_from)
+            before = json.loads((args.continue_from / "base.json").read_text())
+        trainer.sight(max(1, args.steps // (8 if before else 3)))
         trainer.language(args.steps)
         accuracy = trainer.accuracy()
         for family, value in accuracy.items():
             print(f"{family:14s} {100 * value:5.1f} %")
         seconds = round(time.time() - started)
-        trainer.save({"seed": args.seed, "steps": args.steps, "seconds": seconds, "accuracy": accuracy})
+        steps = args.steps + before.get("steps", 0)
+        seconds += before.get("seconds", 0)
+        trainer.save({"seed": args.seed, "steps": steps, "seconds": seconds, "accuracy": accuracy})
         scratch.chmod(0o755)
         shutil.rmtree(args.out, ignore_errors=True)
         scratch.rename(args.out)

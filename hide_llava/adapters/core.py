@@ -57,6 +57,7 @@ class Core:
         self.peft: PeftModel | None = None
         self.route = Route()
         self._active: list[str] | None = None
+        self._lora_layers: list[LoraLayer] | None = None  # all of them; None: look again
         self._hooks: dict[str, list[RemovableHandle]] = {}
         self._inputs: dict[nn.Module, Tensor] = {}
         self.projectors: dict[str, dict[str, Tensor]] = {}
@@ -98,7 +99,7 @@ class Core:
     # ---- adding, saving, loading ---------------------------------------------------------------------------------
     def add(self, name: str, spec: LoraSpec, modules: list[str] | None = None) -> None:
         """Add a frozen fp32 adapter on all decoder linears of `spec.targets`, or on the named modules only."""
-        target = modules or rf".*language_model\.layers\.\d+\.({TARGETS[spec.targets]})"
+        target = modules if modules is not None else rf".*language_model\.layers\.\d+\.({TARGETS[spec.targets]})"
         self._insert(
             name,
             LoraConfig(
@@ -122,7 +123,7 @@ class Core:
         for parameter in self.parameters_of(name):
             parameter.data = parameter.data.float()
         self._restore(flags)
-        self._active = None
+        self._active = self._lora_layers = None
 
     def delete(self, name: str) -> None:
         flags = self._flags()
@@ -130,7 +131,7 @@ class Core:
         self._restore(flags)
         for handle in self._hooks.pop(name, []):
             handle.remove()
-        self._active = None
+        self._active = self._lora_layers = None
 
     def save(self, name: str, folder: Path) -> None:
         """Write adapter `name` as a plain peft folder (`adapter_config.json`, `adapter_model.safetensors`)."""
@@ -155,7 +156,11 @@ class Core:
             raise UserError(f"{folder}: not a readable peft adapter ({' '.join(str(error).split())}).") from None
         if name not in self.names():
             self._insert(name, config)
-        result = set_peft_model_state_dict(self.peft, state, adapter_name=name)
+        try:
+            result = set_peft_model_state_dict(self.peft, state, adapter_name=name)
+        except RuntimeError as error:  # torch's list of all shapes that differ; the first says enough
+            first = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error))
+            raise UserError(f"{folder}: adapter does not fit this model; {' '.join(first.split())[:300]}") from None
         lacking = [k for k in result.missing_keys if f".{name}." in k]
         if result.unexpected_keys or lacking:
             bad = [*result.unexpected_keys, *lacking]
@@ -185,13 +190,22 @@ class Core:
         """Make `route` the current one. Kept until the next call, so that activation recomputation sees the same."""
         self.route = route
         if self.peft is not None and route.active != self._active:
-            flags = self._flags()  # peft's set_adapter rewrites requires_grad (methods.md §6, T1)
-            self.peft.base_model.set_adapter(list(route.active), inference_mode=True)
-            self._restore(flags)
-            self._active = list(route.active)
+            self._switch(route.active)
         for name in route.gates:
             if name not in self._hooks:
                 self._hook(name)
+
+    def _switch(self, active: list[str]) -> None:
+        """What peft's `set_adapter` does, but for requires_grad, which it rewrites (methods.md §6, T1).
+
+        It runs twice in every training step, so it may not walk over all modules and parameters as `set_adapter` does.
+        """
+        if self._lora_layers is None:
+            self._lora_layers = [m for m in self.llava.modules() if isinstance(m, LoraLayer)]
+        for layer in self._lora_layers:
+            layer._active_adapter = list(active)
+        self.peft.base_model.active_adapter = list(active)
+        self._active = list(active)
 
     def _hook(self, name: str) -> None:
         """Put the gate of adapter `name` between its A and B, reading the route at call time."""
@@ -236,11 +250,14 @@ class Core:
     def concatenate(self, name: str, experts: list[str], layers: list[int]) -> int:
         """One adapter `name` on `layers` holding all experts: A = [A_0; A_1; …], B = [s_0 B_0 | s_1 B_1 | …].
 
-        Returns its rank; the caller gates rank block i with the weight of expert i.
+        Returns its rank; the caller gates rank block i with the weight of expert i. Without layers there is nothing to
+        hold: no adapter is added and the rank is 0.
         """
         rank = sum(self.peft.peft_config[e].r for e in experts)
         wanted = set(layers)
         modules = [path for path, index, _ in self.layers(experts[0]) if index in wanted]
+        if not modules:
+            return 0
         self.add(name, LoraSpec(rank, float(rank), 0.0), modules)
         with torch.no_grad():
             for _, _, m in self.layers(name):

@@ -32,7 +32,7 @@ from hide_llava.data.conversation import (
 from hide_llava.data.images import load_image
 from hide_llava.errors import UserError
 
-ON_BAD_SAMPLE = ("error", "skip")
+ON_BAD_SAMPLE = ("error", "skip", "show")
 ROUTING = ("question", "reference")
 Transform = Callable[[Image.Image], torch.Tensor]
 
@@ -74,7 +74,8 @@ class TrainingDataset(Dataset):
 
     Every record is tokenised and its image looked up when the dataset is built, so that bad data stops a run before it
     starts. `on_bad_sample="error"` raises UserError naming the first bad records; "skip" also decodes every image,
-    leaves bad records out and lists them in `skipped` as {index, id, reason}. `routing="reference"` reproduces the
+    leaves bad records out and lists them in `skipped` as {index, id, reason}; "show", for the preview, does the same and
+    does not mind if no good record is left. `routing="reference"` reproduces the
     routing text of the reference, which differs for text-only records.
     """
 
@@ -99,10 +100,10 @@ class TrainingDataset(Dataset):
         source = getattr(getattr(records, "info", None), "description", "") or "records"
         self.source = " + ".join(filter(None, source.splitlines()))
 
-        self.indices, self.skipped = self.check(decode=on_bad_sample == "skip")
+        self.indices, self.skipped = self.check(decode=on_bad_sample != "error")
         if self.skipped and on_bad_sample == "error":
             raise UserError(self._complaint())
-        if not self.indices:
+        if not self.indices and on_bad_sample != "show":
             raise UserError(f"{self.source}: no usable sample. {self._complaint()}")
 
     def check(self, decode: bool = False) -> tuple[list[int], list[dict[str, Any]]]:
@@ -116,7 +117,7 @@ class TrainingDataset(Dataset):
         name = Path(self.source).name
         for index, record in enumerate(tqdm(self.records, desc=f"checking {name}", delay=5, disable=None)):
             try:
-                self._encode(record)
+                self.encode(record)
                 if record["image"] is not None:
                     self._find_image(record, decode)
                 length = modality_length(record["conversations"], record["image"] is not None)
@@ -137,7 +138,7 @@ class TrainingDataset(Dataset):
         record = self.records[index]
         identity = json.loads(record["id"])
         try:
-            ids, labels, text = self._encode(record)
+            ids, labels, text = self.encode(record)
             pixels = None if record["image"] is None else self.transform(self._find_image(record, decode=True))
         except UserError as error:
             raise UserError(f"{self.source}: record {index} (id {identity!r}): {error}") from error
@@ -149,7 +150,7 @@ class TrainingDataset(Dataset):
             "id": identity,
         }
 
-    def _encode(self, record: Mapping[str, Any]) -> tuple[list[int], list[int], str]:
+    def encode(self, record: Mapping[str, Any]) -> tuple[list[int], list[int], str]:
         """Expanded ids, labels and routing text; UserError with the reason if the record is unusable."""
         turns, has_image = record["conversations"], record["image"] is not None
         _check_placeholders(turns, has_image)

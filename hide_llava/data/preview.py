@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from hide_llava.data.conversation import IGNORE, IMAGE_TOKEN
+from hide_llava.data.conversation import IGNORE, IMAGE_TOKEN, encode_training, routing_text
 from hide_llava.data.dataset import TrainingDataset
 from hide_llava.data.records import load_records
 from hide_llava.data.tokenizer import load_tokenizer
 from hide_llava.errors import UserError
+from hide_llava.storage import read_json
 
 
 def image_tokens(model: Path, clip: Path | None) -> int:
@@ -25,15 +26,14 @@ def image_tokens(model: Path, clip: Path | None) -> int:
             continue
         if not (folder / "config.json").is_file():
             raise UserError(f"{folder}: no config.json, so this is not a model folder.")
-        vision = json.loads((folder / "config.json").read_text()).get("vision_config")
+        vision = read_json(folder / "config.json").get("vision_config")
         if vision:
             return (vision.get("image_size", 224) // vision.get("patch_size", 32)) ** 2
     raise UserError(f"{model}: an original-format LLaVA does not describe its vision tower; give --clip DIR.")
 
 
-def collapse(row: dict[str, Any]) -> tuple[list[int], list[int], int]:
-    """Ids and labels with the image span as one IMAGE_TOKEN, and the length of the span."""
-    ids, labels = row["input_ids"].tolist(), row["labels"].tolist()
+def collapse(ids: list[int], labels: list[int]) -> tuple[list[int], list[int], int]:
+    """Expanded ids and labels with the image span as one IMAGE_TOKEN, and the length of the span."""
     keep = [i for i, token in enumerate(ids) if token != IMAGE_TOKEN or i == 0 or ids[i - 1] != IMAGE_TOKEN]
     return [ids[i] for i in keep], [labels[i] for i in keep], ids.count(IMAGE_TOKEN)
 
@@ -41,28 +41,31 @@ def collapse(row: dict[str, Any]) -> tuple[list[int], list[int], int]:
 def preview(
     data: Path, images: Path, model: Path, clip: Path | None, max_length: int, limit: int | None, as_json: bool
 ) -> Iterator[str]:
-    """One JSON line a record {id, input_ids, labels, image_tokens, routing_text}, or readable text; bad records with
-    {id, error}."""
+    """One JSON line a record {id, input_ids, labels, image_tokens, routing_text}, or readable text.
+
+    A record that the trainer would refuse has `error` too, and its ids and labels before they are cut for the image.
+    """
     tokenizer, count = load_tokenizer(model), image_tokens(model, clip)
     records = load_records(data, images)
     if limit is not None:
         records = records.select(range(min(limit, len(records))))
-    dataset = TrainingDataset(records, images, tokenizer, lambda image: None, count, max_length, on_bad_sample="skip")
-    reasons = {bad["index"]: bad for bad in dataset.skipped}
-    rows = iter(range(len(dataset)))
-    for index in range(len(records)):
+    dataset = TrainingDataset(records, images, tokenizer, lambda image: None, count, max_length, on_bad_sample="show")
+    reasons = {bad["index"]: bad["reason"] for bad in dataset.skipped}
+    for index, record in enumerate(records):
+        shown: dict[str, Any] = {"id": json.loads(record["id"])}
         if index in reasons:
-            shown: dict[str, Any] = {"id": reasons[index]["id"], "error": reasons[index]["reason"]}
+            turns, has_image = record["conversations"], record["image"] is not None
+            ids, labels, _ = encode_training(turns, has_image, tokenizer, max_length)
+            span, text = count if has_image and IMAGE_TOKEN in ids else 0, routing_text(turns)
+            shown["error"] = reasons[index]
         else:
-            row = dataset[next(rows)]
-            ids, labels, span = collapse(row)
-            shown = {"id": row["id"], "input_ids": ids, "labels": labels, "image_tokens": span, "routing_text": row["text"]}
+            *expanded, text = dataset.encode(record)
+            ids, labels, span = collapse(*expanded)
+        shown |= {"input_ids": ids, "labels": labels, "image_tokens": span, "routing_text": text}
         yield json.dumps(shown, ensure_ascii=False) if as_json else _readable(shown, tokenizer)
 
 
 def _readable(shown: dict[str, Any], tokenizer: Any) -> str:
-    if "error" in shown:
-        return f"── {shown['id']}: NOT USABLE: {shown['error']}"
     text, inside = "", False
     for token, label in zip(shown["input_ids"], shown["labels"]):
         if (label != IGNORE) != inside:
@@ -73,8 +76,7 @@ def _readable(shown: dict[str, Any], tokenizer: Any) -> str:
         else:
             text += tokenizer.convert_ids_to_tokens(token).replace("▁", " ").replace("<0x0A>", "\n")
     supervised = sum(label != IGNORE for label in shown["labels"])
-    length = len(shown["input_ids"]) - (1 if shown["image_tokens"] else 0) + shown["image_tokens"]
+    length = len(shown["input_ids"]) + shown["input_ids"].count(IMAGE_TOKEN) * (shown["image_tokens"] - 1)
     head = f"── {shown['id']}: {length} positions, {supervised} supervised (between ⟦ ⟧), routed by {shown['routing_text']!r}"
+    head += f"\n   NOT USABLE: {shown['error']}" if "error" in shown else ""
     return f"{head}\n{text}{'⟧' if inside else ''}"
-
-

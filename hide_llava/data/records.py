@@ -68,7 +68,9 @@ def load_questions(file: Path, image_root: Path | None = None) -> list[dict[str,
             raise UserError(f"{where} has no text; every question needs a non-empty 'text' string.")
         key = json.dumps(question["question_id"])
         if key in seen:
-            raise UserError(f"{where} repeats the id of question {seen[key]}; answers are joined by id, so ids differ.")
+            raise UserError(
+                f"{where} repeats the id of question {seen[key]}; answers are joined by id, so every id must be unique."
+            )
         seen[key] = index
         _check_image(question.get("image"), where, image_root)
         questions.append(dict(question))
@@ -169,7 +171,7 @@ def _stream(file: Path) -> Iterator[Any]:
 
 def _lines(file: Path) -> Iterator[Any]:
     if not file.is_file():
-        raise UserError(f"{file} does not exist; check the benchmark's paths.")
+        raise UserError(f"{file} does not exist; check the path.")
     with file.open(encoding="utf-8") as handle:
         for number, line in enumerate(handle, start=1):
             if not line.strip():
@@ -182,7 +184,7 @@ def _lines(file: Path) -> Iterator[Any]:
 
 def _check_is_array(file: Path) -> None:
     if not file.is_file():
-        raise UserError(f"{file} does not exist; check the benchmark's paths.")
+        raise UserError(f"{file} does not exist; check the path.")
     with file.open("rb") as handle:
         head = handle.read(4096).lstrip()
     if not head:

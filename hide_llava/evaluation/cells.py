@@ -17,7 +17,7 @@ from hide_llava.data.dataset import QuestionDataset
 from hide_llava.data.records import load_questions
 from hide_llava.errors import UserError
 from hide_llava.metrics import score
-from hide_llava.storage import sha256, write_json, write_jsonl
+from hide_llava.storage import read_json, sha256, write_json, write_jsonl
 from hide_llava.training.sequence import image_root
 from hide_llava.training.session import Session
 
@@ -25,7 +25,8 @@ from hide_llava.training.session import Session
 def question_file(config: RunConfig, task: TaskConfig) -> Path:
     name = task.test if config.eval.split == "test" else task.val
     if name is None:
-        raise UserError(f"task '{task.id}' of benchmark '{config.benchmark.name}' has no {config.eval.split} file.")
+        raise UserError(f"task '{task.id}' of benchmark '{config.benchmark.name}' has no {config.eval.split} file; "
+                        f"set eval.split={'val' if config.eval.split == 'test' else 'test'}.")  # fmt: skip
     return config.data_folder() / config.benchmark.instructions / name
 
 
@@ -39,6 +40,28 @@ def generation_settings(config: RunConfig, task: TaskConfig) -> dict[str, Any]:
     tokens = config.eval.max_new_tokens or task.max_new_tokens or config.benchmark.max_new_tokens
     return {"image_transform": config.eval.image_transform or config.benchmark.image_transform,
             "max_new_tokens": tokens, "split": config.eval.split}  # fmt: skip
+
+
+def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """Remember what a half-answered folder is answered with, and refuse to go on with anything else.
+
+    A scored cell says it in its score.json; more of its questions may be asked when eval.limit was raised.
+
+    Raises:
+        UserError: the folder holds answers made with other settings; the differing ones are listed.
+    """
+    file = folder / "settings.json"
+    stored = next((f for f in (file, folder / "score.json") if f.is_file()), None)
+    if parts(folder) and stored is not None:
+        old = read_json(stored)
+        differing = [k for k in settings if old.get(k) != settings[k]]
+        if differing:
+            listed = "; ".join(
+                "another question file" if k == "questions_sha256" else f"{k}: {old.get(k)!r} there, {settings[k]!r} now"
+                for k in differing
+            )
+            raise UserError(f"{folder}: holds answers made with other settings ({listed}); delete it to start again.")
+    write_json(file, settings)
 
 
 def ranks() -> tuple[int, int]:
@@ -69,6 +92,8 @@ def answer(
     """
     folder.mkdir(parents=True, exist_ok=True)
     rank, world = ranks()
+    if rank == 0:
+        keep_settings(folder, settings)
     done = {json.dumps(row["question_id"]) for part in parts(folder) for row in read_part(part)}
     if world > 1:
         torch.distributed.barrier()  # nobody appends while another still reads
@@ -170,7 +195,7 @@ def evaluate_cell(session: Session, task_index: int, folder: Path, label: str) -
     questions = load_questions(file, image_root(config))
     partial = config.eval.limit is not None and config.eval.limit < len(questions)
     questions = questions[: config.eval.limit] if partial else questions
-    settings = generation_settings(config, task)
+    settings = {**generation_settings(config, task), "questions_sha256": sha256(file)}
     predictions = answer(session, questions, image_root(config), folder, settings, config.eval.batch_size,
                          config.eval.num_workers, label, task_index)  # fmt: skip
     if ranks()[0]:
@@ -180,6 +205,7 @@ def evaluate_cell(session: Session, task_index: int, folder: Path, label: str) -
     result = score(task.metric, rows, questions, reference_file(config, task), options)
     if partial:
         result["labels"] = [*result["labels"], f"partial: first {len(questions)} questions"]
-    result |= {**settings, "limit": config.eval.limit, "predictions_sha256": sha256(predictions), "questions_sha256": sha256(file)}
+    result |= {**settings, "limit": config.eval.limit, "predictions_sha256": sha256(predictions)}
     write_json(folder / "score.json", result)
+    (folder / "settings.json").unlink(missing_ok=True)  # from here on score.json says it
     return result

@@ -8,7 +8,7 @@ from pathlib import Path
 from hide_llava.data.records import load_questions
 from hide_llava.errors import UserError
 from hide_llava.evaluation.cells import answer, generation_settings, read_part
-from hide_llava.storage import write_jsonl
+from hide_llava.storage import sha256, write_jsonl
 from hide_llava.training.run_folder import RunFolder, stages_of
 from hide_llava.training.session import Session
 
@@ -36,6 +36,8 @@ def predict(
     session.restore(folder, stage - 1 if trained else -1)
     settings = generation_settings(config, config.benchmark.tasks[0])
     settings["max_new_tokens"] = max_new_tokens or settings["max_new_tokens"]
+    settings |= {"run": str(run.resolve()), "stage": stage, "dtype": config.model.dtype}
+    settings["questions_sha256"] = sha256(questions)
     parts = output.with_name(output.name + ".part")
     if session.method.oracle:
         raise UserError("this run routes by the task id (oracle), which a question file does not state.")

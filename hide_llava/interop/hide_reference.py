@@ -63,6 +63,8 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     Raises:
         UserError: a key is unknown, missing or doubled with different values; shapes contradict the configuration.
     """
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(f"{folder}: no adapter_config.json, so this is not a task folder of the reference code.")
     config = read_json(folder / "adapter_config.json")
     try:
         total, experts_num, task = config["r"], config["expert_num"], config["cur_task"]

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hide_llava.adapters.anchors import all_reduce, is_main
@@ -66,7 +65,7 @@ class Context:
 
 
 class Method:
-    """Base class: every hook is a no-op, so sequential LoRA overrides three. See the module docstring."""
+    """Base class: every hook is a no-op, so sequential LoRA overrides five. See the module docstring."""
 
     name: str = ""
     needs: frozenset[str] = frozenset()  # subset of {"clip_image", "clip_text"}
@@ -173,7 +172,7 @@ def method_config(tree: dict[str, Any]) -> Any:
     values = {k: v for k, v in tree.items() if k not in ("name", "preset")}
     for key in values:
         if key not in known:
-            raise UserError(f"unknown key 'method.{key}' for method '{cls.name}'. {nearest(key, known)}")
+            raise UserError(f"unknown key 'method.{key}' for method '{cls.name}'. {nearest(key, known, 'method.')}")
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Config), values))
     except OmegaConfBaseException as error:
@@ -182,4 +181,6 @@ def method_config(tree: dict[str, Any]) -> Any:
         raise UserError(f"method '{cls.name}': {error}") from None
 
 
-__all__ = ["Context", "Features", "Method", "Route", "Stage", "Task", "all_reduce", "is_main", "method_class", "register"]
+__all__ = [
+    "Context", "Features", "Method", "Route", "Stage", "Task", "all_reduce", "is_main", "method_class", "register",
+]  # fmt: skip

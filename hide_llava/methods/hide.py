@@ -126,7 +126,7 @@ class HiDe(Method):
         weights = [self.config.fusion_weight] * len(experts)
         self.core.fold(experts, weights, self.config.fusion, self.expanded)
         self.ranks = torch.tensor([self.core.peft.peft_config[e].r for e in experts])
-        self.core.concatenate("routed", experts, self.expanded)
+        self.routed = ["routed"] if self.core.concatenate("routed", experts, self.expanded) else []
 
     def route(self, batch: dict, features: Features, train: bool) -> Route:
         if train:
@@ -135,7 +135,8 @@ class HiDe(Method):
         named = {self.expert(t): weights[:, i] for i, t in enumerate(self.learned)}
         gate = weights.repeat_interleave(self.ranks.to(weights.device), dim=1)  # one gate value per rank of each expert
         projectors = named if self.config.projector == "per_task" else None
-        return Route(["routed"], {"routed": gate}, projectors=projectors, weights=named)
+        gates = dict.fromkeys(self.routed, gate)  # no expanded layer: everything is folded, nothing is gated
+        return Route(self.routed, gates, projectors=projectors, weights=named)
 
     def routing_weights(self, features: Features, task: int | None = None) -> Tensor:
         """w [B, number of learned tasks] fp32 (paper: w = softmax(r / τ)); rows sum to 1 unless softmax_all."""

@@ -6,17 +6,29 @@ generation cannot route differently.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import LlavaForConditionalGeneration
+from transformers.utils import ModelOutput
 
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.route import Route
 from hide_llava.methods.base import Features, Method
 from hide_llava.model.embed import Vision, insert_prompts, see, splice
+
+
+@dataclass
+class RoutedOutput(ModelOutput):
+    """loss: scalar, None without labels. logits: [B, N, V]. features, route: what the batch was routed by and how."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    features: Features | None = None
+    route: Route | None = None
 
 
 class RoutedLlava(nn.Module):
@@ -34,8 +46,13 @@ class RoutedLlava(nn.Module):
         pixels = batch.get("pixel_values")
         return None if pixels is None or not len(pixels) else see(self.llava, pixels)
 
+    @torch.no_grad()
     def features(self, batch: dict[str, Any], vision: Vision | None) -> Features:
         """What `method.needs` of the routing features [B, d], fp32; image rows of text-only records are zero."""
+        with torch.autocast(batch["input_ids"].device.type, enabled=False):  # anchors and routing stay fp32
+            return self._features(batch, vision)
+
+    def _features(self, batch: dict[str, Any], vision: Vision | None) -> Features:
         needs, has_image = self.method.needs, batch["has_image"]
         features = Features(has_image=has_image)
         if "clip_text" in needs:
@@ -62,6 +79,8 @@ class RoutedLlava(nn.Module):
         route = self.method.route(batch, features, train)
         self.core.follow(route)
         embeds = splice(self.llava, batch["input_ids"], vision, lambda x: self._project(x, route, batch["has_image"]))
+        if vision is None and train:  # a batch without images still takes part in the projector's gradient (DDP)
+            embeds = embeds + 0.0 * sum(p.sum() for p in self.core.projector.parameters())
         mask, labels = batch["attention_mask"], batch.get("labels")
         if route.prompts is not None:
             embeds, mask, labels = insert_prompts(route.prompts, embeds, mask, labels)
@@ -86,8 +105,8 @@ class RoutedLlava(nn.Module):
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
         **rest: Any,
-    ) -> Any:
-        """Causal-LM output of the decoder (`loss`, `logits`) with `.features` and `.route` attached."""
+    ) -> RoutedOutput:
+        """The decoder on one collated batch; `labels` may be None."""
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "has_image": has_image, "labels": labels}
         ready = self.prepare({**batch, **rest}, self.training)
         kwargs = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
@@ -98,8 +117,7 @@ class RoutedLlava(nn.Module):
             use_cache=False,
             **kwargs,
         )
-        output.features, output.route = ready["features"], ready["route"]
-        return output
+        return RoutedOutput(output.loss, output.logits, ready["features"], ready["route"])
 
     @torch.no_grad()
     def generate(self, batch: dict[str, Any], max_new_tokens: int) -> tuple[Tensor, Route]:

@@ -130,7 +130,7 @@ def check_join(job: Job) -> list[str]:
             first = f" (first missing: question_id {missing})" if missing is not None else ""
             raise UserError(
                 f"Only {job.n_scored} of {job.n_expected} questions are answered{first}; finish the evaluation, or "
-                "set allow_partial to score it as partial."
+                "set allow_partial (--allow-partial) to score it as partial."
             )
         labels.append("partial")
     elif job.n_expected < job.gold[0].get("n_reference", 0):  # the question file itself was only a part

@@ -8,11 +8,15 @@ left out, as in the published evaluation.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import importlib.util
 import io
 import os
+import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hide_llava.errors import UserError
 from hide_llava.metrics import ptb
@@ -20,9 +24,13 @@ from hide_llava.metrics.base import Job, Metric
 from hide_llava.metrics.ptb import java_available
 from hide_llava.metrics.rows import question_rows, read_json
 
+if TYPE_CHECKING:
+    from pycocoevalcap.meteor.meteor import Meteor
+
 __all__ = ["CAPTION7", "PYTHON_LABEL", "caption_scores", "java_available", "require"]
 
 PYTHON_LABEL = "caption6-python, not comparable"
+TOKENIZERS = ("ptb", "java", "python")  # "java" is the command line's word for "ptb"
 Scores = tuple[dict[str, float], list[float]]
 """(parts and mean, percent; per image mean of the parts, fraction)"""
 
@@ -89,7 +97,7 @@ def caption_scores(predicted: dict, references: dict[object, list[str]], tokeniz
     `ptb.tokenize_python` and leaves METEOR out.
     """
     require(tokenizer)
-    tokenize = ptb.tokenize_java if tokenizer == "ptb" else ptb.tokenize_python
+    tokenize = ptb.tokenize_python if tokenizer == "python" else ptb.tokenize_java
     ids = list(references)
     res = dict(zip(ids, ([caption] for caption in tokenize([predicted[i] for i in ids]))))
     flat = tokenize([caption for i in ids for caption in references[i]])
@@ -97,7 +105,7 @@ def caption_scores(predicted: dict, references: dict[object, list[str]], tokeniz
     for i in ids:
         gts[i] = flat[at : at + len(references[i])]
         at += len(references[i])
-    parts, per_image = _run_scorers(gts, res, with_meteor=tokenizer == "ptb")
+    parts, per_image = _run_scorers(gts, res, with_meteor=tokenizer != "python")
     n = len(parts)
     scores = {name: 100.0 * value for name, value in parts.items()}
     mean = 100.0 * sum(parts.values()) / n
@@ -106,11 +114,11 @@ def caption_scores(predicted: dict, references: dict[object, list[str]], tokeniz
 
 def require(tokenizer: str = "ptb") -> None:
     """UserError when captions cannot be scored here with this tokenizer: to be asked before hours of generation."""
-    if tokenizer not in ("ptb", "python"):
+    if tokenizer not in TOKENIZERS:
         raise UserError(f'Caption option tokenizer is {tokenizer!r}; it may be "ptb" or "python".')
     if importlib.util.find_spec("pycocoevalcap") is None:
         raise UserError("Caption scores need pycocoevalcap: pip install 'hide-llava[caption]'.")
-    if tokenizer == "ptb" and not java_available():
+    if tokenizer != "python" and not java_available():
         raise UserError(
             "The caption score needs Java (Stanford tokenizer and METEOR) and no working `java` was found; install a "
             f'Java runtime, or set the option tokenizer=python for "{PYTHON_LABEL}".'
@@ -137,30 +145,41 @@ def _run_scorers(gts: dict, res: dict, with_meteor: bool) -> tuple[dict[str, flo
     return parts, per_image
 
 
-def _meteor(gts: dict, res: dict) -> tuple[float, list[float]]:
-    """METEOR through its Java process, which pycocoevalcap leaves running: ended here in every case."""
+@functools.cache
+def _meteor_process() -> Meteor:
+    """METEOR's Java process: its tables take seconds to load, so one serves every cell, and ends with Python."""
     from pycocoevalcap.meteor.meteor import Meteor
 
+    scorer = Meteor()
+    atexit.register(_end, scorer.meteor_p)
+    return scorer
+
+
+def _end(process: subprocess.Popen) -> None:
+    """End the Java process, which pycocoevalcap leaves running."""
+    with contextlib.suppress(OSError):
+        process.stdin.close()
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    process.stderr.close()
+
+
+def _meteor(gts: dict, res: dict) -> tuple[float, list[float]]:
+    """METEOR of the corpus and of each caption. Raises UserError when its Java process fails."""
     # "|||" separates fields in METEOR's line protocol; the package removes it from predictions only.
     gts = {i: [caption.replace("|||", "") for caption in captions] for i, captions in gts.items()}
-    scorer = Meteor()
-    process = scorer.meteor_p
+    scorer = _meteor_process()
     try:
         return scorer.compute_score(gts, res)
     except (OSError, ValueError) as error:
         # Its own destructor waits for this lock, which a failed call leaves taken.
         if scorer.lock.locked():
             scorer.lock.release()
-        process.kill()
-        said = process.stderr.read().decode(errors="replace").strip()[-300:]
+        _meteor_process.cache_clear()
+        scorer.meteor_p.kill()
+        said = scorer.meteor_p.stderr.read().decode(errors="replace").strip()[-300:]
         raise UserError(f"METEOR's Java process failed ({error}): {said or 'no message'}.") from None
-    finally:
-        with contextlib.suppress(OSError):
-            process.stdin.close()
-        process.kill()
-        process.wait()
-        process.stdout.close()
-        process.stderr.close()
 
 
 def _score(job: Job, texts: list[str]) -> Scores:

@@ -67,7 +67,14 @@ def resolve(name: str | None, root: Path) -> Path | None:
 def device_of(config: ModelConfig) -> torch.device:
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(config.device)
+    try:
+        device = torch.device(config.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(
+            f"model.device={config.device}: cannot be used here ({str(error).splitlines()[0]}); expected auto, cpu or cuda."
+        ) from None
+    return device
 
 
 def dtype_of(config: ModelConfig) -> torch.dtype:
@@ -93,8 +100,10 @@ def load(config: RunConfig) -> Loaded:
     root = config.model_folder()
     folder, clip = resolve(config.model.path, root), resolve(config.model.clip, root)
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json, so this is not a model folder.")
+        raise UserError(f"{folder}: no config.json, so it is not a model folder; set model.path to a LLaVA-1.5 folder.")
     dtype = dtype_of(config.model)
+    if not is_original(folder):
+        _check_architecture(folder)
     tokenizer = load_tokenizer(folder)
     if is_original(folder):
         if clip is None:
@@ -107,7 +116,10 @@ def load(config: RunConfig) -> Loaded:
     vocabulary = len(tokenizer)
     if llava.get_input_embeddings().num_embeddings > vocabulary:
         llava.resize_token_embeddings(vocabulary)  # drop <image>/<pad> rows: no answer or loss can contain them
-    llava.set_attn_implementation(attention_of(config.model))
+    try:
+        llava.set_attn_implementation(attention_of(config.model))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"model.attention={config.model.attention}: {' '.join(str(error).split())[:200]}") from None
     llava.to(device_of(config.model)).eval().requires_grad_(False)
     llava.generation_config.eos_token_id = tokenizer.eos_token_id
     return Loaded(llava, tokenizer, _image_tokens(llava), preprocessor, clip)
@@ -122,14 +134,20 @@ def resolve_file(name: str | None, folder: Path) -> Path | None:
     raise UserError(f"model.projector={name}: no such file, neither as given nor in {folder}.")
 
 
-def _load_hf(folder: Path, dtype: torch.dtype) -> LlavaForConditionalGeneration:
-    kind = json.loads((folder / "config.json").read_text()).get("architectures") or ["?"]
+def _check_architecture(folder: Path) -> None:
+    kind = json.loads((folder / "config.json").read_text()).get("architectures") or ["a model of unknown kind"]
     if "LlavaForConditionalGeneration" not in kind:
-        raise UserError(f"{folder}: holds {kind[0]}, expected LlavaForConditionalGeneration (LLaVA-1.5).")
+        raise UserError(
+            f"{folder}: holds {kind[0]}, expected LlavaForConditionalGeneration; set model.path to a LLaVA-1.5 folder."
+        )
+
+
+def _load_hf(folder: Path, dtype: torch.dtype) -> LlavaForConditionalGeneration:
     try:
         llava, info = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except Exception as error:
-        raise UserError(f"{folder}: cannot be loaded as LLaVA-1.5 ({' '.join(str(error).split())[:300]}).") from None
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: cannot be loaded as LLaVA-1.5 ({reason}); are its files complete?") from None
     if info["missing_keys"]:
         raise UserError(f"{folder}: weights are missing, first: {sorted(info['missing_keys'])[0]}.")
     return llava

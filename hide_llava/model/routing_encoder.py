@@ -6,7 +6,6 @@ tower, *not* projected, not normalised. The two live in different spaces and are
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -41,7 +40,8 @@ class ClipRoutingEncoder(nn.Module):
         except Exception as error:
             raise UserError(f"{folder}: no usable CLIP text tower ({' '.join(str(error).split())[:200]}).") from None
         if info["missing_keys"]:
-            raise UserError(f"{folder}: the CLIP text tower lacks weights, first: {sorted(info['missing_keys'])[0]}.")
+            raise UserError(f"{folder}: the CLIP text tower lacks weights, first: "
+                            f"{sorted(info['missing_keys'])[0]}; set model.clip to a full CLIP folder.")  # fmt: skip
         self.register_buffer("visual_projection", _visual_projection(folder), persistent=False)
         width = llava.config.vision_config.hidden_size
         if self.visual_projection.shape[1] != width:
@@ -50,7 +50,6 @@ class ClipRoutingEncoder(nn.Module):
                 f"tower gives {width}; model.clip must be the CLIP that the tower comes from."
             )
         self.requires_grad_(False).eval()
-        self._texts: OrderedDict[str, Tensor] = OrderedDict()
 
     @torch.no_grad()
     def image(self, cls: Tensor, pixel_values: Tensor) -> Tensor:
@@ -59,19 +58,15 @@ class ClipRoutingEncoder(nn.Module):
 
     @torch.no_grad()
     def text(self, texts: list[str]) -> Tensor:
-        """Raw strings → [B, d] fp32; each distinct string is encoded once and remembered (UCIT's prompts repeat)."""
-        new = [t for t in dict.fromkeys(texts) if t not in self._texts]
-        if new:
-            tokens = self.tokenizer(
-                new, padding="longest", truncation=True, max_length=self.text_model.config.max_position_embeddings,
-                return_tensors="pt",
-            ).to(self.visual_projection.device)  # fmt: skip
-            pooled = self.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output.float()
-            self._texts.update(zip(new, pooled))
-        features = torch.stack([self._texts[t] for t in texts])
-        while len(self._texts) > 4096:
-            self._texts.popitem(last=False)
-        return features
+        """Raw strings → [B, d] fp32. Equal strings of a batch are encoded once (UCIT's prompts repeat); nothing is kept
+        between batches, so that a feature's last bits depend on its batch only and a resumed run repeats exactly."""
+        distinct = list(dict.fromkeys(texts))
+        tokens = self.tokenizer(
+            distinct, padding="longest", truncation=True, return_tensors="pt",
+            max_length=self.text_model.config.max_position_embeddings,
+        ).to(self.visual_projection.device)  # fmt: skip
+        pooled = self.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output.float()
+        return pooled[[distinct.index(text) for text in texts]]
 
 
 def _visual_projection(folder: Path) -> Tensor:

@@ -45,6 +45,7 @@ def llava_config(vocab_size: int, image_token: int, pad_token: int) -> LlavaConf
         num_key_value_heads=5,
         max_position_embeddings=512,
         rms_norm_eps=1e-5,
+        initializer_range=0.06,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=pad_token,

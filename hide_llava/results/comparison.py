@@ -57,9 +57,9 @@ def notes(run: Run, runs: list[Run]) -> list[str]:
     for key in ("model", "global_batch"):
         if len({str(other.manifest.get(key)) for other in runs}) > 1:
             found.append(f"{key.replace('_', ' ')}: {run.manifest.get(key)}")
-    for key in ("image_transform", "max_new_tokens", "split", "headline"):
+    for key in ("image_transform", "max_new_tokens", "split", "limit", "headline"):
         if len({str(other.settings().get(key)) for other in runs}) > 1:
-            found.append(f"{key.replace('_', ' ')}: {', '.join(run.settings().get(key, ['unknown']))}")
+            found.append(f"{key.replace('_', ' ')}: {', '.join(run.settings().get(key, ['none']))}")
     return found + run.labels()
 
 

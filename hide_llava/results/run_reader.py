@@ -27,10 +27,6 @@ class CellScore:
     def labels(self) -> list[str]:
         return list(self.data.get("labels") or [])
 
-    @property
-    def partial(self) -> bool:
-        return any(label.startswith("partial") for label in self.labels)
-
     def predictions(self) -> list[dict]:
         """The answer rows; UserError when the file is damaged, [] when there is none."""
         path = self.folder / "predictions.jsonl"
@@ -98,7 +94,7 @@ class Run:
         found = list(self.manifest.get("labels") or [])
         for cell in self.cells.values():
             found += [f"{self.task_title(cell.task)}: {label}" for label in cell.labels]
-        for setting in ("image_transform", "split"):
+        for setting in ("image_transform", "split", "limit"):
             values = sorted({str(c.data[setting]) for c in self.cells.values() if setting in c.data})
             if len(values) > 1:
                 found.append(f"mixed {setting} ({', '.join(values)}): the cells of this table are not comparable")
@@ -106,8 +102,10 @@ class Run:
 
     def settings(self) -> dict[str, list[str]]:
         """{setting: distinct values} of what decides an answer besides the model, over all cells."""
-        keys = ("image_transform", "max_new_tokens", "split", "headline")
-        found = {key: sorted({str(c.data[key]) for c in self.cells.values() if key in c.data}) for key in keys}
+        keys = ("image_transform", "max_new_tokens", "split", "limit", "headline")
+        found = {
+            key: sorted({str(c.data[key]) for c in self.cells.values() if c.data.get(key) is not None}) for key in keys
+        }
         return {key: values for key, values in found.items() if values}
 
     def task_title(self, task: str) -> str:

@@ -49,7 +49,7 @@ class RunFolder:
     @property
     def config(self) -> RunConfig:
         if not (self.path / "config.yaml").is_file():
-            raise UserError(f"{self.path}: not a run folder (no config.yaml).")
+            raise UserError(f"{self.path}: not a run folder (no config.yaml); give a folder made by `hide-llava run`.")
         return from_yaml(self.path / "config.yaml")
 
     def is_complete(self, stage: str) -> bool:
@@ -62,13 +62,24 @@ class RunFolder:
                 entry.update(values)
         write_json(self.path / "manifest.json", manifest)
 
+    def close_stage(self, name: str) -> None:
+        """The last steps after a stage folder was published: its entry in the manifest, and its state is dropped."""
+        entry = next(e for e in self.manifest["stages"] if e["name"] == name)
+        if entry["status"] in ("pending", "training"):
+            self.update_stage(name, status="complete")
+        shutil.rmtree(self.state(name), ignore_errors=True)
+        with contextlib.suppress(OSError):  # not there, or another stage's state is in it
+            self.state(name).parent.rmdir()
+
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """One process per run folder; the lock dies with its owner.
 
         Raises:
-            UserError: another process works on this run.
+            UserError: another process works on this run, or the folder is something else.
         """
+        _refuse_foreign(self.path)
+        self.path.mkdir(parents=True, exist_ok=True)
         with open(self.path / ".lock", "a") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -87,28 +98,42 @@ def stages_of(config: RunConfig) -> list[Stage]:
     return method_class(config.method["name"]).stages(tasks)
 
 
-def open_run(config: RunConfig, extra: dict[str, Any] | None = None) -> RunFolder:
+def open_run(config: RunConfig, extra: dict[str, Any] | None = None, existing: bool = False) -> RunFolder:
     """Create the run folder, or open it if it holds a run of this very configuration.
+
+    `existing`: the configuration is the run's own with eval.* changed, which every cell checks for itself.
 
     Raises:
         UserError: the folder holds another run; the differing keys are listed.
     """
     run = RunFolder(config.run_folder())
-    if (run.path / "config.yaml").exists():
-        _refuse_other(run, config)
+    _refuse_foreign(run.path)
+    begun = any(p.is_file() for name in ("stages", "state", "eval") for p in (run.path / name).rglob("*"))
+    if begun and (run.path / "config.yaml").exists():
+        _refuse_other(run, config, existing)
         if (run.path / "manifest.json").exists():
             return run
-    elif run.path.exists() and any(p.name != ".lock" for p in run.path.iterdir()):
-        raise UserError(f"{run.path}: exists and is not a run folder; choose another output=.")
     run.path.mkdir(parents=True, exist_ok=True)
     write_json(run.path / "manifest.json", {**new_manifest(config), **(extra or {})})
     write_text(run.path / "config.yaml", to_yaml(config))
     return run
 
 
-def _refuse_other(run: RunFolder, config: RunConfig) -> None:
+def _refuse_foreign(path: Path) -> None:
+    """A folder without config.yaml is only ours if nothing but the first files of a run killed at its start is there."""
+    if path.is_dir() and not (path / "config.yaml").exists():
+        first = ("manifest.json", ".lock")
+        other = [p for p in path.iterdir() if p.name not in first and not (p.name[0] == "." and p.suffix == ".tmp")]
+        if other:
+            raise UserError(f"{path}: exists and is not a run folder (it holds {other[0].name}); choose another output=.")
+    elif path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file; choose another output=.")
+
+
+def _refuse_other(run: RunFolder, config: RunConfig, existing: bool) -> None:
     old, new = (flatten(dataclasses.asdict(c)) for c in (run.config, config))
-    differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in FREE]
+    free = tuple(k for k in new if k in FREE or (existing and k.startswith("eval.")))
+    differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
     if differing:
         listed = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differing[:8])
         raise UserError(

@@ -76,7 +76,23 @@ def stage_plan(config: RunConfig, stage: Stage) -> tuple[BatchPlan, float]:
 
 
 def arguments(config: RunConfig, stage: Stage, folder: Path, device: torch.device, dtype: torch.dtype) -> TrainingArguments:
-    """Trainer arguments of one stage; the schedule restarts with each (hide.md §2.1)."""
+    """Trainer arguments of one stage; the schedule restarts with each (hide.md §2.1).
+
+    Raises:
+        UserError: a value that transformers refuses (schedule, optimizer, report_to, …).
+    """
+    try:
+        return _arguments(config, stage, folder, device, dtype)
+    except (ValueError, ImportError, RuntimeError) as error:
+        text = " ".join(str(error).split())
+        keys = [k for k in ("schedule", "optimizer", "report_to") if str(getattr(config.train, k)) in text.split()]
+        at = f"train.{keys[0]}={getattr(config.train, keys[0])}" if keys else "train"
+        raise UserError(f"{at}: {text[:500]}") from None
+
+
+def _arguments(
+    config: RunConfig, stage: Stage, folder: Path, device: torch.device, dtype: torch.dtype
+) -> TrainingArguments:
     train = config.train
     batch, epochs = stage_plan(config, stage)
     return TrainingArguments(
@@ -168,8 +184,7 @@ def finish_stage(session: Session, run: RunFolder, stage: Stage, trainer: Method
     session.save_stage(temporary, trainer.state.log_history)
     if is_main():
         publish(temporary, run.stage(name))
-        run.update_stage(name, status="complete")
-        shutil.rmtree(run.path / "state", ignore_errors=True)
+        run.close_stage(name)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
 

@@ -93,7 +93,11 @@ class Session:
             if (folder / "projector.safetensors").is_file():
                 self.core.load_projector(load_tensors(folder / "projector.safetensors"))
         for name, folder in where.items():
-            self.core.load(name, folder)
+            try:
+                self.core.load(name, folder)
+            except UserError as error:
+                home = folder.parent if folder.name == "adapter" else folder.parent.parent
+                raise UserError(f"{error} Delete {home} and run again: that task is trained again.") from None
         if index >= 0:
             folder = run.stage(stage_name(self.stages[index]))
             state = load_state(folder, "method")

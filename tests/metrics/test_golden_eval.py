@@ -115,30 +115,21 @@ def test_evalai_normaliser_as_recorded() -> None:
     assert not wrong
 
 
-@pytest.fixture(scope="module")
-def one_meteor():
-    """METEOR's Java process takes seconds to start: share one between the recorded cases."""
-    from pycocoevalcap.meteor.meteor import Meteor
-
-    scorer = Meteor()
-    patch = pytest.MonkeyPatch()
-    patch.setattr(caption, "_meteor", scorer.compute_score)
-    yield
-    patch.undo()
-
-
 @needs_java
-def test_meteor_leaves_no_process_and_prints_nothing(capfd) -> None:
-    """The real path, first, before the shared process of the next tests."""
+def test_one_meteor_process_serves_all_ends_and_prints_nothing(capfd) -> None:
     gts, res = {1: ["a man on a horse"]}, {1: ["a man on a horse"]}
+    caption._meteor_process.cache_clear()
     started = []
     popen = subprocess.Popen
     patch = pytest.MonkeyPatch()
     patch.setattr(subprocess, "Popen", lambda *a, **k: started.append(popen(*a, **k)) or started[-1])
-    score, _ = caption._meteor(gts, res)
+    scores = [caption._meteor(gts, res)[0] for _ in range(2)]
     patch.undo()
-    assert score == pytest.approx(1.0)
-    assert len(started) == 1 and started[0].poll() is not None
+    assert scores == pytest.approx([1.0, 1.0])
+    assert len(started) == 1 and started[0].poll() is None
+    caption._end(started[0])
+    assert started[0].poll() is not None
+    caption._meteor_process.cache_clear()
     assert capfd.readouterr() == ("", "")
 
 
@@ -154,7 +145,7 @@ def test_meteor_leaves_no_process_and_prints_nothing(capfd) -> None:
         "caption_multiline_pred",
     ],
 )
-def test_caption_as_recorded(case: str, one_meteor) -> None:
+def test_caption_as_recorded(case: str) -> None:
     folder = EVAL / case
     result = score_files("caption7", folder / "merge.jsonl", folder / "val_coco.json")
     names = {"Bleu_1": "BLEU-1", "Bleu_2": "BLEU-2", "Bleu_3": "BLEU-3", "Bleu_4": "BLEU-4", "METEOR": "METEOR"}

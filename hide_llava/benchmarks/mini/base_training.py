@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import CLIPTokenizer, PreTrainedTokenizerFast
+from transformers import CLIPTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from hide_llava.benchmarks.mini import vocabulary
 from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, Scene, patch_labels, render
-from hide_llava.benchmarks.mini.pretrain import Sample, describe, draw, practice
+from hide_llava.benchmarks.mini.pretrain import Sample, describe, draw
 from hide_llava.model import toy
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
@@ -85,6 +85,21 @@ class BaseTrainer:
         self.rng = np.random.default_rng([seed, 1])
         self.started = time.time()
 
+    def continue_from(self, base: Path) -> None:
+        """Start from an earlier base: rows of the word tables are matched by word, all other weights by name."""
+        stored = {f"llava.{name}": value for name, value in _weights(base / "llava").items()}
+        stored |= load_file(base / "clip" / "model.safetensors")
+        old = PreTrainedTokenizerFast.from_pretrained(base / "llava"), CLIPTokenizer.from_pretrained(base / "clip")
+        rows = {id(new): _matching(new, was) for new, was in zip((self.tokenizer, self.clip_tokenizer), old)}
+        with torch.no_grad():
+            for name, value in self.model.state_dict().items():
+                source = stored[name].float()
+                if value.shape == source.shape and "embed_tokens" not in name and "lm_head" not in name:
+                    value.copy_(source)
+                    continue
+                new, was = rows[id(self.clip_tokenizer if name.startswith("text_model") else self.tokenizer)]
+                value[new] = source[was]
+
     # --- losses -------------------------------------------------------------------------------------------------
 
     def _sight_loss(self, scenes: list[Scene], samples: list[Sample], features: Tensor, image: Tensor) -> Tensor:
@@ -114,27 +129,26 @@ class BaseTrainer:
         scenes = [sample.scene for sample in samples if sample.scene is not None]
         return scenes, torch.stack([pixels(render(scene, self.rng)) for scene in scenes])
 
-    def _answer_loss(self, batch: dict[str, Tensor], features: Tensor | None) -> Tensor:
+    def _answer_loss(self, batch: dict[str, Tensor], features: Tensor) -> Tensor:
         """Next-token loss on the answers; `features` (n, 16, width) are the pictures' patches, in order."""
         llava = self.model.llava.model
         embeds = llava.language_model.embed_tokens(batch["ids"])
-        if features is not None:
-            patches = llava.multi_modal_projector(features).to(embeds.dtype)
-            where = (batch["ids"] == self.image_token)[..., None].expand_as(embeds)
-            embeds = embeds.masked_scatter(where, patches)
+        patches = llava.multi_modal_projector(features).to(embeds.dtype)
+        where = (batch["ids"] == self.image_token)[..., None].expand_as(embeds)
+        embeds = embeds.masked_scatter(where, patches)
         # Causal attention never looks at padding on the right, so no mask is needed.
         hidden = llava.language_model(inputs_embeds=embeds).last_hidden_state
         target = batch["labels"][:, 1:]
         logits = self.model.llava.lm_head(hidden[:, :-1][target != IGNORE])
         return nn.functional.cross_entropy(logits.float(), target[target != IGNORE])
 
-    def _language_loss(self, samples: list[Sample]) -> Tensor:
+    def _language_loss(self, samples: list[Sample], system: bool) -> Tensor:
         """Answers, with the sight loss kept on at low weight."""
         scenes, picture = self._see(samples)
         features, image = self.model.see(picture)
         with_image = [sample for sample in samples if sample.scene is not None]
         sight = self._sight_loss(scenes, with_image, features, image)
-        return self._answer_loss(self._batch(samples), features) + 0.1 * sight
+        return self._answer_loss(self._batch(samples, system), features) + 0.2 * sight
 
     # --- phases -------------------------------------------------------------------------------------------------
 
@@ -146,7 +160,7 @@ class BaseTrainer:
         # Muon needs about half the steps of AdamW on the weight matrices inside the layers.
         optimizers = [
             torch.optim.Muon(inner, lr=rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-            torch.optim.AdamW(outer, lr=rate, weight_decay=0.01, betas=(0.9, 0.98)),
+            torch.optim.AdamW(outer, lr=0.4 * rate, weight_decay=0.01, betas=(0.9, 0.98)),
         ]
         warm = max(1, min(50, steps // 10))
 
@@ -181,24 +195,23 @@ class BaseTrainer:
             scenes, picture = self._see(samples)
             return self._sight_loss(scenes, samples, *self.model.see(picture))
 
-        self._run("sight", steps, 2e-3, loss)
+        self._run("sight", steps, 5e-3, loss)
 
-    def reading(self, steps: int, batch: int = 64, rate: float = 3e-3) -> None:
-        """Phase 2: short texts only. Copying and looking up appear here in a minute; with pictures it takes far longer."""
+    def language(self, steps: int, batch: int = 36, rate: float = 8e-3, report: int = 50) -> None:
+        """Phase 2: everything learns to answer. One batch in six has single turns, the others have four or five."""
 
-        def loss() -> Tensor:
-            samples = [practice(self.rng, self.words, 4) for _ in range(batch)]
-            return self._answer_loss(self._batch(samples, system=False), None)
-
-        self._run("reading", steps, rate, loss)
-
-    def language(self, steps: int, batch: int = 48, rate: float = 2e-3, report: int = 50) -> None:
-        """Phase 3: everything learns to answer. One batch in six has single turns, the others have four or five."""
+        done = 0
 
         def loss() -> Tensor:
+            nonlocal done
+            done += 1
+            if done % 300 == 0:
+                self.log(f"held-out {self.accuracy(300)}")
+            # The system prompt is the same everywhere: most of the early batches save its time.
+            system = done > 0.6 * steps or done % 4 == 0
             turns = int(self.rng.choice((1, 3, 4, 4, 5, 6)))
             size = round(batch * 6.5 / (2.5 + turns))
-            return self._language_loss([draw(self.rng, self.words, turns) for _ in range(size)])
+            return self._language_loss([draw(self.rng, self.words, turns) for _ in range(size)], system)
 
         self._run("language", steps, rate, loss, report)
 
@@ -255,3 +268,14 @@ class BaseTrainer:
         }
         save_file(rest, clip / "model.safetensors", metadata={"format": "pt"})
         (self.out / "base.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def _weights(folder: Path) -> dict[str, Tensor]:
+    return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
+
+
+def _matching(new: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
+    """Ids of the words that both tokenizers have."""
+    a, b = new.get_vocab(), old.get_vocab()
+    shared = sorted(a.keys() & b.keys())
+    return [a[word] for word in shared], [b[word] for word in shared]

@@ -25,7 +25,7 @@ COLORS: dict[str, tuple[int, int, int]] = {
     "orange": (246, 138, 32),
 }
 SHAPES = ("circle", "square", "triangle", "cross", "diamond", "star")
-SIZES = {"small": 3.6, "large": 5.6}  # radius in pixels
+SIZES = {"small": 4.0, "large": 5.8}  # radius in pixels
 FILLS = ("filled", "outlined", "striped", "dotted")
 BACKGROUNDS = ("plain", "paper", "board", "studio", "table", "field")
 
@@ -130,7 +130,7 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
     for thing in scene.things:
         center, radius = thing.center, thing.radius
         if thing.size != "huge":
-            slack = 1.4 if thing.size == "small" else 0.4
+            slack = 0.8 if thing.size == "small" else 0.2
             shift = rng.uniform(-slack, slack, 2)
             center = (CELL * (thing.cell[0] + 0.5) + shift[0], CELL * (thing.cell[1] + 0.5) + shift[1])
             radius = SIZES[thing.size]
@@ -151,9 +151,10 @@ def render(scene: Scene, rng: np.random.Generator) -> Image.Image:
 
 
 def patch_labels(scene: Scene) -> np.ndarray:
-    """What each patch of the padded 48×48 picture shows: (16, 3) ints = shape, colour, size; 0 = nothing.
+    """What each patch of the padded 48×48 picture shows: (16, 4) ints = shape, colour, size (0 = nothing), place.
 
-    Used only to teach the vision tower; bars are shape 7, and their level sits in the size column (3 + level).
+    Used only to teach the vision tower. Bars are shape 7 and their level sits in the size column (3 + level). The
+    place is the patch's own number: without it the patch features hardly say where they are.
     """
     labels = np.zeros((4, 4, 3), dtype=np.int64)
     left, top = (4 - scene.grid[0]) // 2, (4 - scene.grid[1]) // 2
@@ -172,7 +173,7 @@ def patch_labels(scene: Scene) -> np.ndarray:
         for y in range(4):
             if 46 - 9 * level < CELL * (y + 0.75):
                 labels[y, column] = [7, 1 + names.index(color), 3 + level]
-    return labels.reshape(16, 3)
+    return np.column_stack([labels.reshape(16, 3), np.arange(16)])
 
 
-LABEL_SIZES = (8, 7, 9)  # number of classes in the three columns of `patch_labels`
+LABEL_SIZES = (8, 7, 9, 16)  # number of classes in the four columns of `patch_labels`

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hide_llava.benchmarks.mini.drawing import FILLS, SHAPES, Scene
-from hide_llava.benchmarks.mini.scenes import COLOR_NAMES, chart, huge, pick, plural, sample, scattered
+from hide_llava.benchmarks.mini.scenes import COLOR_NAMES, chart, huge, pick, plural, scattered
 
 PHRASE = "Answer the question using a single word or phrase."
 LETTER = "Answer with the option's letter from the given choices directly."
@@ -55,32 +55,37 @@ def imagenet_r(rng: np.random.Generator) -> Example:
 
 
 def arxivqa(rng: np.random.Generator) -> Example:
-    """A bar chart, a question about it, and lettered options in random order."""
-    scene = chart(rng, 4)
-    highest = bool(rng.integers(2))
-    word = "highest" if highest else "lowest"
-    answer = (max if highest else min)(scene.bars, key=lambda bar: bar[1])[0]
-    options = sample(rng, [color for color, _ in scene.bars], 4)
-    lines = [f"Which bar in the figure has the {word} value?"]
-    lines += [f"{letter}) {option}" for letter, option in zip("ABCD", options)]
+    """A bar chart, a question about its highest, lowest or number of bars, and two lettered options."""
+    scene = chart(rng, int(rng.integers(3, 5)))
+    kind = int(rng.integers(3))
+    if kind == 0:
+        question, options = "How many bars are there in the figure?", ("3", "4")
+        right = len(scene.bars) == 3
+    else:
+        word = "highest" if rng.integers(2) else "lowest"
+        extreme = (max if word == "highest" else min)(scene.bars, key=lambda bar: bar[1])[0]
+        right = bool(rng.integers(2))
+        color = extreme if right else pick(rng, [color for color, _ in scene.bars if color != extreme])
+        question, options = f"Is {color} the bar with the {word} value in the figure?", ("yes", "no")
+    lines = [question, f"A) {options[0]}", f"B) {options[1]}"]
     lines += ["Rationale: The values of the bars are compared with each other.", LETTER]
-    return Example(scene, "\n".join(lines), ("ABCD"[options.index(answer)],))
+    return Example(scene, "\n".join(lines), ("A" if right else "B",))
 
 
 def iconqa(rng: np.random.Generator) -> Example:
     """Rows of icons on paper: half the questions have numbered options, half are blanks to fill in."""
-    shape, color, count = pick(rng, SHAPES), pick(rng, COLOR_NAMES), int(rng.integers(1, 7))
+    shape, color, choose = pick(rng, SHAPES), pick(rng, COLOR_NAMES), bool(rng.integers(2))
+    count = int(rng.integers(1, 5 if choose else 7))
     scene = scattered(rng, count, "paper", (4, 2), (color,), (shape,), ("large",), noise=1.0)
-    if rng.integers(2):
+    if not choose:
         return Example(scene, f"There are _ {plural(shape)} in the picture.\n{PHRASE}", (str(count),))
-    options = sorted([count, *sample(rng, [n for n in range(1, 7) if n != count], 2)])
-    listed = "\n".join(f"{label}. {option}" for label, option in enumerate(options))
-    return Example(scene, f"How many {plural(shape)} are shown?\n{listed}\n{LETTER}", (str(options.index(count)),))
+    listed = "\n".join(f"{label}. {label + 1}" for label in range(4))
+    return Example(scene, f"How many {plural(shape)} are shown?\n{listed}\n{LETTER}", (str(count - 1),))
 
 
 def clevr_math(rng: np.random.Generator) -> Example:
     """Shapes in a studio; some are subtracted and the rest are counted."""
-    scene = scattered(rng, int(rng.integers(3, 8)), "studio", shapes=pick(rng, (SHAPES[:3], SHAPES[3:])))
+    scene = scattered(rng, int(rng.integers(3, 7)), "studio", shapes=pick(rng, (SHAPES[:3], SHAPES[3:])))
     thing = pick(rng, scene.things)
     kind = int(rng.integers(3))
     if kind == 0:

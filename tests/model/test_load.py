@@ -1,0 +1,176 @@
+"""Loading a LLaVA: where it may lie, how it is held, and what is refused before any work starts."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import LlavaForConditionalGeneration
+
+from hide_llava.config import RunConfig
+from hide_llava.errors import UserError
+from hide_llava.model import load as module
+from hide_llava.model.load import Loaded, load, resolve
+from tests.golden_reference import GOLDEN
+from tests.tiny import configuration, write_world
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+def config(world: Path, *more: str) -> RunConfig:
+    return configuration(world, "lora", world / "run", *more)
+
+
+@pytest.fixture(scope="module")
+def loaded(world: Path) -> Loaded:
+    return load(config(world))
+
+
+@pytest.fixture
+def spoiled(world: Path, tmp_path: Path) -> Path:
+    """A copy of the model folder that a test may spoil."""
+    return shutil.copytree(world / "llava", tmp_path / "llava")
+
+
+# ------------------------------------------------------------------------------------------------------------- what
+
+
+def test_hugging_face_folder(loaded: Loaded, world: Path) -> None:
+    stored = load_file(world / "llava" / "model.safetensors")
+    state = loaded.llava.state_dict()
+    for key in state:
+        if "embed_tokens" not in key and "lm_head" not in key:
+            short = [k for k in stored if k.endswith(key.split("language_model.")[-1].removeprefix("model."))]
+            assert any(torch.equal(stored[k], state[key]) for k in short), key
+    assert not loaded.llava.training and not any(p.requires_grad for p in loaded.llava.parameters())
+    assert loaded.image_tokens == 4 and loaded.clip == world / "clip" and loaded.preprocessor == world / "llava"
+    assert loaded.llava.dtype == torch.float32 and loaded.llava.device.type == "cpu"
+
+
+def test_image_and_padding_rows_are_dropped(loaded: Loaded, world: Path, spoiled: Path) -> None:
+    """No answer can contain them and no loss is spread over them; what is kept is unchanged."""
+    whole = LlavaForConditionalGeneration.from_pretrained(world / "llava").eval()
+    size = len(loaded.tokenizer)
+    whole.resize_token_embeddings(size + 64)  # as llava-hf has it: <image>, <pad> and filling
+    whole.save_pretrained(spoiled)
+    ours = load(config(world, f"model.path={spoiled}")).llava
+    for get in ("get_input_embeddings", "get_output_embeddings"):
+        kept, stored = (getattr(m, get)().weight for m in (ours, whole))
+        assert kept.shape[0] == size and stored.shape[0] == size + 64 and torch.equal(kept, stored[:size])
+    ids = torch.tensor([[1, 5, 9]])
+    with torch.no_grad():
+        few, many = ours(input_ids=ids).logits, whole(input_ids=ids).logits
+    assert few.shape[-1] == size and many.shape[-1] == size + 64
+    torch.testing.assert_close(few, many[..., :size], atol=1e-5, rtol=1e-5)
+    assert ours.generation_config.eos_token_id == loaded.tokenizer.eos_token_id == 2
+
+
+def test_pixels_are_the_towers(loaded: Loaded) -> None:
+    from PIL import Image
+
+    assert loaded.transform("pad")(Image.new("RGB", (40, 20))).shape == (3, 28, 28)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(dtype: str, world: Path) -> None:
+    model = load(config(world, f"model.dtype={dtype}")).llava
+    assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
+
+
+@pytest.mark.parametrize("name, expected", [("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")])
+def test_attention(name: str, expected: str, world: Path, loaded: Loaded) -> None:
+    model = load(config(world, f"model.attention={name}")).llava
+    language = model.model.language_model.config._attn_implementation
+    assert language == expected
+    ids = torch.tensor([[1, 5, 9, 30]])
+    with torch.no_grad():
+        ours, theirs = model(input_ids=ids).logits, loaded.llava(input_ids=ids).logits
+    torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
+
+
+def test_flash_attention_where_it_is_missing(world: Path) -> None:
+    if module.is_flash_attn_2_available():
+        pytest.skip("flash attention is installed here")
+    with pytest.raises(UserError, match=r"^model\.attention=flash: "):
+        load(config(world, "model.attention=flash"))
+
+
+def test_auto_attention_takes_flash_where_it_fits(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "is_flash_attn_2_available", lambda: True)
+    assert module.attention_of(config(world, "model.dtype=bfloat16").model) == "flash_attention_2"
+    assert module.attention_of(config(world, "model.dtype=float32").model) == "sdpa"  # flash has no fp32 kernels
+
+
+# ------------------------------------------------------------------------------------------------------------- where
+
+
+def test_names_resolve_to_folders(world: Path) -> None:
+    assert resolve(None, world) is None
+    assert resolve("llava", world) == world / "llava"  # below model_root
+    assert resolve(str(world / "clip"), Path("elsewhere")) == world / "clip"
+    inside = resolve("package:assets/mini/llava", world)
+    assert inside == Path(module.__file__).parent.parent / "assets" / "mini" / "llava"
+    with pytest.raises(UserError, match=r"model 'nothing': no such folder.*HIDE_MODELS"):
+        resolve("nothing", world)
+
+
+def test_the_packages_own_model(world: Path) -> None:
+    if not (resolve("package:assets/mini/llava", world) / "config.json").is_file():
+        pytest.skip("the mini model has not been built in this checkout")
+    mini = load(config(world, "model.path=package:assets/mini/llava", "model.clip=package:assets/mini/clip"))
+    assert mini.image_tokens == 16 and len(mini.tokenizer) == mini.llava.get_input_embeddings().num_embeddings
+
+
+def test_a_hub_id_without_a_hub(world: Path) -> None:
+    """Offline (as the tests run): one sentence, at once, that names the other ways."""
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"some-user/some-model.*hub does not answer.*model_root / HIDE_MODELS"):
+        load(config(world, "model.path=some-user/some-model"))
+    assert time.monotonic() - start < 10
+
+
+# ------------------------------------------------------------------------------------------------------------- refused
+
+
+def test_not_a_model_folder(world: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no config\.json"):
+        load(config(world, f"model.path={tmp_path}"))
+
+
+def test_another_architecture(world: Path, spoiled: Path) -> None:
+    with pytest.raises(UserError, match="holds CLIPModel, expected LlavaForConditionalGeneration"):
+        load(config(world, f"model.path={world}/clip"))
+    described = json.loads((spoiled / "config.json").read_text())
+    (spoiled / "config.json").write_text(json.dumps({k: v for k, v in described.items() if k != "architectures"}))
+    with pytest.raises(UserError, match="a model of unknown kind"):
+        load(config(world, f"model.path={spoiled}"))
+
+
+def test_missing_weights_are_not_drawn_at_random(world: Path, spoiled: Path) -> None:
+    file = spoiled / "model.safetensors"
+    state = load_file(file)
+    key = next(k for k in state if k.endswith("layers.0.self_attn.q_proj.weight") and "vision" not in k)
+    save_file({k: v for k, v in state.items() if k != key}, file, {"format": "pt"})
+    with pytest.raises(UserError, match=r"weights are missing, first: .*q_proj"):
+        load(config(world, f"model.path={spoiled}"))
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"cannot be loaded as LLaVA-1\.5"):
+        load(config(world, f"model.path={spoiled}"))
+
+
+def test_original_format_needs_its_clip(world: Path) -> None:
+    with pytest.raises(UserError, match=r"needs model\.clip"):
+        load(config(world, f"model.path={GOLDEN}/base", "model.clip=null"))
+    with pytest.raises(UserError, match=r"model\.projector=nothing\.bin: no such file"):
+        load(config(world, f"model.path={GOLDEN}/base", f"model.clip={GOLDEN}/clip", "model.projector=nothing.bin"))
+
+
+def test_unknown_device(world: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.device=toaster"):
+        load(config(world, "model.device=toaster"))

@@ -1,0 +1,237 @@
+"""Composition, validation and round trip of the configuration."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from hide_llava.config import (
+    GROUPS,
+    RunConfig,
+    TrainConfig,
+    compose,
+    configs_folder,
+    flatten,
+    from_yaml,
+    names,
+    to_yaml,
+)
+from hide_llava.errors import UserError
+
+UCIT = ["benchmark=ucit", "model=llava-1.5-7b"]
+
+
+def ucit(*more: str) -> RunConfig:
+    method = [] if any(m.startswith("method=") for m in more) else ["method=hide"]
+    return compose([*UCIT, *method, *more])
+
+
+def refusal(*words: str) -> str:
+    with pytest.raises(UserError) as caught:
+        ucit(*words)
+    message = str(caught.value)
+    assert "\n" not in message and "Error" not in message, message
+    return message
+
+
+@pytest.fixture
+def write(tmp_path: Path):
+    def to_file(name: str, text: str) -> Path:
+        path = tmp_path / name
+        path.write_text(text)
+        return path
+
+    return to_file
+
+
+# --------------------------------------------------------------------------------------------------------- composition
+
+
+def test_order_of_composition(write) -> None:
+    """Later wins: defaults, model, benchmark, train, method, command line."""
+    sources = ("model", "benchmark", "train", "method")
+    bodies = {
+        "model": "model: {name: m, path: p}",
+        "benchmark": "benchmark: {name: b, tasks: [{id: a, title: A, test: t.json, metric: exact_upper}]}",
+        "train": "train: {name: t}",
+        "method": "method: {name: lora}",
+    }
+    fields = ("global_batch_size", "save_steps", "max_length", "logging_steps")
+    choices = []
+    for i, group in enumerate(sources):  # file i sets fields 0…i: the last file to name a field wins
+        extra = {"train": {f: 1000 + i for f in fields[: len(fields) - i]}, "eval": {"batch_size": 1000 + i}}
+        tree = OmegaConf.merge(OmegaConf.create(bodies[group]), extra)
+        choices.append(f"{group}={write(group + '.yaml', OmegaConf.to_yaml(tree))}")
+    for words in (choices, choices[::-1]):  # the order of the words does not matter
+        train = compose(words).train
+        assert [getattr(train, f) for f in fields] == [1003, 1002, 1001, 1000]
+        assert compose(words).eval.batch_size == 1003
+        assert compose([*words, "eval.batch_size=7"]).eval.batch_size == 7
+        assert compose(["eval.batch_size=7", *words]).eval.batch_size == 7
+    assert compose(choices).train.learning_rate == TrainConfig().learning_rate
+
+
+def test_defaults_of_a_verb_yield_to_the_user() -> None:
+    assert compose([*UCIT, "method=hide"], {"train": "mini"}).train.name == "mini"
+    assert compose([*UCIT, "method=hide", "train=default"], {"train": "mini"}).train.name == "default"
+    assert compose([], {"benchmark": "ucit", "model": "llava-1.5-7b", "method": "lora"}).method["name"] == "lora"
+
+
+def test_a_preset_may_set_other_sections() -> None:
+    plain, preset = ucit(), ucit("method=hide-mcitlib")
+    settings = [(c.eval.image_transform, c.eval.max_new_tokens, c.train.global_batch_size) for c in (plain, preset)]
+    assert settings == [(None, None, 96), ("crop", 256, 64)]
+    assert preset.method["name"] == "hide" and preset.method["preset"] == "hide-mcitlib"
+    assert (preset.method["rank"], preset.method["fusion"]) == (16, "factor_sum")
+    assert ucit("method=hide-mcitlib", "eval.image_transform=pad").eval.image_transform == "pad"
+
+
+def test_method_section_is_complete_and_typed() -> None:
+    """Every field of the method's Config is there, with defaults; command-line words get the field's type."""
+    method = ucit("method.rank=4", "method.expanded_layers=[0,-1]", "method.init_std=null").method
+    assert (method["rank"], method["expanded_layers"], method["init_std"]) == (4, [0, -1], None)
+    assert method["alpha"] == 16.0 and method["routing"] == "softmax_learned"
+
+
+def test_every_file_composes() -> None:
+    for group in GROUPS:
+        for name in names(group):
+            chosen = {"benchmark": "ucit", "model": "llava-1.5-7b", "method": "hide", group: name}
+            config = compose([f"{g}={n}" for g, n in chosen.items()])
+            first = (configs_folder() / group / f"{name}.yaml").read_text().splitlines()[0]
+            assert first.startswith("# hide-llava run "), f"{group}/{name}.yaml: begins with the command that runs it"
+            compose(first.removeprefix("# hide-llava run ").split())
+            assert getattr(config, group) is not None
+    assert {"hide", "hide-official", "lora", "multitask", "zero_shot"} <= set(names("method"))
+
+
+def test_a_file_of_ones_own(write) -> None:
+    path = write("mine.yaml", "method: {name: hide, rank: 2}\nseed: 7")
+    config = ucit(f"method={path}")
+    assert (config.method["preset"], config.method["rank"], config.seed) == ("mine", 2, 7)
+    assert config.run_folder() == Path("runs/ucit-mine-llava-1.5-7b-seed7")
+
+
+# -------------------------------------------------------------------------------------------------------- what is wrong
+
+
+@pytest.mark.parametrize(
+    "word, fragments",
+    [
+        ("train.epoch=2", ("command line", "'train.epoch'", "'train.epochs'")),
+        ("trian.epochs=2", ("'trian'", "'train'")),
+        ("sead=3", ("'sead'", "'seed'")),
+        ("eval.batchsize=2", ("'eval.batchsize'", "'eval.batch_size'")),
+        ("method.rnk=4", ("'method.rnk'", "'hide'", "rank'")),
+        ("method.zzzzzz=4", ("'method.zzzzzz'", "Known: ", "expanded_layers")),
+        ("method=hid", ("unknown method 'hid'", "'hide'")),
+        ("benchmark=ucti", ("unknown benchmark 'ucti'", "'ucit'")),
+        ("train=defualt", ("unknown train 'defualt'", "'default'")),
+        ("model=qqqq", ("unknown model 'qqqq'", "Known: llava-1.5-13b")),
+    ],
+)
+def test_unknown_names_are_answered_with_the_nearest(word: str, fragments: tuple[str, ...]) -> None:
+    message = refusal(word)
+    for fragment in fragments:
+        assert fragment in message, message
+
+
+@pytest.mark.parametrize(
+    "text, fragments",
+    [
+        ("method: {name: lora}\ntrain: {epoch: 2}", ("mine.yaml", "'train.epoch'", "'train.epochs'")),
+        ("method: {name: lora}\ntrian: {epochs: 2}", ("mine.yaml", "'trian'", "'train'")),
+        ("method: {name: lora, rnk: 2}", ("'method.rnk'", "rank'")),
+        ("method: {name: loar}", ("unknown method 'loar'", "'lora'")),
+        ("method: {rank: 2}", ("no 'name'",)),
+        ("method: {name: lora}\nbenchmark: {tasks: [{idd: a}]}", ("'benchmark.tasks[0].idd'", "id'")),
+        ("method: {name: lora}\nbenchmark: {tasks: 3}", ("'benchmark.tasks'", "list")),
+        ("method: {name: lora}\ntrain: fast", ("'train'", "'fast'")),
+        ("train: {epochs: 2}", ("no top-level 'method:' section",)),
+        ("- a\n- b", ("mapping at the top level",)),
+        ("method: {name: [", ("not valid YAML",)),
+    ],
+)
+def test_wrong_files_name_the_file_and_the_key(text: str, fragments: tuple[str, ...], write) -> None:
+    message = refusal(f"method={write('mine.yaml', text)}")
+    for fragment in fragments:
+        assert fragment in message, message
+
+
+@pytest.mark.parametrize(
+    "word, field",
+    [
+        ("train.epochs=many", "train.epochs"),
+        ("train.global_batch_size=2.5", "train.global_batch_size"),
+        ("train.gradient_checkpointing=maybe", "train.gradient_checkpointing"),
+        ("eval.limit=[1]", "eval.limit"),
+        ("method.rank=big", "method.rank"),
+        ("method.expanded_layers=top", "method.expanded_layers"),
+        ("seed=abc", "seed"),
+    ],
+)
+def test_wrong_types_name_the_field(word: str, field: str) -> None:
+    assert field in refusal(word)
+
+
+@pytest.mark.parametrize(
+    "word",
+    ["train.epochs=0", "train.global_batch_size=-4", "train.learning_rate=0", "eval.batch_size=0", "train.save_steps=0",
+     "benchmark.max_new_tokens=0", "model.dtype=float8", "model.attention=fast", "eval.split=dev",
+     "eval.image_transform=stretch", "train.on_bad_sample=ignore", "caption.tokenizer=nltk", "method.rank=0",
+     "method.dropout=1.5", "method.fusion=sum", "method.routing=best", "method.temperature=0", "method.targets=mlp"],
+)  # fmt: skip
+def test_impossible_values_name_the_field(word: str) -> None:
+    key, _, value = word.partition("=")
+    message = refusal(word)
+    assert key.removeprefix("method.") in message and value in message
+
+
+def test_words_that_are_no_override() -> None:
+    for word in ("train.epochs", "=3", "--epochs"):
+        assert f"'{word}' is not an override" in refusal(word)
+    with pytest.raises(UserError, match=r"benchmark= is missing\. Known: "):
+        compose(["method=hide", "model=mini"])
+
+
+def test_tasks_are_checked(write) -> None:
+    one = "{id: a, title: A, test: t.json, metric: exact_upper}"
+    bad = {f"[{one}, {one}]": "task ids repeat", "[]": "no tasks", "[{id: a, title: A, test: t.json}]": "metric"}
+    for tasks, says in bad.items():
+        path = write("bench.yaml", f"benchmark: {{name: b, tasks: {tasks}}}")
+        with pytest.raises(UserError, match=says):
+            compose([f"benchmark={path}", "model=mini", "method=lora"])
+
+
+# ----------------------------------------------------------------------------------------------------------- round trip
+
+
+@pytest.mark.parametrize("method", names("method"))
+def test_round_trip(method: str, tmp_path: Path) -> None:
+    config = ucit(f"method={method}", "train.max_steps=3", "output=here", "eval.limit=5")
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    again = from_yaml(tmp_path / "config.yaml")
+    assert dataclasses.asdict(again) == dataclasses.asdict(config)
+    assert to_yaml(again) == to_yaml(config)
+    changed = from_yaml(tmp_path / "config.yaml", ["eval.limit=9"])
+    assert changed.eval.limit == 9 and changed.train.max_steps == 3
+    with pytest.raises(UserError, match=r"'eval\.limti'.*'eval\.limit'"):
+        from_yaml(tmp_path / "config.yaml", ["eval.limti=9"])
+    with pytest.raises(UserError, match="method= of an existing run"):
+        from_yaml(tmp_path / "config.yaml", ["method=lora"])
+
+
+def test_flatten_names_what_differs() -> None:
+    one, other = (flatten(dataclasses.asdict(c)) for c in (ucit(), ucit("train.epochs=2", "method.rank=4")))
+    assert {k for k in one if one[k] != other[k]} == {"train.epochs", "method.rank"}
+    assert one["benchmark.tasks.0.id"] == "imagenet-r" and one["method.expanded_layers"] == [-1]
+
+
+def test_folders_come_from_the_configuration_then_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HIDE_DATA", raising=False)
+    monkeypatch.setenv("HIDE_MODELS", "/weights")
+    assert ucit().data_folder() == Path("data") and ucit().model_folder() == Path("/weights")
+    assert ucit("model_root=/other", "data_root=/d").model_folder() == Path("/other")
+    monkeypatch.setenv("HIDE_DATA", "/env")
+    assert ucit().data_folder() == Path("/env") and ucit("data_root=/d").data_folder() == Path("/d")
