@@ -113,7 +113,9 @@ def cmd_import(args: argparse.Namespace) -> None:
 
     run = import_run([Path(c) for c in args.checkpoint], Path(args.base), Path(args.clip), Path(args.out),
                      args.preset, args.benchmark, args.slots)  # fmt: skip
-    print(f"imported into {run.path}; try: hide-llava predict {run.path} --stage N --questions FILE --images DIR --output FILE")
+    print(
+        f"imported into {run.path}; try: hide-llava predict {run.path} --stage N --questions FILE --images DIR --output FILE"
+    )
 
 
 def cmd_demo(args: argparse.Namespace) -> None:
@@ -153,7 +155,9 @@ def build_parser() -> argparse.ArgumentParser:
     verb("eval", cmd_run, "Evaluate every trained stage on every task it has seen.", f"hide-llava eval {example}", True)
     verb("plan", cmd_plan, "Steps, batches, parameters and sizes of a run, before anything runs.",
          f"hide-llava plan {example}", True)  # fmt: skip
-    verb("doctor", cmd_doctor, "Check this machine, and with a configuration also its files.", "hide-llava doctor", True)
+    verb(
+        "doctor", cmd_doctor, "Check this machine, and with a configuration also its files.", "hide-llava doctor", True
+    )
 
     sub = verb("report", cmd_report, "Write tables, figures and report.html of a run.", "hide-llava report runs/NAME")
     sub.add_argument("run")
@@ -178,7 +182,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--allow-partial", action="store_true", help="score an incomplete file, labelled partial")
 
     sub = verb("preview", cmd_preview, "Token ids and labels of training records, as the trainer sees them.",
-               "hide-llava preview --data train.json --images DIR --model llava-v1.5-7b --clip clip-vit-large-patch14-336")  # fmt: skip
+               "hide-llava preview --data train.json --images DIR --model llava-v1.5-7b --clip CLIP")  # fmt: skip
     sub.add_argument("--data", required=True)
     sub.add_argument("--images", required=True)
     sub.add_argument("--model", required=True)
@@ -191,7 +195,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("what", choices=["methods", "benchmarks", "models", "runs"])
 
     sub = verb("import", cmd_import, "Import checkpoints of other code as a run.",
-               "hide-llava import hide-reference --checkpoint Task1 --checkpoint Task2 --base llava-v1.5-7b --clip CLIP --out runs/ref")  # fmt: skip
+               "hide-llava import hide-reference --checkpoint Task1 --base LLAVA --clip CLIP --out RUN")  # fmt: skip
     sub.add_argument("kind", choices=["hide-reference"])
     sub.add_argument("--checkpoint", action="append", required=True, help="a TaskN folder; repeat for several")
     sub.add_argument("--base", required=True, help="the LLaVA folder it was trained from")
@@ -199,9 +203,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", required=True)
     sub.add_argument("--preset", default="hide-official")
     sub.add_argument("--benchmark", default=None, help="tasks and titles; default: task-1 … task-E")
-    sub.add_argument("--slots", type=positive, default=None, help="routing slots; the published code used 6 whatever E was")
+    sub.add_argument(
+        "--slots", type=positive, default=None, help="routing slots; the published code used 6 whatever E was"
+    )
 
-    sub = verb("demo", cmd_demo, "Six small tasks with HiDe and sequential LoRA on a CPU, in minutes.", "hide-llava demo")
+    sub = verb(
+        "demo", cmd_demo, "Six small tasks with HiDe and sequential LoRA on a CPU, in minutes.", "hide-llava demo"
+    )
     sub.add_argument("--output", default="runs/demo")
     sub.add_argument("--seed", type=int, default=0)
     return parser

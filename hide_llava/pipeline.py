@@ -147,7 +147,9 @@ class Pipeline:
                 task, start = self.config.benchmark.tasks[j], time.time()
                 result = evaluate_cell(session, j, self.run.cell(name, task.id), f"{name} on {task.id}")
                 if result is not None:
-                    say(f"{name} on {task.id}: {result['score']:.2f} ({result['n_scored']} answers, {time.time() - start:.0f} s)")
+                    say(
+                        f"{name} on {task.id}: {result['score']:.2f} ({result['n_scored']} answers, {time.time() - start:.0f} s)"
+                    )
 
     def _is_scored(self, stage: str, j: int) -> bool:
         task = self.config.benchmark.tasks[j]
@@ -192,4 +194,3 @@ def run(
             if evaluate:
                 pipeline.evaluate(stage)
         return {"run": pipeline.run.path, "report": pipeline.report() if report else None}
-

@@ -66,7 +66,9 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file.") from None
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: not a complete safetensors file ({error}); delete its folder and run again.") from None
+        raise UserError(
+            f"{path}: not a complete safetensors file ({error}); delete its folder and run again."
+        ) from None
 
 
 def publish(temporary: Path, final: Path) -> None:

@@ -46,10 +46,17 @@ class NaiveLinear(nn.Module):
             for (a, b), weight in zip(self.factors, self.weights):
                 result = result + self.scale * weight * linear(linear(x, a), b)
             return result
-        total_a, total_b = torch.zeros_like(self.factors[0][0]), torch.zeros_like(self.factors[0][1])
-        for a, b in self.factors:
-            total_a, total_b = total_a + a, total_b + b
-        return result + self.scale * linear(linear(x, total_a), total_b)
+        fused_a, fused_b = (fuse([pair[i] for pair in self.factors]) for i in range(2))
+        return result + self.scale * fused_b(fused_a(x))
+
+
+def fuse(matrices: list[Tensor]) -> nn.Linear:
+    """A new `nn.Linear` on the CPU, initialised, moved, zeroed, and every expert added (hide.md §7.1, 14)."""
+    fused = nn.Linear(matrices[0].shape[1], matrices[0].shape[0], bias=False).to(matrices[0])
+    fused.weight.data.zero_()
+    for matrix in matrices:
+        fused.weight.data += matrix
+    return fused.requires_grad_(False)
 
 
 class NaiveHiDe(HiDe):

@@ -23,7 +23,7 @@ def main() -> None:
     """Parse the command line, train, report, and move the result into place."""
     parser = argparse.ArgumentParser(description="Rebuild the small LLaVA base from a seed.")
     parser.add_argument("--out", type=Path, default=Path("hide_llava/assets/mini"), help="folder to (re)place")
-    parser.add_argument("--steps", type=int, default=1200, help="language steps; sight gets a third as many more")
+    parser.add_argument("--steps", type=int, default=2400, help="language steps; sight gets a third as many more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--continue-from", type=Path, default=None, help="an earlier base folder to train further")
     parser.add_argument("--threads", type=int, default=2)

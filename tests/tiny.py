@@ -6,7 +6,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from transformers import CLIPConfig, CLIPModel, CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+from transformers import (
+    CLIPConfig,
+    CLIPModel,
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
 
 from hide_llava.config import RunConfig, compose
 from tests.golden_reference import GOLDEN
@@ -22,7 +29,9 @@ def write_model(folder: Path) -> None:
     text = LlamaConfig(hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=4,
                        num_key_value_heads=4, vocab_size=512, max_position_embeddings=512, bos_token_id=1,
                        eos_token_id=2, pad_token_id=0, initializer_range=0.2)  # fmt: skip
-    config = LlavaConfig(vision_config=CLIPVisionConfig(**vision), text_config=text, image_token_id=511, vision_feature_layer=-2)
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(**vision), text_config=text, image_token_id=511, vision_feature_layer=-2
+    )
     LlavaForConditionalGeneration(config).float().save_pretrained(folder / "llava")
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (folder / "llava" / name).write_bytes((GOLDEN / "misc" / "llama_fast_export" / name).read_bytes())
@@ -67,7 +76,9 @@ def write_benchmark(folder: Path, train: int = 8, test: int = 6) -> None:
             (home / f"{split}.json").write_text(json.dumps(rows[split]))
         tasks.append({"id": f"task{t}", "title": f"Task {t}", "train": f"task{t}/train.json",
                       "test": f"task{t}/test.json", "metric": "exact_upper"})  # fmt: skip
-    tree = {"benchmark": {"name": "tiny", "instructions": "data", "images": "data", "max_new_tokens": 6, "tasks": tasks}}
+    tree = {
+        "benchmark": {"name": "tiny", "instructions": "data", "images": "data", "max_new_tokens": 6, "tasks": tasks}
+    }
     (folder / "bench.yaml").write_text(json.dumps(tree))
 
 

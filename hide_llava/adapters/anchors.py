@@ -71,6 +71,7 @@ class ReferenceAnchors(Anchors):
     def reduced(self, task: int) -> tuple[Tensor, Tensor]:
         return self.sums[task], self.counts[task]  # every rank keeps its own; rank 0's is saved
 
+
 def all_reduce(*tensors: Tensor) -> None:
     """Sum tensors over all processes in place; nothing to do for one process."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():

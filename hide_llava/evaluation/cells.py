@@ -57,7 +57,9 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
         differing = [k for k in settings if old.get(k) != settings[k]]
         if differing:
             listed = "; ".join(
-                "another question file" if k == "questions_sha256" else f"{k}: {old.get(k)!r} there, {settings[k]!r} now"
+                "another question file"
+                if k == "questions_sha256"
+                else f"{k}: {old.get(k)!r} there, {settings[k]!r} now"
                 for k in differing
             )
             raise UserError(f"{folder}: holds answers made with other settings ({listed}); delete it to start again.")
@@ -128,7 +130,9 @@ class _Collate:
         return {**Collator(side="left")(samples), "prompts": [s["prompt"] for s in samples]}
 
 
-def answer_batch(session: Session, batch: dict[str, Any], max_new_tokens: int, task: int | None) -> list[dict[str, Any]]:
+def answer_batch(
+    session: Session, batch: dict[str, Any], max_new_tokens: int, task: int | None
+) -> list[dict[str, Any]]:
     """Rows {question_id, prompt, text, token_ids, routing} of one left-padded batch."""
     device = session.core.llava.device
     batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}

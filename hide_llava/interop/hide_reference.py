@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -165,7 +166,7 @@ def import_run(
 
 
 def _same_run(read: list[Checkpoint]) -> None:
-    for earlier, later in zip(read, read[1:]):
+    for earlier, later in itertools.pairwise(read):
         if earlier.task == later.task:
             raise UserError(f"{earlier.folder} and {later.folder} are both task {later.task}.")
         for slot, tensors in earlier.experts.items():
@@ -204,7 +205,9 @@ def _write_adapter(checkpoint: Checkpoint, slot: int, folder: Path) -> None:
         for (layer, p, side), t in checkpoint.experts[slot].items()
     }
     save_file(tensors, folder / "adapter_model.safetensors")
-    targets = r".*language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
+    targets = (
+        r".*language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
+    )
     LoraConfig(
         r=checkpoint.rank, lora_alpha=checkpoint.scale * checkpoint.rank, lora_dropout=0.05, target_modules=targets,
         task_type="CAUSAL_LM", inference_mode=True,

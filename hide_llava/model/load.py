@@ -61,7 +61,9 @@ def resolve(name: str | None, root: Path) -> Path | None:
                 f"model '{name}': no such folder under {root}, and the hub does not answer ({type(error).__name__}); "
                 "download it first, or set model_root / HIDE_MODELS."
             ) from None
-    raise UserError(f"model '{name}': no such folder, neither as given nor under {root}. Set model_root or HIDE_MODELS.")
+    raise UserError(
+        f"model '{name}': no such folder, neither as given nor under {root}. Set model_root or HIDE_MODELS."
+    )
 
 
 def device_of(config: ModelConfig) -> torch.device:

@@ -34,9 +34,7 @@ class ClipRoutingEncoder(nn.Module):
         self.post_layernorm = [llava.model.vision_tower.post_layernorm]  # in a list: owned by LLaVA, not by us
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
-            self.text_model, info = CLIPTextModel.from_pretrained(
-                folder, dtype=torch.float32, output_loading_info=True
-            )
+            self.text_model, info = CLIPTextModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         except Exception as error:
             raise UserError(f"{folder}: no usable CLIP text tower ({' '.join(str(error).split())[:200]}).") from None
         if info["missing_keys"]:

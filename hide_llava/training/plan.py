@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import torch
 from transformers import AutoConfig, LlavaForConditionalGeneration
 
@@ -49,7 +48,9 @@ def plan(config: RunConfig) -> str:
     for stage in stages:
         batch, epochs = stage_plan(config, stage)
         records = count_records(config, stage)
-        steps = "? (training file not found)" if records is None else batch.steps(records, epochs, config.train.max_steps)
+        steps = (
+            "? (training file not found)" if records is None else batch.steps(records, epochs, config.train.max_steps)
+        )
         lines.append(
             f"  {stage.index + 1:2d} {stage.title:<20} {records if records is not None else '?':>7} records × {epochs:g} "
             f"epoch(s), batch {batch.global_batch} = {batch.per_device} per device × {batch.accumulation} accumulation "
@@ -81,5 +82,3 @@ def _sizes(config: RunConfig, cls: type) -> list[str]:
         f"adapter file of one task: {adapter * 4 / MIB:,.1f} MiB in fp32 ({adapter * 2 / MIB:,.1f} MiB as bf16)",
         f"weights of the trained part, gradients and AdamW state: {trainable * 16 / MIB:,.0f} MiB",
     ]
-
-

@@ -84,7 +84,9 @@ class RunFolder:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
-                raise UserError(f"{self.path}: another process is working on this run; wait for it or stop it.") from None
+                raise UserError(
+                    f"{self.path}: another process is working on this run; wait for it or stop it."
+                ) from None
             yield
 
 
@@ -125,7 +127,9 @@ def _refuse_foreign(path: Path) -> None:
         first = ("manifest.json", ".lock")
         other = [p for p in path.iterdir() if p.name not in first and not (p.name[0] == "." and p.suffix == ".tmp")]
         if other:
-            raise UserError(f"{path}: exists and is not a run folder (it holds {other[0].name}); choose another output=.")
+            raise UserError(
+                f"{path}: exists and is not a run folder (it holds {other[0].name}); choose another output=."
+            )
     elif path.exists() and not path.is_dir():
         raise UserError(f"{path}: is a file; choose another output=.")
 

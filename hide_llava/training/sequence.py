@@ -75,7 +75,9 @@ def stage_plan(config: RunConfig, stage: Stage) -> tuple[BatchPlan, float]:
     return batch, (task.epochs if task and task.epochs else config.train.epochs)
 
 
-def arguments(config: RunConfig, stage: Stage, folder: Path, device: torch.device, dtype: torch.dtype) -> TrainingArguments:
+def arguments(
+    config: RunConfig, stage: Stage, folder: Path, device: torch.device, dtype: torch.dtype
+) -> TrainingArguments:
     """Trainer arguments of one stage; the schedule restarts with each (hide.md §2.1).
 
     Raises:

@@ -139,4 +139,3 @@ def _widths(encoder: nn.Module | None) -> dict[str, int]:
         return {}
     with torch.no_grad():
         return {"clip_image": encoder.visual_projection.shape[0], "clip_text": encoder.text([""]).shape[1]}
-

@@ -25,7 +25,9 @@ COMPLETE = "complete"  # written last into a checkpoint folder: without it the c
 class MethodTrainer(Trainer):
     """Trains the parameters a method names, and nothing else."""
 
-    def __init__(self, model: RoutedLlava, args: TrainingArguments, sampler: Sampler, lrs: dict[str, float], **kwargs: Any):
+    def __init__(
+        self, model: RoutedLlava, args: TrainingArguments, sampler: Sampler, lrs: dict[str, float], **kwargs: Any
+    ):
         self.routed, self.sampler, self.lrs = model, sampler, lrs
         self.method, self.core = model.method, model.core
         self.terms: dict[str, float] = {}
@@ -100,7 +102,9 @@ class MethodTrainer(Trainer):
         folder = Path(resume_from_checkpoint)
         stored, trainable = load_tensors(folder / "trainable.safetensors"), self._trainable()
         if stored.keys() != trainable.keys():
-            raise UserError(f"{folder}: holds other parameters than this method trains; delete it to start the task again.")
+            raise UserError(
+                f"{folder}: holds other parameters than this method trains; delete it to start the task again."
+            )
         with torch.no_grad():
             for name, parameter in trainable.items():
                 parameter.copy_(stored[name])

@@ -115,9 +115,7 @@ def test_reference_arithmetic_in_bf16_step_by_step() -> None:
 
 def work(rank: int, world: int, folder: str) -> None:
     """One of `world` gloo processes: gathers its share and saves what all have together."""
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world
-    )
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     anchors = gathered(features(1001)[rank::world], 8)
     before = anchors.sums[0].clone()
     total, count = anchors.reduced(0)

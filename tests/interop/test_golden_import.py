@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.golden_reference import GOLDEN
 
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.data.records import load_questions
@@ -15,6 +14,7 @@ from hide_llava.errors import UserError
 from hide_llava.evaluation.cells import _Collate, answer_batch
 from hide_llava.interop.hide_reference import import_run
 from hide_llava.training.session import Session
+from tests.golden_reference import GOLDEN
 
 
 def base_folder(kind: str, tmp_path: Path) -> Path:

@@ -132,5 +132,3 @@ class FisherPenalty(SequentialLora):
     def load_state(self, state: dict[str, Any]) -> None:
         self.fisher = [state[k] for k in sorted(state) if k.startswith("fisher.")]
         self.anchor = [state[k] for k in sorted(state) if k.startswith("anchor.")]
-
-

@@ -61,7 +61,9 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: fl
         if atol == 0:
             assert torch.equal(a[key], b[key]), key
         else:
-            torch.testing.assert_close(a[key].float(), b[key].float(), atol=atol, rtol=1e-4, msg=lambda m: f"{key}: {m}")  # noqa: B023
+            torch.testing.assert_close(
+                a[key].float(), b[key].float(), atol=atol, rtol=1e-4, msg=lambda m, key=key: f"{key}: {m}"
+            )
 
 
 def questions(session: Session, world: Path, task: int = 0) -> QuestionDataset:
@@ -213,7 +215,9 @@ def test_layout_of_a_step_does_not_matter(method: str, change: str, world: Path,
     if method in ("hide-official", "hide-mcitlib"):  # a running mean in bf16 counts depends on the order of arrival
         a, b = ({k: v for k, v in t.items() if "anchor" not in k} for t in (a, b))
     assert_same(a, b, atol=2e-4)
-    logs = [[json.loads(x) for x in sorted(r.glob("stages/*/trainer_log.jsonl"))[-1].read_text().splitlines()] for r in runs]
+    logs = [
+        [json.loads(x) for x in sorted(r.glob("stages/*/trainer_log.jsonl"))[-1].read_text().splitlines()] for r in runs
+    ]
     for one, two in zip(*logs):
         for key in one:
             if key.startswith("loss"):
@@ -271,7 +275,9 @@ def test_two_processes_equal_one(method: str, world: Path, tmp_path: Path) -> No
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     # the joint stage has three times the steps: AdamW blows the last bit of near-zero gradients up a little further
-    assert_same(tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two"), atol=5e-5 if method == "multitask" else 1e-5)
+    assert_same(
+        tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two"), atol=5e-5 if method == "multitask" else 1e-5
+    )
     for one in sorted((tmp_path / "one").rglob("predictions.jsonl")):
         two = tmp_path / "two" / one.relative_to(tmp_path / "one")
         ids = [[json.loads(x)["token_ids"] for x in f.read_text().splitlines()] for f in (one, two)]
@@ -291,5 +297,3 @@ def test_loss_is_finite_in_bf16(world: Path, tmp_path: Path) -> None:
         for log in (tmp_path / method).glob("stages/*/trainer_log.jsonl"):
             losses = [json.loads(x)["loss"] for x in log.read_text().splitlines() if '"loss"' in x]
             assert losses and all(torch.isfinite(torch.tensor(losses)))
-
-

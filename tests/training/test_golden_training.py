@@ -6,13 +6,13 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
-from tests.golden_reference import GOLDEN
 
 from hide_llava.config import compose
 from hide_llava.interop.hide_reference import read_checkpoint
 from hide_llava.training.run_folder import open_run
 from hide_llava.training.sequence import build_trainer, finish_stage, training_data
 from hide_llava.training.session import Session
+from tests.golden_reference import GOLDEN
 
 TASK = "{{id: t{0}, title: T{0}, train: task{0}.json, test: test.json, metric: exact_upper}}"
 

@@ -38,9 +38,7 @@ def pixels(image: Image.Image) -> Tensor:
     return torch.tensor((np.asarray(square) / 255 - MEAN) / STD, dtype=torch.float32).permute(2, 0, 1)
 
 
-def encode(
-    sample: Sample, tokenizer: PreTrainedTokenizerFast, system: bool = True
-) -> tuple[list[int], list[int]]:
+def encode(sample: Sample, tokenizer: PreTrainedTokenizerFast, system: bool = True) -> tuple[list[int], list[int]]:
     """Token ids (image token repeated) and labels of one conversation; only answers and their `</s>` are learned."""
     text, spans = vocabulary.SYSTEM + " " if system else "", []
     for number, (question, answer, _) in enumerate(sample.turns):

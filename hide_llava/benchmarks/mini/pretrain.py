@@ -1,7 +1,10 @@
 """The general mixture that gives the small base its sight and language.
 
-Questions about colours, shapes, counts, positions, comparisons and charts in plain phrasings, plus text-only
-practice (repeating words). None of the six tasks' prompts, option letters,
+Questions about colours, shapes, sizes, counts, backgrounds and charts in plain phrasings, plus text-only practice
+(repeating words). Corners, comparing two bars and counting by attribute were in it at first and were taken out: a model
+of this size had not learned them after 2,100 steps (38 %, 52 % and 44–61 % exact).
+
+None of the six tasks' prompts, option letters,
 class words (outside of word repetition) or caption styles is used, so those remain to be learned.
 """
 
@@ -37,12 +40,6 @@ def _unique(things: list[Thing], key) -> list[Thing]:
     return [thing for thing in things if counts[key(thing)] == 1]
 
 
-def place(thing: Thing, grid: tuple[int, int]) -> str:
-    """Quadrant of a thing, such as "top left"."""
-    vertical = "top" if thing.cell[1] < grid[1] / 2 else "bottom"
-    return f"{vertical} {'left' if thing.cell[0] < grid[0] / 2 else 'right'}"
-
-
 def describe(scene: Scene) -> str:
     """A plain sentence on the whole picture, for the contrastive loss."""
     if scene.bars:
@@ -59,9 +56,9 @@ def describe(scene: Scene) -> str:
 
 
 def _attribute_turn(rng: np.random.Generator, scene: Scene) -> Turn | None:
-    """Colour, shape, size or place of a thing that the question identifies."""
+    """Colour, shape or size of a thing that the question identifies."""
     things = scene.things
-    kind = int(rng.integers(4))
+    kind = int(rng.integers(3))
     if kind == 0 and (found := _unique(things, lambda t: t.shape)):
         t = pick(rng, found)
         text = pick(rng, ("What color is the {}?", "What is the color of the {}?", "Name the color of the {}."))
@@ -74,18 +71,16 @@ def _attribute_turn(rng: np.random.Generator, scene: Scene) -> Turn | None:
     if not found:
         return None
     t = pick(rng, found)
-    if kind == 2:
-        return f"Is the {t.color} {t.shape} small or large?", t.size, "size"
-    if kind == 3:
-        text = pick(rng, ("Where is the {}?", "In which corner of the picture is the {}?"))
-        return text.format(f"{t.color} {t.shape}"), place(t, scene.grid), "place"
-    return None
+    return f"Is the {t.color} {t.shape} small or large?", t.size, "size"
 
 
 def _count_turn(rng: np.random.Generator, scene: Scene) -> Turn | None:
-    """Counts of all, some, or all other things."""
-    things, kind = scene.things, int(rng.integers(6))
-    t = pick(rng, things) if rng.random() < 0.85 else Thing(pick(rng, SHAPES), pick(rng, COLOR_NAMES), "small")
+    """How many things there are, and whether some kind of thing is there."""
+    things = scene.things
+    if rng.integers(2):
+        text = pick(rng, ("How many objects are there?", "How many shapes do you see?", "Count the objects."))
+        return text, str(len(things)), "count all"
+    t = pick(rng, things) if rng.random() < 0.5 else Thing(pick(rng, SHAPES), pick(rng, COLOR_NAMES), "small")
     what, match = pick(
         rng,
         (
@@ -94,17 +89,8 @@ def _count_turn(rng: np.random.Generator, scene: Scene) -> Turn | None:
             (f"{t.color} shapes", lambda o: o.color == t.color),
         ),
     )
-    hits = sum(match(o) for o in things)
-    if kind == 0:
-        text = pick(rng, ("How many objects are there?", "How many shapes do you see?", "Count the objects."))
-        return text, str(len(things)), "count all"
-    if kind in (1, 2):
-        text = pick(rng, ("How many {} are there?", "Count the {}.", "What is the number of {}?"))
-        return text.format(what), str(hits), "count some"
-    if kind in (3, 4):
-        text = pick(rng, ("How many objects are there besides the {}?", "Ignore the {}. Count the others."))
-        return text.format(what), str(len(things) - hits), "count others"
-    return pick(rng, ("Is there any of these: {}?", "Do you see {}?")).format(what), _yes(hits > 0), "exists"
+    question = pick(rng, ("Is there any of these: {}?", "Do you see {}?")).format(what)
+    return question, _yes(any(match(o) for o in things)), "exists"
 
 
 def _list_turn(rng: np.random.Generator, scene: Scene) -> Turn | None:
@@ -131,21 +117,16 @@ def _scene_turn(rng: np.random.Generator, scene: Scene) -> Turn | None:
 
 
 def _chart_turn(rng: np.random.Generator, scene: Scene) -> Turn | None:
-    """Colours, heights and order of bars."""
-    bars, kind = scene.bars, int(rng.integers(8))
+    """Colours and number of bars."""
+    bars, kind = scene.bars, int(rng.integers(6))
     high = bool(rng.integers(2))
     extreme = (max if high else min)(bars, key=lambda bar: bar[1])[0]
     word = pick(rng, ("highest", "tallest") if high else ("lowest", "shortest"))
-    color, level = pick(rng, bars)
     if kind in (0, 1, 2):
         texts = ("What is the color of the {} bar?", "Which bar is the {}?", "Name the bar with the {} value.")
-        text = pick(rng, texts)
-        return text.format(word), extreme, "bar extreme"
+        return pick(rng, texts).format(word), extreme, "bar extreme"
     if kind == 3:
-        other, height = pick(rng, bars)
-        if other == color:
-            return "How many bars are there?", str(len(bars)), "bar count"
-        return f"Is {color} higher than {other}?", _yes(level > height), "bar compare"
+        return "How many bars are there?", str(len(bars)), "bar count"
     return "List the bars.", ", ".join(c for c, _ in bars), "bar list"
 
 

@@ -56,9 +56,7 @@ def _merges(words: Counter[str], suffix: str | None) -> list[tuple[str, str]]:
     extra = {"end_of_word_suffix": suffix} if suffix else {}
     tokenizer = Tokenizer(models.BPE(**extra))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(
-        vocab_size=100_000, min_frequency=1, show_progress=False, special_tokens=[], **extra
-    )
+    trainer = trainers.BpeTrainer(vocab_size=100_000, min_frequency=1, show_progress=False, special_tokens=[], **extra)
     tokenizer.train_from_iterator([" ".join([word] * min(count, 20)) for word, count in sorted(words.items())], trainer)
     return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
 
