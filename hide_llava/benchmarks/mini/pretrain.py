@@ -58,17 +58,17 @@ def describe(scene: Scene) -> str:
 def _attribute_turn(rng: np.random.Generator, scene: Scene) -> Turn | None:
     """Colour, shape or size of a thing that the question identifies."""
     things = scene.things
-    kind = int(rng.integers(3))
-    if kind == 0 and (found := _unique(things, lambda t: t.shape)):
+    kind = int(rng.integers(5))
+    if kind in (0, 1) and (found := _unique(things, lambda t: t.shape)):
         t = pick(rng, found)
         text = pick(rng, ("What color is the {}?", "What is the color of the {}?", "Name the color of the {}."))
         return text.format(t.shape), t.color, "color"
-    if kind == 1 and (found := _unique(things, lambda t: t.color)):
+    if kind in (2, 3) and (found := _unique(things, lambda t: t.color)):
         t = pick(rng, found)
         text = pick(rng, ("What shape is {}?", "Which shape is {}?", "Name the {} shape."))
         return text.format(t.color), t.shape, "shape"
     found = _unique(things, lambda t: (t.shape, t.color))
-    if not found:
+    if not found or len(things) > 2:
         return None
     t = pick(rng, found)
     return f"Is the {t.color} {t.shape} small or large?", t.size, "size"
@@ -81,16 +81,11 @@ def _count_turn(rng: np.random.Generator, scene: Scene) -> Turn | None:
         text = pick(rng, ("How many objects are there?", "How many shapes do you see?", "Count the objects."))
         return text, str(len(things)), "count all"
     t = pick(rng, things) if rng.random() < 0.5 else Thing(pick(rng, SHAPES), pick(rng, COLOR_NAMES), "small")
-    what, match = pick(
-        rng,
-        (
-            (f"{t.color} {plural(t.shape)}", lambda o: (o.color, o.shape) == (t.color, t.shape)),
-            (f"{plural(t.shape)}", lambda o: o.shape == t.shape),
-            (f"{t.color} shapes", lambda o: o.color == t.color),
-        ),
-    )
+    by_shape = bool(rng.integers(2))
+    what = plural(t.shape) if by_shape else f"{t.color} shapes"
+    there = any(o.shape == t.shape if by_shape else o.color == t.color for o in things)
     question = pick(rng, ("Is there any of these: {}?", "Do you see {}?")).format(what)
-    return question, _yes(any(match(o) for o in things)), "exists"
+    return question, _yes(there), "exists"
 
 
 def _list_turn(rng: np.random.Generator, scene: Scene) -> Turn | None:

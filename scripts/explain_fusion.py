@@ -1,0 +1,72 @@
+"""Why does HiDe keep or lose a task? Ablations of one trained run that differ at inference only.
+
+    python scripts/explain_fusion.py runs/demo/hide-delta_sum
+
+For the last stage on every task: the fusion as configured, factor-sum, no fusion at all (every layer expanded), the
+task id given (each expert alone), and the relative size of the weight changes. Nothing is trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+from pathlib import Path
+
+import torch
+
+from hide_llava.adapters.folding import delta
+from hide_llava.cli import _quiet
+from hide_llava.config import RunConfig
+from hide_llava.demo import reuse_stages
+from hide_llava.pipeline import Pipeline
+from hide_llava.results.matrix import last_row
+from hide_llava.results.run_reader import read_run
+from hide_llava.training.run_folder import RunFolder
+from hide_llava.training.session import Session
+
+
+def variants(config: RunConfig, depth: int) -> dict[str, dict]:
+    every = list(range(depth))
+    return {
+        "as trained": {},
+        "factor-sum fusion": {"fusion": "factor_sum"},
+        "no fusion: every layer expanded": {"expanded_layers": every},
+        "every layer expanded, top1 routing": {"expanded_layers": every, "routing": "top1"},
+        "each expert alone (task id given)": {"expanded_layers": every, "routing": "oracle"},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", type=Path)
+    args = parser.parse_args()
+    _quiet()
+    config = RunFolder(args.run).config
+    session = Session(config)
+    session.restore(RunFolder(args.run), len(session.stages) - 1)
+    print("relative weight change of each expert (median over its linears):")
+    for task in session.method.learned:
+        print(f"  {config.benchmark.tasks[task].title:<12} {relative_change(session, session.method.expert(task)):.3f}")
+    for label, change in variants(config, session.core.num_layers).items():
+        changed = copy.deepcopy(config)
+        changed.method = {**config.method, **change}
+        changed.output = str(args.run / "ablation" / label.replace(" ", "-").replace(":", "").replace(",", ""))
+        reuse_stages(args.run, changed)
+        pipeline = Pipeline(changed)
+        pipeline.evaluate(pipeline.stages[-1])
+        row = last_row(read_run(Path(changed.output)).matrix)
+        print(f"{label:<36} " + " ".join(f"{v:7.2f}" for v in row) + f"   Last {sum(row) / len(row):.2f}")
+
+
+def relative_change(session: Session, name: str) -> float:
+    """Median over the adapted linears of ‖s B A‖ / ‖W‖ (Frobenius)."""
+    ratios = []
+    for _, _, layer in session.core.layers(name):
+        factors = [(layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach())]
+        change = delta(factors, [1.0], [layer.scaling[name]], "delta_sum")
+        ratios.append(change.norm() / layer.get_base_layer().weight.norm())
+    return float(torch.stack(ratios).median())
+
+
+if __name__ == "__main__":
+    main()
