@@ -1,4 +1,4 @@
-"""The demo: six small tasks with HiDe (both fusions) and sequential LoRA, on a CPU, and what they remember."""
+"""The demo: six small tasks with sequential LoRA and HiDe (both fusions, and none), on a CPU, and what they remember."""
 
 from __future__ import annotations
 
@@ -17,22 +17,21 @@ METHODS = {
     "lora": ["method=lora-mini"],
     "hide-delta_sum": ["method=hide-mini"],
     "hide-factor_sum": ["method=hide-mini", "method.fusion=factor_sum"],
+    "hide-expand_all": ["method=hide-mini", "method.expanded_layers=[0,1,2,3,4,5]"],
 }
+TRAINED_ONCE = "hide-delta_sum"  # the other HiDe runs differ from it at inference only and take over its stages
 
 
 def demo(output: Path, seed: int = 0) -> None:
-    """Run the three, print their accuracy matrices, and write one page that compares them.
-
-    The two HiDe runs differ at inference only, so the second reuses the first one's trained stages.
-    """
+    """Run all, print their accuracy matrices, and write one page that compares them."""
     start, folders = time.time(), []
     for name, words in METHODS.items():
         folder = output / name
         say(f"=== {name}")
         words = [*words, "benchmark=mini-ucit", "model=mini", "train=mini", f"seed={seed}", f"output={folder}"]
         config = compose(words)
-        if name == "hide-factor_sum":
-            reuse_stages(output / "hide-delta_sum", config)
+        if name.startswith("hide") and name != TRAINED_ONCE:
+            reuse_stages(output / TRAINED_ONCE, config)
         run(config)
         folders.append(folder)
     for folder in folders:

@@ -16,7 +16,6 @@ import torch
 
 from hide_llava.adapters.folding import delta
 from hide_llava.cli import _quiet
-from hide_llava.config import RunConfig
 from hide_llava.demo import reuse_stages
 from hide_llava.pipeline import Pipeline
 from hide_llava.results.matrix import last_row
@@ -25,11 +24,13 @@ from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.session import Session
 
 
-def variants(config: RunConfig, depth: int) -> dict[str, dict]:
+def variants(depth: int, tasks: int) -> dict[str, dict]:
     every = list(range(depth))
     return {
         "as trained": {},
         "factor-sum fusion": {"fusion": "factor_sum"},
+        "fusion weight 1/3": {"fusion_weight": 1 / 3},
+        "fusion weight 1/T": {"fusion_weight": 1 / tasks},
         "no fusion: every layer expanded": {"expanded_layers": every},
         "every layer expanded, top1 routing": {"expanded_layers": every, "routing": "top1"},
         "each expert alone (task id given)": {"expanded_layers": every, "routing": "oracle"},
@@ -47,10 +48,10 @@ def main() -> None:
     print("relative weight change of each expert (median over its linears):")
     for task in session.method.learned:
         print(f"  {config.benchmark.tasks[task].title:<12} {relative_change(session, session.method.expert(task)):.3f}")
-    for label, change in variants(config, session.core.num_layers).items():
+    for label, change in variants(session.core.num_layers, len(session.tasks)).items():
         changed = copy.deepcopy(config)
         changed.method = {**config.method, **change}
-        changed.output = str(args.run / "ablation" / label.replace(" ", "-").replace(":", "").replace(",", ""))
+        changed.output = str(args.run / "ablation" / label.replace(" ", "-").replace(":", "").replace(",", "").replace("/", "-"))
         reuse_stages(args.run, changed)
         pipeline = Pipeline(changed)
         pipeline.evaluate(pipeline.stages[-1])
