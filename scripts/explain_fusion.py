@@ -51,7 +51,9 @@ def main() -> None:
     for label, change in variants(session.core.num_layers, len(session.tasks)).items():
         changed = copy.deepcopy(config)
         changed.method = {**config.method, **change}
-        changed.output = str(args.run / "ablation" / label.replace(" ", "-").replace(":", "").replace(",", "").replace("/", "-"))
+        changed.output = str(
+            args.run / "ablation" / label.replace(" ", "-").replace(":", "").replace(",", "").replace("/", "-")
+        )
         reuse_stages(args.run, changed)
         pipeline = Pipeline(changed)
         pipeline.evaluate(pipeline.stages[-1])

@@ -170,7 +170,11 @@ def _running_mean(values: list[float]) -> list[float]:
 
 
 def mean_curves(runs: list[Run], theme: Theme = LIGHT) -> Figure | None:
-    """Mean score over the tasks seen so far, after each stage, one line per run; joint runs are dashed levels."""
+    """Mean score over the tasks seen so far, after each stage, one line per run; joint runs are dashed levels.
+
+    A line is named by its preset, or by its run folder where presets repeat.
+    """
+    titles = [run.title for run in runs]
     drawn = [(run, row_means(run.matrix)) for run in runs]
     longest = max((run for run, _ in drawn), key=lambda run: len(run.matrix.stages), default=None)
     if longest is None or len(longest.matrix.stages) < 2 or all(v is None for _, values in drawn for v in values):
@@ -188,7 +192,8 @@ def mean_curves(runs: list[Run], theme: Theme = LIGHT) -> Figure | None:
         else:
             xs, ys = zip(*[(t, value if value is not None else float("nan")) for t, value in enumerate(values)])
             axes.plot(xs, ys, color=colour, marker=marker, markersize=5.5, linewidth=2)
-        ends.append([points[-1][1], points[-1][0], f"{run.title}  {points[-1][1]:.1f}", colour])
+        name = run.title if titles.count(run.title) == 1 else run.path.name
+        ends.append([points[-1][1], points[-1][0], f"{name}  {points[-1][1]:.1f}", colour])
     axes.set_xticks(range(n), longest.matrix.stage_titles)
     if max(map(len, longest.matrix.stage_titles)) > 10:
         axes.tick_params(axis="x", labelrotation=15)
