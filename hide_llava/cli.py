@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
+from hide_llava import commands
 from hide_llava.errors import UserError
 
 OVERRIDES = """
@@ -17,111 +16,6 @@ A configuration is benchmark= method= model= [train=] plus any key=value of the 
 seed=1 method.rank=16 output=runs/mine. `hide-llava ls benchmarks|methods|models` lists names; a path to a YAML works too.
 Data lies under data_root= or $HIDE_DATA, models under model_root= or $HIDE_MODELS.
 """
-
-
-def _compose(args: argparse.Namespace) -> object:
-    """The configuration of an existing run folder given first, or the composition of overrides."""
-    from hide_llava.config import compose, from_yaml
-    from hide_llava.training.run_folder import FREE
-
-    words = args.overrides
-    if not words or "=" in words[0]:
-        return compose(words)
-    folder = Path(words[0])
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"'{folder}' is neither key=value nor a run folder (it has no config.yaml).")
-    for word in words[1:]:
-        key = word.partition("=")[0]
-        if not key.startswith("eval.") and key not in FREE:
-            raise UserError(f"'{word}': of an existing run only eval.* and {', '.join(FREE[1:3])} can be changed.")
-    config = from_yaml(folder / "config.yaml", words[1:])
-    config.output = str(folder)
-    return config
-
-
-def cmd_run(args: argparse.Namespace) -> None:
-    from hide_llava.pipeline import run
-
-    existing = bool(args.overrides) and "=" not in args.overrides[0]
-    done = run(_compose(args), train=args.verb != "eval", evaluate=args.verb != "train", existing=existing)
-    _print_run(done["run"], done["report"])
-
-
-def _print_run(run: Path, report: Path | None) -> None:
-    from hide_llava.results.run_reader import read_run
-    from hide_llava.results.tables import format_matrix
-
-    if report is not None:
-        print(format_matrix(read_run(run).matrix))
-        print(f"run: {run}\nreport: {report}")
-
-
-def cmd_report(args: argparse.Namespace) -> None:
-    from hide_llava.results.report import write_report
-
-    _print_run(Path(args.run), write_report(Path(args.run)))
-
-
-def cmd_plan(args: argparse.Namespace) -> None:
-    from hide_llava.training.plan import plan
-
-    print(plan(_compose(args)))
-
-
-def cmd_predict(args: argparse.Namespace) -> None:
-    from hide_llava.evaluation.predict import predict
-
-    count = predict(Path(args.run), args.stage, Path(args.questions), Path(args.images), Path(args.output),
-                    args.batch_size, args.max_new_tokens, args.dtype)  # fmt: skip
-    print(f"{count} answers in {args.output}")
-
-
-def cmd_score(args: argparse.Namespace) -> None:
-    from hide_llava.metrics import score_files
-
-    options = {"tokenizer": {"java": "ptb"}.get(args.tokenizer, args.tokenizer), "allow_partial": args.allow_partial}
-    questions = Path(args.questions) if args.questions else None
-    result = score_files(args.metric, Path(args.predictions), Path(args.references), questions, options=options)
-    print(json.dumps(result, ensure_ascii=False))
-
-
-def cmd_preview(args: argparse.Namespace) -> None:
-    from hide_llava.data.preview import preview
-
-    for line in preview(Path(args.data), Path(args.images), Path(args.model), args.clip and Path(args.clip),
-                        args.max_length, args.limit, args.json):  # fmt: skip
-        print(line)
-
-
-def cmd_doctor(args: argparse.Namespace) -> None:
-    from hide_llava.doctor import report
-
-    text, healthy = report(_compose(args) if args.overrides else None)
-    print(text)
-    if not healthy:
-        sys.exit(1)
-
-
-def cmd_ls(args: argparse.Namespace) -> None:
-    from hide_llava.listing import listing
-
-    print(listing(args.what))
-
-
-def cmd_import(args: argparse.Namespace) -> None:
-    from hide_llava.interop.hide_reference import import_run
-
-    run = import_run([Path(c) for c in args.checkpoint], Path(args.base), Path(args.clip), Path(args.out),
-                     args.preset, args.benchmark, args.slots)  # fmt: skip
-    print(
-        f"imported into {run.path}; try: hide-llava predict {run.path} --stage N --questions FILE --images DIR --output FILE"
-    )
-
-
-def cmd_demo(args: argparse.Namespace) -> None:
-    from hide_llava.demo import demo
-
-    demo(Path(args.output), args.seed)
 
 
 def positive(text: str) -> int:
@@ -149,19 +43,31 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     example = "benchmark=ucit method=hide model=llava-1.5-7b"
-    verb("run", cmd_run, "Train and evaluate the whole sequence; run it again to resume.",
+    verb("run", commands.run, "Train and evaluate the whole sequence; run it again to resume.",
          f"hide-llava run {example}", True)  # fmt: skip
-    verb("train", cmd_run, "Train every stage, without evaluating.", f"hide-llava train {example}", True)
-    verb("eval", cmd_run, "Evaluate every trained stage on every task it has seen.", f"hide-llava eval {example}", True)
-    verb("plan", cmd_plan, "Steps, batches, parameters and sizes of a run, before anything runs.",
+    verb("train", commands.run, "Train every stage, without evaluating.", f"hide-llava train {example}", True)
+    verb(
+        "eval",
+        commands.run,
+        "Evaluate every trained stage on every task it has seen.",
+        f"hide-llava eval {example}",
+        True,
+    )
+    verb("plan", commands.plan, "Steps, batches, parameters and sizes of a run, before anything runs.",
          f"hide-llava plan {example}", True)  # fmt: skip
     verb(
-        "doctor", cmd_doctor, "Check this machine, and with a configuration also its files.", "hide-llava doctor", True
+        "doctor",
+        commands.doctor,
+        "Check this machine, and with a configuration also its files.",
+        "hide-llava doctor",
+        True,
     )
 
-    sub = verb("report", cmd_report, "Write tables, figures and report.html of a run.", "hide-llava report runs/NAME")
+    sub = verb(
+        "report", commands.report, "Write tables, figures and report.html of a run.", "hide-llava report runs/NAME"
+    )
     sub.add_argument("run")
-    sub = verb("predict", cmd_predict, "Answer a question file with a run as it was after a stage.",
+    sub = verb("predict", commands.predict, "Answer a question file with a run as it was after a stage.",
                "hide-llava predict runs/NAME --stage 3 --questions test.json --images DIR --output answers.jsonl")  # fmt: skip
     sub.add_argument("run")
     sub.add_argument("--stage", type=int, required=True, help="1 = after the first task")
@@ -172,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-new-tokens", type=positive, default=None, help="default: the run's")
     sub.add_argument("--dtype", default=None, choices=["float32", "bfloat16", "float16"])
 
-    sub = verb("score", cmd_score, "Score an answer file; one JSON object on standard output.",
+    sub = verb("score", commands.score, "Score an answer file; one JSON object on standard output.",
                "hide-llava score --metric exact_upper --predictions predictions.jsonl --references test.json")  # fmt: skip
     sub.add_argument("--metric", required=True)
     sub.add_argument("--predictions", required=True)
@@ -181,7 +87,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--tokenizer", default="java", choices=["java", "python"], help="captions without Java: python")
     sub.add_argument("--allow-partial", action="store_true", help="score an incomplete file, labelled partial")
 
-    sub = verb("preview", cmd_preview, "Token ids and labels of training records, as the trainer sees them.",
+    sub = verb("preview", commands.preview, "Token ids and labels of training records, as the trainer sees them.",
                "hide-llava preview --data train.json --images DIR --model llava-v1.5-7b --clip CLIP")  # fmt: skip
     sub.add_argument("--data", required=True)
     sub.add_argument("--images", required=True)
@@ -191,10 +97,10 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--limit", type=positive, default=None, help="only the first N records")
     sub.add_argument("--json", action="store_true", help="JSON lines instead of readable text")
 
-    sub = verb("ls", cmd_ls, "List what is known.", "hide-llava ls methods")
+    sub = verb("ls", commands.ls, "List what is known.", "hide-llava ls methods")
     sub.add_argument("what", choices=["methods", "benchmarks", "models", "runs"])
 
-    sub = verb("import", cmd_import, "Import checkpoints of other code as a run.",
+    sub = verb("import", commands.import_, "Import checkpoints of other code as a run.",
                "hide-llava import hide-reference --checkpoint Task1 --base LLAVA --clip CLIP --out RUN")  # fmt: skip
     sub.add_argument("kind", choices=["hide-reference"])
     sub.add_argument("--checkpoint", action="append", required=True, help="a TaskN folder; repeat for several")
@@ -208,7 +114,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     sub = verb(
-        "demo", cmd_demo, "Six small tasks with HiDe and sequential LoRA on a CPU, in minutes.", "hide-llava demo"
+        "demo", commands.demo, "Six small tasks with HiDe and sequential LoRA on a CPU, in minutes.", "hide-llava demo"
     )
     sub.add_argument("--output", default="runs/demo")
     sub.add_argument("--seed", type=int, default=0)

@@ -56,6 +56,13 @@ class TaskConfig:
     epochs: float | None = None
     global_batch_size: int | None = None
     max_new_tokens: int | None = None
+    images: str | None = None  # image folder of this task, relative to data_root; None: the benchmark's
+    image_transform: str | None = None  # pad | crop; None: the benchmark's
+    prompt_suffix: str | None = None  # appended to every test question
+    n_train: int | None = None  # expected record counts; None: not known
+    n_test: int | None = None
+    aliases: list[str] = field(default_factory=list)  # other names of the task in papers and code
+    source: str = ""  # data set, split and licence
 
 
 @dataclass
@@ -70,6 +77,7 @@ class BenchmarkConfig:
     image_transform: str = "pad"  # pad | crop
     max_new_tokens: int = 128
     tasks: list[TaskConfig] = field(default_factory=list)
+    general: list[TaskConfig] = field(default_factory=list)  # never trained, asked after every stage: general ability
 
 
 @dataclass
@@ -214,11 +222,11 @@ def _check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
             if not isinstance(value, dict):
                 raise UserError(f"{where}: '{prefix}{key}' takes a name or a mapping, got {value!r}.")
             _check_keys(value, child, where, f"{prefix}{key}.")
-        elif key == "tasks":
+        elif key in ("tasks", "general"):
             if not isinstance(value, list) or not all(isinstance(task, dict) for task in value):
-                raise UserError(f"{where}: '{prefix}tasks' takes a list of mappings, one per task.")
+                raise UserError(f"{where}: '{prefix}{key}' takes a list of mappings, one per task.")
             for i, task in enumerate(value):
-                _check_keys(task, TaskConfig, where, f"{prefix}tasks[{i}].")
+                _check_keys(task, TaskConfig, where, f"{prefix}{key}[{i}].")
 
 
 def _merge(config: Any, tree: dict, where: str) -> Any:
