@@ -62,6 +62,7 @@ class Core:
         self._inputs: dict[nn.Module, Tensor] = {}
         self.projectors: dict[str, dict[str, Tensor]] = {}
         self.folds = Folds()
+        self._folded: dict[str, LoraLayer] = {}  # module name → peft layer whose base weight holds the fold
 
     # ---- what there is -------------------------------------------------------------------------------------------
     @property
@@ -115,6 +116,7 @@ class Core:
                 nn.init.normal_(module.lora_A[name].weight, std=spec.init_std)
 
     def _insert(self, name: str, config: LoraConfig) -> None:
+        self._wrap()
         flags = self._flags()
         if self.peft is None:
             self.peft = get_peft_model(self.llava, config, adapter_name=name)
@@ -126,6 +128,7 @@ class Core:
         self._active = self._lora_layers = None
 
     def delete(self, name: str) -> None:
+        self._wrap()
         flags = self._flags()
         self.peft.delete_adapter(name)
         self._restore(flags)
@@ -206,6 +209,15 @@ class Core:
             layer._active_adapter = list(active)
         self.peft.base_model.active_adapter = list(active)
         self._active = list(active)
+        for path, layer in self._folded.items():  # without an active adapter peft's wrapper only costs time
+            idle = not any(name in layer.lora_A for name in active)
+            self.llava.set_submodule(path, layer.get_base_layer() if idle else layer)
+
+    def _wrap(self) -> None:
+        """Put peft's wrappers back on folded layers; the next `follow` decides anew."""
+        for path, layer in self._folded.items():
+            self.llava.set_submodule(path, layer)
+        self._active = None
 
     def _hook(self, name: str) -> None:
         """Put the gate of adapter `name` between its A and B, reading the route at call time."""
@@ -243,9 +255,11 @@ class Core:
     # ---- inference -----------------------------------------------------------------------------------------------
     def fold(self, names: list[str], weights: list[float], mode: str, skip_layers: list[int]) -> None:
         """Merge adapters into the base weights of every layer but `skip_layers` (see folding.py); undo by `unfold`."""
+        self._wrap()
         skip = set(skip_layers)
-        for module in [m for _, index, m in self.layers(names[0]) if index not in skip]:
+        for path, module in [(path, m) for path, index, m in self.layers(names[0]) if index not in skip]:
             self.folds.fold(module, names, weights, mode)
+            self._folded[path] = module
 
     def concatenate(self, name: str, experts: list[str], layers: list[int]) -> int:
         """One adapter `name` on `layers` holding all experts: A = [A_0; A_1; …], B = [s_0 B_0 | s_1 B_1 | …].
@@ -270,6 +284,8 @@ class Core:
 
     def unfold(self) -> None:
         """Back to the untouched base weights, bit for bit, and no concatenated adapters."""
+        self._wrap()
+        self._folded.clear()
         self.folds.unfold()
         self.follow(Route())
         for name in [n for n in self.names() if n.startswith("routed")]:

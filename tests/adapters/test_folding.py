@@ -170,3 +170,24 @@ def test_folding_rounds_once(build: Callable[..., Core]) -> None:
     expected = (before + delta(factors_of(layer, ["e0", "e1"]), [1.0, 1.0], [2.0, 2.0], "delta_sum")).bfloat16()
     assert torch.equal(layer.get_base_layer().weight, expected)
     assert not torch.equal(expected.float(), before)
+
+
+def test_folded_layers_run_without_wrapper_unless_an_adapter_on_them_is_active(build: Callable[..., Core]) -> None:
+    core = build(4, 4)
+    modules = {path: m for path, _, m in core.layers("e0")}
+    ids = torch.tensor([[1, 5, 9, 4]])
+    core.fold(["e0"], [1.0], "delta_sum", [2])
+    core.follow(Route(["e1"]))
+    assert dict(core.llava.named_modules()).keys() >= modules.keys()
+    both = core.llava(input_ids=ids).logits  # e0 folded below, e1 everywhere on top
+    core.follow(Route())
+    for path, module in modules.items():
+        lower = "layers.2." not in path
+        assert core.llava.get_submodule(path) is (module.get_base_layer() if lower else module), path
+    folded = core.llava(input_ids=ids).logits
+    core.follow(Route(["e1"]))
+    torch.testing.assert_close(core.llava(input_ids=ids).logits, both)
+    assert (folded - both).abs().max() > 0.1
+    core.follow(Route())
+    core.unfold()
+    assert {path: m for path, _, m in core.layers("e0")} == modules
