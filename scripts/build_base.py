@@ -2,7 +2,7 @@
 
     python scripts/build_base.py --out hide_llava/assets/mini --threads 2
 
-Takes about twenty minutes on two CPU cores. The finished folder replaces --out only at the end.
+Takes about half an hour on one CPU core. The finished folder replaces --out only at the end.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ def main() -> None:
     """Parse the command line, train, report, and move the result into place."""
     parser = argparse.ArgumentParser(description="Rebuild the small LLaVA base from a seed.")
     parser.add_argument("--out", type=Path, default=Path("hide_llava/assets/mini"), help="folder to (re)place")
-    parser.add_argument("--steps", type=int, default=2400, help="language steps; sight gets a third as many more")
+    parser.add_argument("--steps", type=int, default=3000, help="language steps; sight gets a third as many more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--continue-from", type=Path, default=None, help="an earlier base folder to train further")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     started = time.time()
