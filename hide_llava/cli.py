@@ -15,6 +15,7 @@ OVERRIDES = """
 A configuration is benchmark= method= model= [train=] plus any key=value of the tree, for example train.epochs=2
 seed=1 method.rank=16 output=runs/mine. `hide-llava ls benchmarks|methods|models` lists names; a path to a YAML works too.
 Data lies under data_root= or $HIDE_DATA, models under model_root= or $HIDE_MODELS.
+Several runs (run, train, eval): seeds=0,1,2 and 'task_order=[a,b,c;c,b,a]' give every seed with every order.
 """
 
 
@@ -64,9 +65,27 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     sub = verb(
+        "check",
+        commands.check,
+        "Are a benchmark's files there, complete and sound? Needs benchmark= only; exit code 1 when something is wrong.",
+        "hide-llava check benchmark=ucit data_root=DIR --deep",
+        True,
+    )
+    sub.add_argument("--deep", action="store_true", help="decode every image; find copies of train images in test")
+    sub.add_argument("--json", action="store_true", help="one JSON object instead of readable text")
+    sub = verb(
         "report", commands.report, "Write tables, figures and report.html of a run.", "hide-llava report runs/NAME"
     )
     sub.add_argument("run")
+    sub = verb("compare", commands.compare,
+               "Runs side by side: one table per benchmark, metric and image transform.\n\n"
+               "Runs that differ in nothing but seed and task order are one row, mean ± sd. Written as comparison.html,\n"
+               ".md, .csv (one file per table) and .tex.",
+               "hide-llava compare runs/A runs/B --published --baseline runs/A")  # fmt: skip
+    sub.add_argument("runs", nargs="+", metavar="RUN")
+    sub.add_argument("--published", action="store_true", help="also the published values, as ranges with their protocols")
+    sub.add_argument("--baseline", default=None, metavar="RUN", help="paired difference to this run on the same questions")
+    sub.add_argument("--output", default="runs/comparison", help="folder, or a path ending in .html")
     sub = verb("predict", commands.predict, "Answer a question file with a run as it was after a stage.",
                "hide-llava predict runs/NAME --stage 3 --questions test.json --images DIR --output answers.jsonl")  # fmt: skip
     sub.add_argument("run")
@@ -77,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--batch-size", type=positive, default=None, help="default: the run's eval.batch_size")
     sub.add_argument("--max-new-tokens", type=positive, default=None, help="default: the run's")
     sub.add_argument("--dtype", default=None, choices=["float32", "bfloat16", "float16"])
+    sub.add_argument("--task", default=None, help="ask as this task is asked (transform, length, suffix)")
 
     sub = verb("score", commands.score, "Score an answer file; one JSON object on standard output.",
                "hide-llava score --metric exact_upper --predictions predictions.jsonl --references test.json")  # fmt: skip
@@ -86,6 +106,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--questions", default=None, help="question file, where the references are a separate file")
     sub.add_argument("--tokenizer", default="java", choices=["java", "python"], help="captions without Java: python")
     sub.add_argument("--allow-partial", action="store_true", help="score an incomplete file, labelled partial")
+    sub.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the metric; may be repeated")
 
     sub = verb("preview", commands.preview, "Token ids and labels of training records, as the trainer sees them.",
                "hide-llava preview --data train.json --images DIR --model llava-v1.5-7b --clip CLIP")  # fmt: skip
@@ -97,8 +118,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--limit", type=positive, default=None, help="only the first N records")
     sub.add_argument("--json", action="store_true", help="JSON lines instead of readable text")
 
+    _analyses(verbs)
     sub = verb("ls", commands.ls, "List what is known.", "hide-llava ls methods")
-    sub.add_argument("what", choices=["methods", "benchmarks", "models", "runs"])
+    sub.add_argument("what", choices=["methods", "benchmarks", "models", "metrics", "runs"])
 
     sub = verb("import", commands.import_, "Import checkpoints of other code as a run.",
                "hide-llava import hide-reference --checkpoint Task1 --base LLAVA --clip CLIP --out RUN")  # fmt: skip
@@ -119,6 +141,46 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--output", default="runs/demo")
     sub.add_argument("--seed", type=int, default=0)
     return parser
+
+
+def _analyses(verbs: argparse._SubParsersAction) -> None:
+    """`analyze leakage|cka`: one sub-command for each analysis."""
+    analyze = verbs.add_parser(
+        "analyze", help="Analyses of data and of runs.", description="`hide-llava analyze KIND --help` explains each.",
+        epilog="example:\n  hide-llava analyze leakage --help", formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    kinds = analyze.add_subparsers(dest="kind", required=True, metavar="KIND")
+    sub = kinds.add_parser(
+        "leakage", help="How much of a benchmark is in the base model's instruction mix.",
+        description="How much of a benchmark's images and questions is in the base model's instruction mix, and beside it the\n"
+        "gap between zero-shot and multi-task scores. Needs benchmark= only. Writes leakage.md, .csv, .json and a figure.",
+        epilog="example:\n  hide-llava analyze leakage benchmark=coin --pretraining llava_v1_5_mix665k.json "
+        "--pretraining-images DIR --run runs/ZERO_SHOT --run runs/MULTITASK",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    sub.set_defaults(run_verb=commands.leakage)
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="benchmark= [data_root=] [tasks=[a,b]]")
+    sub.add_argument("--pretraining", required=True, metavar="FILE", help="the mix: LLaVA JSON {id, image, conversations}")
+    sub.add_argument("--pretraining-images", default=None, metavar="DIR", help="its images, to be compared by content too")
+    sub.add_argument("--run", action="append", default=[], help="a finished zero_shot or multitask run; may be repeated")
+    sub.add_argument("--output", default=None, metavar="DIR", help="default: leakage-BENCHMARK")
+    sub = kinds.add_parser(
+        "cka", help="Similarity of the stages' models, layer by layer.",
+        description="Debiased CKA between the models of a run's stages on one shared set of prompts, layer by layer, with an\n"
+        "interval, a permutation null and the effective dimension. Writes cka.md, cka.json and a figure.",
+        epilog="example:\n  hide-llava analyze cka runs/NAME --stage 6 --samples 100",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    sub.set_defaults(run_verb=commands.cka)
+    sub.add_argument("run")
+    sub.add_argument("--stage", type=positive, required=True, help="compare the models of stages 1 to N")
+    sub.add_argument("--task", action="append", default=None, help="only stages that train this task; may be repeated")
+    sub.add_argument("--samples", type=positive, default=100, help="prompts of each task (default 100)")
+    sub.add_argument("--activation", default="layer", choices=["layer", "mlp"], help="residual stream, or MLP branch")
+    sub.add_argument("--pooling", default="last", choices=["last", "all"], help="last prompt token, or mean of all")
+    sub.add_argument("--kernel", default="linear", choices=["linear", "rbf"])
+    sub.add_argument("--legacy", action="store_true", help="the published procedure: each model on its own task, biased")
+    sub.add_argument("--output", default=None, metavar="DIR", help="default: RUN/results")
 
 
 def _quiet() -> None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from hide_llava.errors import UserError
 
@@ -31,11 +32,35 @@ def _compose(args: argparse.Namespace) -> object:
 
 
 def run(args: argparse.Namespace) -> None:
-    from hide_llava import pipeline
+    from hide_llava import pipeline, sweep
 
+    if sweep.is_sweep(args.overrides):
+        return _sweep(args)
     existing = bool(args.overrides) and "=" not in args.overrides[0]
     done = pipeline.run(_compose(args), train=args.verb != "eval", evaluate=args.verb != "train", existing=existing)
     _print_run(done["run"], done["report"])
+
+
+def _sweep(args: argparse.Namespace) -> None:
+    from hide_llava.adapters.anchors import is_main
+    from hide_llava.sweep import sweep
+
+    outcome = sweep(args.overrides, train=args.verb != "eval", evaluate=args.verb != "train")
+    if outcome.page is not None:
+        print(f"\n{outcome.page.with_suffix('.md').read_text(encoding='utf-8')}\nreport: {outcome.page}")
+    for folder, error in outcome.failed.items() if is_main() else ():
+        print(f"failed: {folder}: {error}", file=sys.stderr)
+    if outcome.failed:
+        sys.exit(1)
+
+
+def compare(args: argparse.Namespace) -> None:
+    from hide_llava.results.comparison import write_comparison
+
+    baseline = Path(args.baseline) if args.baseline else None
+    page = write_comparison([Path(run) for run in args.runs], Path(args.output), baseline, args.published)
+    print(page.with_suffix(".md").read_text(encoding="utf-8"))
+    print(f"report: {page}")
 
 
 def _print_run(run: Path, report: Path | None) -> None:
@@ -63,14 +88,15 @@ def predict(args: argparse.Namespace) -> None:
     from hide_llava.evaluation.predict import predict
 
     count = predict(Path(args.run), args.stage, Path(args.questions), Path(args.images), Path(args.output),
-                    args.batch_size, args.max_new_tokens, args.dtype)  # fmt: skip
+                    args.batch_size, args.max_new_tokens, args.dtype, args.task)  # fmt: skip
     print(f"{count} answers in {args.output}")
 
 
 def score(args: argparse.Namespace) -> None:
-    from hide_llava.metrics import score_files
+    from hide_llava.metrics import parse_options, score_files
 
     options = {"tokenizer": {"java": "ptb"}.get(args.tokenizer, args.tokenizer), "allow_partial": args.allow_partial}
+    options |= parse_options(args.option)
     questions = Path(args.questions) if args.questions else None
     result = score_files(args.metric, Path(args.predictions), Path(args.references), questions, options=options)
     print(json.dumps(result, ensure_ascii=False))
@@ -91,6 +117,48 @@ def doctor(args: argparse.Namespace) -> None:
     print(text)
     if not healthy:
         sys.exit(1)
+
+
+def _compose_data(words: list[str]) -> Any:
+    """A configuration of which only the data matters: method and model need not be named."""
+    from hide_llava.config import compose
+
+    return compose(words, {"method": "zero_shot", "model": "llava-1.5-7b"})
+
+
+def check(args: argparse.Namespace) -> None:
+    from hide_llava.audit.check import check
+    from hide_llava.audit.show import readable
+
+    report = check(_compose_data(args.overrides), args.deep)
+    print(json.dumps(report.as_json(), ensure_ascii=False, indent=1) if args.json else readable(report))
+    if not report.sound:
+        sys.exit(1)
+
+
+def leakage(args: argparse.Namespace) -> None:
+    from hide_llava.analysis.leakage import leakage
+    from hide_llava.analysis.leakage_report import write_leakage
+    from hide_llava.results.run_reader import read_run
+
+    runs = [read_run(Path(run)) for run in args.run]
+    config = _compose_data(args.overrides)
+    images = Path(args.pretraining_images) if args.pretraining_images else None
+    audit = leakage(config, Path(args.pretraining), images)
+    folder = Path(args.output or f"leakage-{config.benchmark.name}")
+    print(write_leakage(audit, runs, folder))
+    print(f"written: {folder}")
+
+
+def cka(args: argparse.Namespace) -> None:
+    from hide_llava.analysis.across_layers import analyse
+    from hide_llava.analysis.cka_report import write_cka
+
+    report = analyse(Path(args.run), args.stage, args.task, args.samples, args.activation, args.pooling, args.kernel,
+                     args.legacy)  # fmt: skip
+    folder = Path(args.output or Path(args.run) / "results")
+    print(write_cka(report, folder))
+    print(f"written: {folder}")
 
 
 def ls(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from hide_llava.cli import _quiet
 from hide_llava.config import compose
 from hide_llava.pipeline import run, say
-from hide_llava.results.matrix import avg, last
+from hide_llava.results.aggregates import avg, last
 from hide_llava.results.run_reader import read_run
 
 

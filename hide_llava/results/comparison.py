@@ -1,186 +1,182 @@
-"""Several runs of one benchmark side by side: one page, one Markdown table, one CSV file."""
+"""Runs side by side, one table for each kind of number, with published values beside them: page, Markdown, CSV, LaTeX."""
 
 from __future__ import annotations
 
-import csv
-import io
-from html import escape
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.results import figures, html
-from hide_llava.results.matrix import AGGREGATES, Cell, aggregates, last_row
-from hide_llava.results.run_reader import Run, read_run
-from hide_llava.results.tables import number
+from hide_llava.results import bootstrap, html, published
+from hide_llava.results.aggregates import AGGREGATES
+from hide_llava.results.comparison_page import comparison_page
+from hide_llava.results.comparison_text import PUBLISHED, csv_text, latex_text, markdown_text
+from hide_llava.results.grouping import Row, Stat, Table, row_notes, tables_of
+from hide_llava.results.run_reader import CellScore, Run, read_run
 
 
-def load_runs(paths: list[Path]) -> list[Run]:
-    """The runs; UserError when there are none or they are of different benchmarks or task orders."""
+@dataclass
+class PublishedRow:
+    """The published values of one method: spreads of the last score per task and of avg, maa, last; who printed what."""
+
+    method: str
+    model: str
+    tasks: list[published.Spread | None]
+    values: dict[str, published.Spread | None]
+    labels: list[str]
+
+
+@dataclass
+class BaselineRow:
+    """One run against the baseline on the questions both answered after their last stage, per task; or why not."""
+
+    name: str
+    tasks: list[bootstrap.Difference | str]
+
+
+@dataclass
+class View:
+    """One table as it is shown: our rows with their values and notes, the baseline's, the published ones."""
+
+    table: Table
+    title: str
+    aggregates: list[dict[str, Stat | None]]
+    last: list[list[Stat | None]]
+    intervals: list[list[bootstrap.Interval | None]]
+    notes: list[tuple[int, str]]
+    baseline: str = ""
+    against: list[BaselineRow] = field(default_factory=list)
+    published: list[PublishedRow] = field(default_factory=list)
+    published_note: str = ""
+
+    @property
+    def names(self) -> list[str]:
+        return [row.name for row in self.table.rows]
+
+    @property
+    def keys(self) -> list[str]:
+        """Aggregates that at least one row has."""
+        return [a.key for a in AGGREGATES if any(values[a.key] is not None for values in self.aggregates)]
+
+
+def compare(runs: list[Path], baseline: Path | None = None, with_published: bool = False) -> list[View]:
+    """The tables of those runs; `baseline` is compared question by question with every other run of its table.
+
+    Raises:
+        UserError: no runs, or a folder that is no run.
+    """
+    paths = list(dict.fromkeys(Path(run).resolve() for run in [*runs, *([baseline] if baseline else [])]))
     if not paths:
         raise UserError("There is nothing to compare: name at least one run folder.")
-    runs = [read_run(Path(path)) for path in paths]
-    first = runs[0]
-    for run in runs[1:]:
-        for key, get in (("benchmark", _benchmark), ("tasks", _tasks)):
-            if get(run) != get(first):
-                raise UserError(
-                    f"{run.path} and {first.path} have different {key} ({get(run)} and {get(first)}); numbers of "
-                    "different benchmarks do not share a table."
-                )
-    return runs
+    against = Path(baseline).resolve() if baseline else None
+    tables = tables_of([read_run(path) for path in paths])
+    return [_view(table, tables, against, with_published) for table in tables]
 
 
-def _benchmark(run: Run) -> str:
-    return str(run.manifest.get("benchmark"))
+def write_comparison(runs: list[Path], out: Path, baseline: Path | None = None, with_published: bool = False) -> Path:
+    """Compare runs; returns the path of the page.
 
-
-def _tasks(run: Run) -> list[str]:
-    return [task["id"] for task in run.manifest["tasks"]]
-
-
-def row_names(runs: list[Run]) -> list[str]:
-    """The preset of each run, with the model, seed or folder name where presets repeat."""
-    titles = [run.title for run in runs]
-    names = []
-    for run, title in zip(runs, titles):
-        if titles.count(title) == 1:
-            names.append(title)
-        else:
-            names.append(f"{title}, {run.manifest.get('model')}, seed {run.manifest.get('seed')}")
-    return [n if names.count(n) == 1 else f"{n} ({run.path.name})" for n, run in zip(names, runs)]
-
-
-def notes(run: Run, runs: list[Run]) -> list[str]:
-    """Why this run's numbers differ in kind from its neighbours': unfinished, labels, settings that are not shared."""
-    done, total = run.evaluated_stages, len(run.manifest["stages"])
-    found = [f"unfinished, {done} of {total} stages evaluated"] if done < total else []
-    for key in ("model", "global_batch"):
-        if len({str(other.manifest.get(key)) for other in runs}) > 1:
-            found.append(f"{key.replace('_', ' ')}: {run.manifest.get(key)}")
-    for key in ("image_transform", "max_new_tokens", "split", "limit", "headline"):
-        if len({str(other.settings().get(key)) for other in runs}) > 1:
-            found.append(f"{key.replace('_', ' ')}: {', '.join(run.settings().get(key, ['none']))}")
-    return found + run.labels()
-
-
-def _values(run: Run) -> tuple[list[Cell], list[Cell]]:
-    """(aggregates in their order, last score per task in manifest order). Those of an unfinished run stay empty."""
-    whole = aggregates(run.matrix)
-    last = dict(zip(run.matrix.tasks, last_row(run.matrix)))
-    return [whole[a.key] for a in AGGREGATES], [last.get(task) for task in _tasks(run)]
-
-
-def _grid(runs: list[Run]) -> tuple[list[str], list[list[Cell]], list[bool]]:
-    """(column titles, values, lower is better per column); columns that are empty for every run are dropped."""
-    titles = [a.title for a in AGGREGATES] + [runs[0].task_title(task) for task in _tasks(runs[0])]
-    lower = [a.lower_is_better for a in AGGREGATES] + [False] * (len(titles) - len(AGGREGATES))
-    rows = [[*values, *last] for values, last in map(_values, runs)]
-    keep = [k for k in range(len(titles)) if any(row[k] is not None for row in rows)]
-    return [titles[k] for k in keep], [[row[k] for k in keep] for row in rows], [lower[k] for k in keep]
-
-
-def write_comparison(runs: list[Path], out: Path) -> Path:
-    """Compare runs of the same benchmark; returns the path of the page.
-
-    `out` is a folder (comparison.html, .md, .csv and mean.png are written there) or a path ending in .html (the others
-    get the same stem). Aggregates come from the whole matrix, so an unfinished run has none. UserError when the
-    benchmarks differ or a folder is no run.
+    `out` is a folder (comparison.html, .md, .csv, .tex and mean.png are written there) or a path ending in .html (the
+    others get the same stem). CSV has one file per table: NAME.csv, NAME-2.csv, …. UserError: see `compare`.
     """
-    loaded = load_runs([Path(run) for run in runs])
+    views = compare(runs, baseline, with_published)
     page = Path(out) if Path(out).suffix == ".html" else Path(out) / "comparison.html"
-    titles, values, lower = _grid(loaded)
-    names = row_names(loaded)
-    html.write(page.with_suffix(".md"), _markdown(loaded, names, titles, values))
-    html.write(page.with_suffix(".csv"), _csv(loaded, names, titles, values))
-    return html.write(page, _html(loaded, names, titles, values, lower, page))
+    html.write(page.with_suffix(".md"), markdown_text(views))
+    html.write(page.with_suffix(".tex"), latex_text(views))
+    for number, view in enumerate(views, 1):
+        html.write(page.with_name(f"{page.stem}{'' if number == 1 else f'-{number}'}.csv"), csv_text(view))
+    html.write(page, comparison_page(views, page))
+    return page
 
 
-def _footnotes(runs: list[Run]) -> list[tuple[int, str]]:
-    """(row, note) in order; the position in this list is the footnote's number."""
-    return [(k, note) for k, run in enumerate(runs) for note in notes(run, runs)]
+def _view(table: Table, tables: list[Table], baseline: Path | None, with_published: bool) -> View:
+    twins = [t for t in tables if t.benchmark == table.benchmark]
+    title = table.benchmark if len(twins) == 1 else f"{table.benchmark} ({twins.index(table) + 1} of {len(twins)})"
+    view = View(
+        table,
+        title,
+        [row.aggregates(table.references) for row in table.rows],
+        [[row.last(task) for task in table.tasks] for row in table.rows],
+        [[_interval(row, task) for task in table.tasks] for row in table.rows],
+        [(k, note) for k, row in enumerate(table.rows) for note in row_notes(row, table)],
+    )
+    base = next((run for run in table.runs if run.path.resolve() == baseline), None)
+    if base is not None:
+        view.baseline = base.path.name
+        view.against = [
+            BaselineRow(
+                row.name if len(row.runs) == 1 else f"{row.name} ({run.path.name})", against(run, base, table.tasks)
+            )
+            for row in table.rows
+            for run in row.runs
+            if run is not base
+        ]
+    if with_published and table.reasons and len(twins) > 1:
+        view.published_note = f"Published values stand beside the first table of {table.benchmark}."
+    elif with_published:
+        view.published, view.published_note = _published(table)
+    return view
 
 
-def _markdown(runs: list[Run], names: list[str], titles: list[str], values: list[list[Cell]]) -> str:
-    marks = _footnotes(runs)
-    lines = [f"# {_benchmark(runs[0])}: {len(runs)} runs", ""]
-    lines.append("| Method preset | " + " | ".join(titles) + " |")
-    lines.append("|---|" + "---:|" * len(titles))
-    for k, (name, row) in enumerate(zip(names, values)):
-        refs = "".join(f"[{i}]" for i, (owner, _) in enumerate(marks, 1) if owner == k)
-        lines.append(f"| {name.replace('|', '/')}{' ' + refs if refs else ''} | " + " | ".join(map(number, row)) + " |")
-    lines += ["", "Task columns: score after the last stage (percent). An empty cell was not evaluated.", ""]
-    lines += [f"[{i}] {names[owner]}: {note}" for i, (owner, note) in enumerate(marks, 1)]
-    return "\n".join(lines).rstrip() + "\n"
+def last_cell(run: Run, task: str) -> CellScore | None:
+    """The cell of a task after the last stage of the run."""
+    return run.cells.get((run.matrix.stages[-1], task)) if run.matrix.stages else None
 
 
-def _csv(runs: list[Run], names: list[str], titles: list[str], values: list[list[Cell]]) -> str:
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["Method preset", *titles, "Run", "Notes"])
-    for run, name, row in zip(runs, names, values):
-        writer.writerow([name, *map(number, row), run.path.name, "; ".join(notes(run, runs))])
-    return out.getvalue()
+def _interval(row: Row, task: str) -> bootstrap.Interval | None:
+    """Only a single run has one: several have a standard deviation."""
+    cell = last_cell(row.finished[0], task) if len(row.finished) == 1 else None
+    return cell.interval[0] if cell else None
 
 
-def _html(
-    runs: list[Run], names: list[str], titles: list[str], values: list[list[Cell]], lower: list[bool], page: Path
-) -> str:
-    marks = _footnotes(runs)
-    heads = []
-    for k, name in enumerate(names):
-        refs = ", ".join(str(i) for i, (owner, _) in enumerate(marks, 1) if owner == k)
-        heads.append(escape(name) + (f" <sup>{refs}</sup>" if refs else ""))
-    # Two narrow tables read better than one wide one: what is computed from the matrix, and its last row.
-    known = {a.title for a in AGGREGATES}
-    split = sum(title in known for title in titles)
-    items = "".join(f"<li>{escape(names[owner])}: {escape(note)}</li>" for owner, note in marks)
-    legend = "Bold: best of the column. Percent; an empty cell was not evaluated or is not defined for that run."
-    formulas = html.table(["Aggregate", "Formula"], [[a.title, a.formula] for a in AGGREGATES], text_columns=(1,))
-    title = f"{_benchmark(runs[0])}: {len(runs)} runs"
-    problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
-    parts = [
-        f'<header><h1>{escape(title)}</h1><p class="lead">Aggregates and last scores of each method</p></header>',
-        _table(heads, titles, values, lower, range(split)),
-        f'<p class="note">{legend}</p>',
-        f'<ol class="note">{items}</ol>' if items else "",
-        html.section("Each task after the last stage", _table(heads, titles, values, lower, range(split, len(titles)))),
-        html.section("Mean over the tasks seen so far", _curve(runs, page)),
-        html.section("Formulas", formulas),
-        html.section("Problems", html.warning("Found while reading", problems)),
-    ]
-    return html.page(f"{title} · hide-llava", "\n".join(part for part in parts if part))
+def against(run: Run, base: Run, tasks: list[str]) -> list[bootstrap.Difference | str]:
+    """Per task: the paired difference after the last stage of both, or why there is none."""
+    found: list[bootstrap.Difference | str] = []
+    for task in tasks:
+        cells = [last_cell(run, task), last_cell(base, task)]
+        verdicts = [bootstrap.usable_verdicts(cell.data) if cell else (None, "not evaluated") for cell in cells]
+        missing = next((why for values, why in verdicts if values is None), "")
+        if not missing and verdicts[0][0].keys() != verdicts[1][0].keys():
+            missing = "different questions"
+        found.append(missing or bootstrap.paired(verdicts[0][0], verdicts[1][0]))
+    return found
 
 
-def _table(heads: list[str], titles: list[str], values: list[list[Cell]], lower: list[bool], columns: range) -> str:
-    """The chosen columns of every run; `heads` are already markup."""
-    best = {k: _best([row[k] for row in values], lower[k]) for k in columns}
-    body = ""
-    for head, row in zip(heads, values):
-        cells = "".join(
-            f"<td{' class=best' if row[k] is not None and row[k] == best[k] else ''}>{number(row[k])}</td>"
-            for k in columns
+def _published(table: Table) -> tuple[list[PublishedRow], str]:
+    """Published rows of the table's benchmark, methods that we ran first; and one sentence on how to read them."""
+    name, groups = table.benchmark, published.of_benchmark(table.benchmark)
+    while not groups and "-" in name:  # coin-official → coin
+        name = name.rpartition("-")[0]
+        groups = published.of_benchmark(name)
+    if not groups:
+        return [], f"No published values are known for {table.benchmark}."
+    ours = {published.plain(str(run.manifest.get("method"))) for run in table.runs}
+    rows = [
+        PublishedRow(
+            method,
+            model,
+            [published.task_spread(entries, {task, title}) for task, title in zip(table.tasks, table.task_titles)],
+            {key: published.spread([entry.values.get(key) for entry in entries]) for key in PUBLISHED},
+            list(dict.fromkeys(_printed(entry) for entry in entries)),
         )
-        body += f'<tr><th scope="row">{head}</th>{cells}</tr>\n'
-    top = "".join(f'<th scope="col">{escape(title)}</th>' for title in ["Method preset", *(titles[k] for k in columns)])
-    return f'<div class="scroll"><table class="full"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+        for (method, model), entries in groups.items()
+    ]
+    rows.sort(key=lambda row: published.plain(row.method) not in ours)  # stable
+    note = (
+        f"Published values for {name}: lowest to highest over the papers and reruns listed, each with its own protocol."
+    )
+    settings = sorted(
+        {f"{key} {', '.join(v)}" for run in table.runs for key, v in run.settings().items() if key == "limit"}
+    )
+    return rows, note + (
+        f" Runs of this table are partial ({'; '.join(settings)}) and compare with none." if settings else ""
+    )
 
 
-def _best(values: list[Cell], lower: bool) -> Cell:
-    present = [value for value in values if value is not None]
-    if len(present) < 2:
-        return None
-    return min(present) if lower else max(present)
-
-
-def _curve(runs: list[Run], page: Path) -> str:
-    try:
-        figures.require_matplotlib()
-    except UserError as error:
-        return f'<p class="note">{escape(str(error))}</p>'
-    light = figures.mean_curves(runs, figures.LIGHT)
-    if light is None:
-        return ""
-    data = figures.png(light)
-    html.write(page.with_suffix(".png"), data)
-    dark = figures.png(figures.mean_curves(runs, figures.DARK))
-    return html.picture(data, dark, "Mean score over the tasks seen so far, after each stage, for every run", 760)
+def _printed(entry: published.Entry) -> str:
+    value = entry.values.get("last")
+    shown = (
+        ""
+        if value is None
+        else f": Last {value:.2f}" + (" (computed from its matrix)" if "last" in entry.computed else "")
+    )
+    return f"{entry.label}{shown}"

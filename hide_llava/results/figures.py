@@ -120,9 +120,11 @@ def routing_heat_map(run: Run, theme: Theme = LIGHT) -> Figure | None:
     if means is None:
         return None
     tasks, experts, values = means
-    figure = heat_map(theme, values, tasks, [run.task_title(expert) for expert in experts], 1.0, 2)
+    titles = [run.expert_titles.get(expert, run.task_title(expert)) for expert in experts]
+    figure = heat_map(theme, values, tasks, titles, 1.0, 2)
     figure.axes[0].set_ylabel("true task", color=theme.muted, fontsize=9)
-    figure.axes[0].set_xlabel("expert", color=theme.muted, fontsize=9)
+    named = any(expert in run.expert_titles for expert in experts)
+    figure.axes[0].set_xlabel("expert of" if named else "expert", color=theme.muted, fontsize=9)
     figure.axes[0].xaxis.set_label_position("top")
     return figure
 
@@ -169,19 +171,15 @@ def _running_mean(values: list[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-def mean_curves(runs: list[Run], theme: Theme = LIGHT) -> Figure | None:
-    """Mean score over the tasks seen so far, after each stage, one line per run; joint runs are dashed levels.
-
-    A line is named by its preset, or by its run folder where presets repeat.
-    """
-    titles = [run.title for run in runs]
-    drawn = [(run, row_means(run.matrix)) for run in runs]
-    longest = max((run for run, _ in drawn), key=lambda run: len(run.matrix.stages), default=None)
-    if longest is None or len(longest.matrix.stages) < 2 or all(v is None for _, values in drawn for v in values):
+def mean_curves(runs: list[tuple[str, Run]], theme: Theme = LIGHT) -> Figure | None:
+    """Mean score over the tasks seen so far, after each stage, one line per (name, run); joint runs are dashed levels."""
+    drawn = [(name, run, row_means(run.matrix)) for name, run in runs]
+    longest = max((run for _, run in runs), key=lambda run: len(run.matrix.stages), default=None)
+    if longest is None or len(longest.matrix.stages) < 2 or all(v is None for *_, values in drawn for v in values):
         return None
     figure, axes = new_figure(theme, 7.6, 4.0)
     n, ends = len(longest.matrix.stages), []
-    for k, (run, values) in enumerate(drawn):
+    for k, (name, run, values) in enumerate(drawn):
         colour, marker = theme.series[k % len(theme.series)], MARKERS[k % len(MARKERS)]
         points = [(t, value) for t, value in enumerate(values) if value is not None]
         if not points:
@@ -192,10 +190,10 @@ def mean_curves(runs: list[Run], theme: Theme = LIGHT) -> Figure | None:
         else:
             xs, ys = zip(*[(t, value if value is not None else float("nan")) for t, value in enumerate(values)])
             axes.plot(xs, ys, color=colour, marker=marker, markersize=5.5, linewidth=2)
-        name = run.title if titles.count(run.title) == 1 else run.path.name
         ends.append([points[-1][1], points[-1][0], f"{name}  {points[-1][1]:.1f}", colour])
-    axes.set_xticks(range(n), longest.matrix.stage_titles)
-    if max(map(len, longest.matrix.stage_titles)) > 10:
+    orders = {tuple(run.matrix.tasks) for _, run in runs if run.matrix.sequential}
+    axes.set_xticks(range(n), longest.matrix.stage_titles if len(orders) == 1 else [f"stage {t + 1}" for t in range(n)])
+    if len(orders) == 1 and max(map(len, longest.matrix.stage_titles)) > 10:
         axes.tick_params(axis="x", labelrotation=15)
     axes.set_xlim(-0.2, n - 0.8)
     axes.set_ylabel("mean over seen tasks (percent)", color=theme.muted, fontsize=9)

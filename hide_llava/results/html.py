@@ -22,7 +22,7 @@ h1 { font-size:1.7rem; line-height:1.2; margin:0 0 .3rem; overflow-wrap:anywhere
 h2 { font-size:1.15rem; margin:2.4rem 0 .7rem; padding-top:.9rem; border-top:1px solid var(--line); }
 h3 { font-size:1rem; margin:1.4rem 0 .4rem; }
 p.lead { margin:.1rem 0 1rem; color:var(--muted); }
-p.note { color:var(--muted); font-size:.88rem; max-width:75ch; }
+.note { color:var(--muted); font-size:.88rem; max-width:75ch; }
 dl.facts { display:grid; grid-template-columns:repeat(auto-fill,minmax(155px,1fr)); gap:10px 22px; margin:0 0 1rem; }
 dl.facts div { min-width:0; } dl.facts div.wide { grid-column:1 / -1; }
 dt { color:var(--muted); font-size:.78rem; } dd { margin:0; overflow-wrap:anywhere; }
@@ -50,6 +50,8 @@ details { border-bottom:1px solid var(--line); } details > summary { cursor:poin
 details[open] { padding-bottom:12px; } summary small { color:var(--muted); margin-left:.5em; }
 pre { background:var(--card); border-radius:8px; padding:14px; overflow-x:auto; font-size:.82rem; line-height:1.45; }
 code { font-family:ui-monospace,SFMono-Regular,Menlo,Consolas,monospace; font-size:.86em; }
+td small { display:block; color:var(--muted); font-size:.72rem; font-weight:400; line-height:1.35; }
+td.heat small { color:inherit; opacity:.9; } td.none small { white-space:normal; min-width:8em; }
 .ok { color:var(--good); } .no { color:var(--bad); }
 td.prompt { color:var(--muted); text-align:left; white-space:pre-wrap; overflow-wrap:anywhere; min-width:14em; }
 td.answer { text-align:left; white-space:pre-wrap; overflow-wrap:anywhere; min-width:10em; }
@@ -102,14 +104,15 @@ def table(header: list[str], rows: list[list[str]], full: bool = False, text_col
     return f'<div class="scroll"><table{kind}><thead><tr>{head}</tr></thead><tbody>\n{body}</tbody></table></div>'
 
 
-def heat_cell(text: str, value: float | None) -> str:
-    """A table cell coloured by a value of 0…100; an empty cell stays blank."""
+def heat_cell(text: str, value: float | None, small: str = "") -> str:
+    """A table cell coloured by a value of 0…100, with a small line below; an empty cell stays blank."""
     if value is None:
         return "<td></td>"
     share = min(max(value / 100, 0.0), 1.0)
     # From here on the light theme's cell is dark and the dark theme's cell is light, so the ink changes.
     hot = " hot" if share > 0.62 else ""
-    return f'<td class="heat{hot}" style="--v:{share:.3f}">{escape(text)}</td>'
+    below = f"<small>{escape(small)}</small>" if small else ""
+    return f'<td class="heat{hot}" style="--v:{share:.3f}">{escape(text)}{below}</td>'
 
 
 def picture(light: bytes, dark: bytes, alt: str, width: int | None = None) -> str:

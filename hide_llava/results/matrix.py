@@ -1,14 +1,14 @@
-"""The accuracy matrix of a run and what is computed from it (spec hide.md §4.7).
+"""The accuracy matrix of a run: its cells, and their means by row and by column (spec hide.md §4.7).
 
-A[t][j] is the score (percent) on task j of the checkpoint after stage t. A cell that was not evaluated is None, and an
-aggregate that needs a missing cell is None: never zero, never a mean over what happens to be there.
+A[t][j] is the score (percent) on task j of the checkpoint after stage t. A cell that was not evaluated is None, and a
+mean that needs a missing cell is None: never zero, never a mean over what happens to be there.
 
 Notation below: T tasks learned in T stages, task j learned at stage j, indices from 1.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from hide_llava.errors import UserError
@@ -83,18 +83,6 @@ class AccuracyMatrix:
             [self.task_titles[j] for j in keep],
         )
 
-    def to_json(self) -> dict:
-        """A JSON-able form; empty cells are null."""
-        return {
-            "schema": 1,
-            "stages": [{"name": n, "title": t} for n, t in zip(self.stages, self.stage_titles)],
-            "tasks": [{"id": i, "title": t} for i, t in zip(self.tasks, self.task_titles)],
-            "learned_at": self.learned_at,
-            "cells": self.cells,
-            "per_task": {"last": last_row(self), "avg": column_means(self)},
-            "aggregates": aggregates(self),
-        }
-
 
 def _cell(value: object) -> Cell:
     if value is None:
@@ -125,80 +113,3 @@ def row_means(m: AccuracyMatrix) -> list[Cell]:
         return [mean(row) for row in m.cells]
     seen = [[j for j, at in enumerate(m.learned_at) if at is not None and at <= t] for t in range(len(m.stages))]
     return [mean(row[j] for j in columns) for row, columns in zip(m.cells, seen)]
-
-
-# ---------------------------------------------------------------------------------------------- aggregates
-
-
-def last(m: AccuracyMatrix) -> Cell:
-    """Last (MFN, ACC) = (1/T) Σ_j A[T][j]. Also defined for a joint run: the mean of its one row."""
-    return mean(last_row(m)) if m.sequential or m.joint else None
-
-
-def avg(m: AccuracyMatrix) -> Cell:
-    """Avg of the HiDe paper = COLUMN mean = (1/T) Σ_j [1/(T−j+1) Σ_{t≥j} A[t][j]]. Not MAA."""
-    return mean(column_means(m)) if m.sequential else None
-
-
-def maa(m: AccuracyMatrix) -> Cell:
-    """MAA of CoIN and MCITlib = ROW mean = (1/T) Σ_t (1/t) Σ_{j≤t} A[t][j]. Not the paper's Avg."""
-    return mean(row_means(m)) if m.sequential else None
-
-
-def mft(m: AccuracyMatrix) -> Cell:
-    """MFT = (1/T) Σ_j A[j][j]: every task right after it was learned."""
-    return mean(m.cells[j][j] for j in range(len(m.tasks))) if m.sequential else None
-
-
-def bwt(m: AccuracyMatrix) -> Cell:
-    """BWT (MCITlib) = 1/(T−1) Σ_{j<T} (A[T][j] − A[j][j]); None for a single task."""
-    return mean(_drifts(m)[:-1]) if m.sequential else None
-
-
-def bwt_coin(m: AccuracyMatrix) -> Cell:
-    """BWT (CoIN) = (1/T) Σ_{j≤T} (A[T][j] − A[j][j]) = (T−1)/T × BWT (MCITlib)."""
-    return mean(_drifts(m)) if m.sequential else None
-
-
-def forgetting(m: AccuracyMatrix) -> Cell:
-    """Forgetting = 1/(T−1) Σ_{j<T} (max_{j≤t<T} A[t][j] − A[T][j]); None for a single task."""
-    if not m.sequential:
-        return None
-    drops: list[Cell] = []
-    for j in range(len(m.tasks) - 1):
-        earlier = [row[j] for row in m.cells[j:-1]]
-        complete = m.cells[-1][j] is not None and all(value is not None for value in earlier)
-        drops.append(max(earlier) - m.cells[-1][j] if complete else None)
-    return mean(drops)
-
-
-def _drifts(m: AccuracyMatrix) -> list[Cell]:
-    pairs = [(m.cells[-1][j], m.cells[j][j]) for j in range(len(m.tasks))]
-    return [None if now is None or then is None else now - then for now, then in pairs]
-
-
-@dataclass(frozen=True)
-class Aggregate:
-    """A named number: unambiguous title, formula in plain text, and whether smaller is better."""
-
-    key: str
-    title: str
-    formula: str
-    compute: Callable[[AccuracyMatrix], Cell]
-    lower_is_better: bool = False
-
-
-AGGREGATES = [
-    Aggregate("last", "Last", "(1/T) Σ_j A[T][j]", last),
-    Aggregate("avg", "Avg (column mean)", "(1/T) Σ_j [ 1/(T−j+1) Σ_{t≥j} A[t][j] ]", avg),
-    Aggregate("maa", "MAA (row mean)", "(1/T) Σ_t (1/t) Σ_{j≤t} A[t][j]", maa),
-    Aggregate("mft", "MFT (when learned)", "(1/T) Σ_j A[j][j]", mft),
-    Aggregate("bwt", "BWT (MCITlib)", "1/(T−1) Σ_{j<T} (A[T][j] − A[j][j])", bwt),
-    Aggregate("bwt_coin", "BWT (CoIN)", "(1/T) Σ_{j≤T} (A[T][j] − A[j][j])", bwt_coin),
-    Aggregate("forgetting", "Forgetting", "1/(T−1) Σ_{j<T} (max_{j≤t<T} A[t][j] − A[T][j])", forgetting, True),
-]
-
-
-def aggregates(m: AccuracyMatrix) -> dict[str, Cell]:
-    """{key: value} of every aggregate; None where a needed cell is missing or the definition does not apply."""
-    return {aggregate.key: aggregate.compute(m) for aggregate in AGGREGATES}

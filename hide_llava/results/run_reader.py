@@ -8,8 +8,12 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+import yaml
+
 from hide_llava.errors import UserError
 from hide_llava.metrics.rows import read_json, read_jsonl, read_text
+from hide_llava.results.bootstrap import Interval, interval, usable_verdicts
 from hide_llava.results.matrix import AccuracyMatrix
 
 
@@ -27,6 +31,12 @@ class CellScore:
     def labels(self) -> list[str]:
         return list(self.data.get("labels") or [])
 
+    @cached_property
+    def interval(self) -> tuple[Interval | None, str]:
+        """95 % bootstrap interval of the headline score over the questions, or (None, why there is none)."""
+        verdicts, why = usable_verdicts(self.data)
+        return (None, why) if verdicts is None else (interval(np.array(list(verdicts.values()))), "")
+
     def predictions(self) -> list[dict]:
         """The answer rows; UserError when the file is damaged, [] when there is none."""
         path = self.folder / "predictions.jsonl"
@@ -42,6 +52,7 @@ class Run:
     config_text: str
     cells: dict[tuple[str, str], CellScore]
     problems: list[str] = field(default_factory=list)
+    general: dict[tuple[str, str], CellScore] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
@@ -53,9 +64,31 @@ class Run:
         return str(self.manifest.get("preset") or self.manifest.get("method") or self.name)
 
     @cached_property
+    def config(self) -> dict:
+        """The resolved configuration as a plain tree; {} when it is missing or damaged."""
+        try:
+            tree = yaml.safe_load(self.config_text)
+        except yaml.YAMLError:
+            return {}
+        return tree if isinstance(tree, dict) else {}
+
+    @cached_property
+    def trained(self) -> frozenset[str]:
+        """Tasks of the sequence. A benchmark may also have tasks that no run ever trains: `unseen`."""
+        tasks = (self.config.get("benchmark") or {}).get("tasks") or []
+        never = {task.get("id") for task in tasks if isinstance(task, dict) and task.get("train", "") is None}
+        every = frozenset(task["id"] for task in self.manifest["tasks"])
+        return every - never or every
+
+    @property
+    def unseen(self) -> list[str]:
+        """Tasks that are asked but never trained; they are in no aggregate."""
+        return [task["id"] for task in self.manifest["tasks"] if task["id"] not in self.trained]
+
+    @cached_property
     def matrix(self) -> AccuracyMatrix:
-        """Columns in the order in which tasks are learned; tasks no stage trains come last, in manifest order."""
-        tasks = {task["id"]: task for task in self.manifest["tasks"]}
+        """Columns in the order in which tasks are learned; tasks no stage of this run trains come last."""
+        tasks = {task["id"]: task for task in self.manifest["tasks"] if task["id"] in self.trained}
         stages = self.manifest["stages"]
         # Two tasks trained in one stage (joint training) have no stage of their own.
         own = {s["train_tasks"][0]: t for t, s in enumerate(stages) if len(s.get("train_tasks") or []) == 1}
@@ -92,24 +125,49 @@ class Run:
     def labels(self) -> list[str]:
         """What must be printed beside any number of this run: its own labels, those of its cells, mixed settings."""
         found = list(self.manifest.get("labels") or [])
-        for cell in self.cells.values():
-            found += [f"{self.task_title(cell.task)}: {label}" for label in cell.labels]
-        for setting in ("image_transform", "split", "limit"):
-            values = sorted({str(c.data[setting]) for c in self.cells.values() if setting in c.data})
-            if len(values) > 1:
-                found.append(f"mixed {setting} ({', '.join(values)}): the cells of this table are not comparable")
+        cells = [*self.cells.values(), *self.general.values()]
+        asked = list(dict.fromkeys(cell.task for cell in cells))
+        for label in dict.fromkeys(label for cell in cells for label in cell.labels):
+            tasks = list(dict.fromkeys(cell.task for cell in cells if label in cell.labels))
+            found.append(label if len(tasks) == len(asked) else f"{', '.join(map(self.task_title, tasks))}: {label}")
+        found += [f"mixed {text}: the cells of this table are not comparable" for text in self._mixed()]
         return list(dict.fromkeys(found))
+
+    def _mixed(self) -> list[str]:
+        """Settings that cells which should share them do not share; a task may have a transform of its own."""
+        tasks = (self.config.get("benchmark") or {}).get("tasks") or []
+        own = {task.get("id") for task in tasks if isinstance(task, dict) and task.get("image_transform")}
+        values: dict[tuple[str, str], set[str]] = {}
+        for cell in self.cells.values():
+            for setting in {"image_transform", "split", "limit", "protocol"} & cell.data.keys():
+                alone = setting == "protocol" or (setting == "image_transform" and cell.task in own)
+                key = (setting, f" of {self.task_title(cell.task)}" if alone else "")
+                values.setdefault(key, set()).add(str(cell.data[setting]))
+        mixed = {key: found for key, found in sorted(values.items()) if len(found) > 1}
+        return [f"{setting}{of} ({', '.join(sorted(found))})" for (setting, of), found in mixed.items()]
 
     def settings(self) -> dict[str, list[str]]:
         """{setting: distinct values} of what decides an answer besides the model, over all cells."""
-        keys = ("image_transform", "max_new_tokens", "split", "limit", "headline")
+        keys = ("image_transform", "max_new_tokens", "split", "limit", "protocol", "headline")
         found = {
             key: sorted({str(c.data[key]) for c in self.cells.values() if c.data.get(key) is not None}) for key in keys
         }
         return {key: values for key, values in found.items() if values}
 
     def task_title(self, task: str) -> str:
-        return next((t.get("title") or task for t in self.manifest["tasks"] if t["id"] == task), task)
+        known = [*self.manifest["tasks"], *(self.manifest.get("general") or [])]
+        return next((t.get("title") or task for t in known if t["id"] == task), task)
+
+    @cached_property
+    def expert_titles(self) -> dict[str, str]:
+        """{adapter: title of the task it was trained on}, for adapters that exactly one stage trained."""
+        owners: dict[str, list[str]] = {}
+        for stage in self.manifest["stages"]:
+            path = self.path / "stages" / stage["name"] / "method.json"
+            names = read_json(path, "stage description").get("adapters") if path.is_file() else None
+            for name in names or []:
+                owners.setdefault(name, []).append(stage.get("title") or stage["name"])
+        return {name: stages[0] for name, stages in owners.items() if len(stages) == 1}
 
     def logs(self) -> dict[str, list[dict]]:
         """{stage name: rows of trainer_log.jsonl} of the stages that have one. A cut last line is dropped."""
@@ -144,7 +202,9 @@ def read_run(path: Path) -> Run:
     run = Run(path, manifest, read_text(config, "configuration") if config.is_file() else "", {})
     for stage in manifest["stages"]:
         for task in manifest["tasks"]:
-            _read_cell(run, stage["name"], task["id"], task["id"] in (stage.get("eval_tasks") or []))
+            _read_cell(run, run.cells, stage["name"], task["id"], task["id"] in (stage.get("eval_tasks") or []))
+        for task in manifest.get("general") or []:
+            _read_cell(run, run.general, stage["name"], task["id"], False)
     return run
 
 
@@ -154,13 +214,13 @@ def _check_manifest(manifest: dict, path: Path) -> None:
         raise UserError(
             f"{path / 'manifest.json'} has schema {found!r}, this version reads 1; use the matching release."
         )
-    for key, field_name in (("tasks", "id"), ("stages", "name")):
-        entries = manifest.get(key)
+    for key, field_name in (("tasks", "id"), ("stages", "name"), ("general", "id")):
+        entries = manifest.get(key, [] if key == "general" else None)
         if not isinstance(entries, list) or any(not isinstance(e, dict) or field_name not in e for e in entries):
             raise UserError(f"{path / 'manifest.json'}: {key} must be a list of records with {field_name}; restore it.")
 
 
-def _read_cell(run: Run, stage: str, task: str, expected: bool) -> None:
+def _read_cell(run: Run, into: dict, stage: str, task: str, expected: bool) -> None:
     """Add one cell, or a line in `problems` saying why it stays empty."""
     folder = run.path / "eval" / stage / task
     where = f"{stage} / {task}"
@@ -182,7 +242,7 @@ def _read_cell(run: Run, stage: str, task: str, expected: bool) -> None:
         run.problems.append(f"{where}: only {done} of {asked} questions are answered; the cell is empty.")
         return
     cell = CellScore(stage, task, float(score), data, folder)
-    run.cells[stage, task] = cell
+    into[stage, task] = cell
     _check_answers(run, cell, where)
 
 

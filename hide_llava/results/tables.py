@@ -10,15 +10,8 @@ import csv
 import io
 from pathlib import Path
 
-from hide_llava.results.matrix import (
-    AGGREGATES,
-    AccuracyMatrix,
-    Cell,
-    aggregates,
-    column_means,
-    last_row,
-    row_means,
-)
+from hide_llava.results.aggregates import AGGREGATES, Aggregate, aggregates, reason
+from hide_llava.results.matrix import AccuracyMatrix, Cell, column_means, last_row, row_means
 from hide_llava.results.run_reader import Run
 
 MEAN = "Mean"
@@ -50,9 +43,19 @@ def grid(m: AccuracyMatrix) -> tuple[list[str], list[list[str]]]:
 
 
 def aggregate_rows(m: AccuracyMatrix) -> list[tuple[str, str, str]]:
-    """(title, value, formula) of every aggregate; the value is "" when it is not defined for this matrix."""
+    """(title, value, formula) of every aggregate of one run; the value is "" when it has none."""
     values = aggregates(m)
-    return [(a.title, number(values[a.key]), a.formula) for a in AGGREGATES]
+    return [(named(a), number(values[a.key]), a.formula) for a in AGGREGATES if not a.needs]
+
+
+def named(aggregate: Aggregate) -> str:
+    """Its title and its other names in the field: `Last = MFN = AP = ACC`."""
+    return " = ".join((aggregate.title, *aggregate.aliases))
+
+
+def missing_notes(m: AccuracyMatrix) -> list[str]:
+    """One sentence per aggregate that has no value: its title and why. Those that need another run are left out."""
+    return [f"{a.title}: {reason(a, m)}" for a in AGGREGATES if not a.needs and reason(a, m)]
 
 
 def format_matrix(m: AccuracyMatrix) -> str:
@@ -70,7 +73,8 @@ def format_matrix(m: AccuracyMatrix) -> str:
     lines = [line(header), rule, *map(line, rows[:per_task])]
     if rows[per_task:]:
         lines += [rule, *map(line, rows[per_task:])]
-    shown = [(title, value) for title, value, _ in aggregate_rows(m) if value]
+    values = aggregates(m)
+    shown = [(a.title, number(values[a.key])) for a in AGGREGATES if values[a.key] is not None]
     if shown:
         width = max(len(title) for title, _ in shown)
         lines += ["", *(f"{title.ljust(width)}  {value.rjust(7)}" for title, value in shown)]
@@ -106,15 +110,17 @@ def markdown(run: Run) -> str:
     header, rows = grid(run.matrix)
     lines = [f"# {run.name}", ""]
     lines += [f"- {key}: {value}" for key, value in facts(run)] + [""]
-    lines += [*_markdown_table(header, rows), ""]
+    lines += [*markdown_table(header, rows), ""]
     if state_note(run):
         lines += [state_note(run), ""]
-    lines += _markdown_table(["Aggregate", "Value", "Formula"], [list(r) for r in aggregate_rows(run.current)], "lrl")
+    lines += markdown_table(["Aggregate", "Value", "Formula"], [list(r) for r in aggregate_rows(run.current)], "lrl")
+    lines += ["", *(f"- no {note}" for note in missing_notes(run.current))] if missing_notes(run.current) else []
     lines += ["", "Scores are percent; an empty cell was not evaluated."]
     return "\n".join(lines) + "\n"
 
 
-def _markdown_table(header: list[str], rows: list[list[str]], align: str = "") -> list[str]:
+def markdown_table(header: list[str], rows: list[list[str]], align: str = "") -> list[str]:
+    """Lines of a Markdown table; `align` holds l or r per column, by default all but the first are numbers."""
     align = align or "l" + "r" * (len(header) - 1)
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
     lines = ["| " + " | ".join(row) + " |" for row in escaped]
@@ -143,6 +149,8 @@ LATEX_ESCAPES = str.maketrans(
         "~": r"\textasciitilde{}",
         "^": r"\textasciicircum{}",
         "−": "$-$",
+        "±": r"$\pm$",
+        "–": "--",
         "Σ": r"$\Sigma$",
         "≤": r"$\le$",
         "≥": r"$\ge$",
@@ -150,12 +158,13 @@ LATEX_ESCAPES = str.maketrans(
 )
 
 
+def latex_row(cells: list[str]) -> str:
+    """One row of a LaTeX table, its cells escaped."""
+    return " & ".join(cell.translate(LATEX_ESCAPES) for cell in cells) + r" \\"
+
+
 def latex(run: Run) -> str:
     """A booktabs table; the caption carries the preset and the labels."""
-
-    def row(cells: list[str]) -> str:
-        return " & ".join(cell.translate(LATEX_ESCAPES) for cell in cells) + r" \\"
-
     header, rows = grid(run.matrix)
     n = len(run.matrix.stages)
     shown = [f"{title}: {value}" for title, value, _ in aggregate_rows(run.current) if value]
@@ -167,10 +176,10 @@ def latex(run: Run) -> str:
         r"\centering",
         r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}",
         r"\toprule",
-        row(header),
+        latex_row(header),
         r"\midrule",
-        *map(row, rows[:n]),
-        *([r"\midrule", *map(row, rows[n:])] if rows[n:] else []),
+        *map(latex_row, rows[:n]),
+        *([r"\midrule", *map(latex_row, rows[n:])] if rows[n:] else []),
         r"\bottomrule",
         r"\end{tabular}",
         r"\caption{" + caption.strip().translate(LATEX_ESCAPES) + "}",

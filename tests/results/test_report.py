@@ -6,15 +6,16 @@ import csv
 import importlib.util
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from synthetic import joint_run, sequential_run, write, write_cell
+from synthetic import TASKS, joint_run, sequential_run, write, write_cell
 
 from hide_llava.errors import UserError
 from hide_llava.results import figures
-from hide_llava.results.report import write_comparison, write_report
+from hide_llava.results.report import write_report
 from hide_llava.results.run_reader import read_run
 from hide_llava.results.tables import format_matrix, latex, markdown
 
@@ -84,7 +85,7 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
     run = read_run(path)
     assert run.evaluated_stages == 3 and run.matrix.cells[3] == [None] * 6
     text = markdown(run)
-    assert "first 3 of 6 stages" in text and "Last | 78.77" in text
+    assert "first 3 of 6 stages" in text and "Last = MFN = AP = ACC | 78.77" in text
     assert "Last" not in format_matrix(run.matrix).split("Last (per task)")[1]  # no aggregate of the whole matrix
     page = Page(write_report(path).read_text())
     assert "Unfinished run" in page.text
@@ -153,35 +154,69 @@ def test_without_matplotlib_the_report_says_so(tmp_path: Path, monkeypatch) -> N
     assert "Figures need matplotlib" in path.read_text() and not (path.parent / "matrix.png").exists()
 
 
-def test_comparison(tmp_path: Path) -> None:
-    runs = [
-        sequential_run(tmp_path),
-        sequential_run(tmp_path, "b", "seq_lora", shift=5.0),
-        sequential_run(tmp_path, "c", "o_lora", done=2, labels=["oracle: task id given at inference"]),
-        joint_run(tmp_path),
-    ]
-    page = write_comparison(runs, tmp_path / "cmp")
-    parsed = Page(page.read_text())
-    assert all(source.startswith("data:") for source in parsed.sources)
-    for shown in ("hide", "seq_lora", "multitask", "oracle: task id", "unfinished, 2 of 6"):
-        assert shown in parsed.text
-    text = (tmp_path / "cmp" / "comparison.md").read_text()
-    assert "| hide | 67.69 | 70.11 | 79.84 |" in text and "| multitask | 74.78 |  |  |" in text
-    assert "| o_lora [1][2] |  |" in text
-    rows = list(csv.DictReader((tmp_path / "cmp" / "comparison.csv").open()))
-    assert rows[1]["Run"] == "b" and rows[3]["Forgetting"] == ""
-    alone = write_comparison(runs[:1], tmp_path / "one.html")
-    assert alone == tmp_path / "one.html" and (tmp_path / "one.csv").is_file()
+def test_intervals_of_a_run(tmp_path: Path) -> None:
+    """Below every score that is a mean of verdicts; the others say why they have none."""
+    run = sequential_run(tmp_path)
+    cell = run / "eval" / "01-imagenet-r" / "imagenet-r"
+    score = json.loads((cell / "score.json").read_text())
+    verdicts = {str(q): float(q < 15) for q in range(20)}
+    write(cell / "score.json", {**score, "score": 75.0, "legacy": {"score": 75.0, "n": 20}, "verdicts": verdicts})
+    page = Page(write_report(run).read_text())
+    found = json.loads((run / "results" / "matrix.json").read_text())["intervals"]
+    low, high = found[0][0]
+    assert 45 <= low < 75 < high <= 95 and f"[{low:.2f}, {high:.2f}]" in page.text
+    assert found[1] == [None] * 6 and "the score is not the mean of per-question verdicts" in page.text
 
 
-def test_runs_of_different_benchmarks_are_not_compared(tmp_path: Path) -> None:
-    a, b = sequential_run(tmp_path), sequential_run(tmp_path, "b")
-    manifest = json.loads((b / "manifest.json").read_text())
-    write(b / "manifest.json", {**manifest, "benchmark": "coin"})
-    with pytest.raises(UserError, match="different benchmark"):
-        write_comparison([a, b], tmp_path / "cmp")
-    with pytest.raises(UserError, match="at least one"):
-        write_comparison([], tmp_path / "cmp")
+def test_what_is_outside_the_matrix(tmp_path: Path) -> None:
+    """General and never trained tasks have tables of their own and change no aggregate."""
+    run = sequential_run(tmp_path)
+    before = json.loads((write_report(run).parent / "matrix.json").read_text())["aggregates"]
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["general"] = [{"id": "mme", "title": "MME perception", "metric": "mme"}]
+    manifest["tasks"].append({"id": "places", "title": "Places365", "metric": "exact_upper"})
+    manifest["stages"][-1]["eval_tasks"].append("places")
+    write(run / "manifest.json", manifest)
+    tasks = [{"id": t, "train": f"{t}.json"} for t, _, _ in TASKS] + [{"id": "places", "train": None}]
+    write(run / "config.yaml", json.dumps({"seed": 42, "benchmark": {"tasks": tasks}}))
+    source = run / "eval" / "06-flickr30k" / "imagenet-r"
+    for stage, task, score in (("02-arxivqa", "mme", 61.25), ("06-flickr30k", "places", 33.5)):
+        folder = Path(shutil.copytree(source, run / "eval" / stage / task))
+        write(folder / "score.json", {**json.loads((folder / "score.json").read_text()), "score": score})
+    read = read_run(run)
+    assert read.unseen == ["places"] and read.evaluated_stages == 6 and read.matrix.sequential
+    page = write_report(run).read_text()
+    assert json.loads((run / "results" / "matrix.json").read_text())["aggregates"] == before
+    general = page.split("<h2>General ability</h2>")[1].split("<h2>")[0]
+    never = page.split("<h2>Tasks that are never trained</h2>")[1].split("<h2>")[0]
+    assert "61.25" in general and "MME perception" in general and "ArxivQA" in general and "33.50" not in general
+    assert "33.50" in never and "Places365" in never
+    (run / "eval" / "06-flickr30k" / "places" / "score.json").unlink()
+    assert read_run(run).evaluated_stages == 5
+
+
+def test_mistakes_and_parts(tmp_path: Path) -> None:
+    run = sequential_run(tmp_path)
+    for stage, count in (("05-clevr-math", 7), ("06-flickr30k", 9)):
+        cell = run / "eval" / stage / "clevr-math"
+        score = json.loads((cell / "score.json").read_text())
+        profile = {"empty": 0, "off_by_one": count, "other": 2}
+        clean = {"score": 60.0, "n": 20, "counting": 55.5}
+        write(cell / "score.json", {**score, "error_profile": profile, "clean": clean})
+    page = Page(write_report(run).read_text()).text
+    part = page.split("What kind of mistakes")[1].split("Sample answers")[0]
+    assert "off by one" in part and "empty" not in part  # a kind that never occurs has no column
+    assert re.search(r"Flickr30kCLEVR-Math92 *11 *20", re.sub(r"\s+", "", part)) and "All stages" in part
+    assert "counting 55.50" in page
+
+
+def test_experts_are_named_by_the_task_they_were_trained_on(tmp_path: Path) -> None:
+    run = sequential_run(tmp_path)
+    for k, (task, _, _) in enumerate(TASKS):
+        stage = f"{k + 1:02d}-{task}"
+        write(run / "stages" / stage / "method.json", {"adapters": [f"expert-{k + 1:02d}", "shared"]})
+    titles = read_run(run).expert_titles
+    assert titles == {f"expert-{k + 1:02d}": title for k, (_, title, _) in enumerate(TASKS)}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,151 @@
+"""A comparison as Markdown, CSV and LaTeX, in the papers' layout: methods × tasks, Avg, Last."""
+
+from __future__ import annotations
+
+import csv
+import io
+from typing import TYPE_CHECKING
+
+from hide_llava.results.aggregates import AGGREGATES
+from hide_llava.results.bootstrap import Difference, Interval
+from hide_llava.results.grouping import Stat
+from hide_llava.results.published import Spread
+from hide_llava.results.tables import latex_row, markdown_table, number
+
+if TYPE_CHECKING:
+    from hide_llava.results.comparison import View
+
+TITLES = {a.key: a.title for a in AGGREGATES}
+LAYOUT = ("avg", "last")  # the columns after the tasks; the other aggregates follow
+PUBLISHED = ("last", "avg", "maa")  # the aggregates that papers print under a definition they share
+
+
+def stat_text(value: Stat | None) -> str:
+    """`64.19`, `64.19 ± 1.20` for several runs, "" when there is none."""
+    if value is None:
+        return ""
+    return number(value.mean) if value.sd is None else f"{number(value.mean)} ± {number(value.sd)}"
+
+
+def spread_text(value: Spread | None) -> str:
+    """`62.29–67.69 (3)`: lowest, highest, how many; one value alone as it is."""
+    if value is None:
+        return ""
+    if value.count == 1:
+        return number(value.low)
+    low, high = number(value.low), number(value.high)
+    return f"{low if low == high else f'{low}–{high}'} ({value.count})"
+
+
+def interval_text(value: Interval | None) -> str:
+    """`[83.10, 86.02]`"""
+    return "" if value is None else f"[{number(value.low)}, {number(value.high)}]"
+
+
+def difference_text(value: Difference | str) -> str:
+    """`+1.30 [0.20, 2.41], p = 0.021`, or the reason why there is none in brackets."""
+    if isinstance(value, str):
+        return f"({value})"
+    sign = "+" if value.value > 0 else ""
+    return f"{sign}{number(value.value)} {interval_text(value.interval)}, p = {value.p:.3f}"
+
+
+def columns(view: View) -> tuple[list[str], list[str]]:
+    """(titles, aggregate keys) of the columns after the method: tasks, Avg, Last, then every other aggregate."""
+    keys = [key for key in LAYOUT if key in view.keys] + [key for key in view.keys if key not in LAYOUT]
+    return [*view.table.task_titles, *(TITLES[key] for key in keys)], keys
+
+
+def rows(view: View, keys: list[str]) -> list[list[str]]:
+    """Our rows as text: tasks, then the aggregates of those keys."""
+    return [
+        [*map(stat_text, last), *(stat_text(values[key]) for key in keys)]
+        for last, values in zip(view.last, view.aggregates)
+    ]
+
+
+def published_rows(view: View, keys: list[str]) -> list[list[str]]:
+    """Published rows as text in the same columns; aggregates that nobody printed stay empty."""
+    return [
+        [*map(spread_text, row.tasks), *(spread_text(row.values.get(key)) for key in keys)] for row in view.published
+    ]
+
+
+def names_of_published(view: View) -> list[str]:
+    """Method and model of the published rows."""
+    return [f"{row.method} ({row.model})" for row in view.published]
+
+
+def markdown_text(views: list[View]) -> str:
+    """All tables, their notes and differences."""
+    return "\n".join(line for view in views for line in [*_markdown(view), ""]).rstrip() + "\n"
+
+
+def _markdown(view: View) -> list[str]:
+    titles, keys = columns(view)
+    marks = ["".join(f"[{i}]" for i, (k, _) in enumerate(view.notes, 1) if k == row) for row in range(len(view.names))]
+    names = [f"{name} {mark}".strip() for name, mark in zip(view.names, marks)]
+    lines = [f"# {view.title}", ""]
+    lines += [f"A table of its own, because of {'; '.join(view.table.reasons)}.", ""] if view.table.reasons else []
+    lines += markdown_table(["Method preset", *titles], [[name, *row] for name, row in zip(names, rows(view, keys))])
+    lines += ["", "Task columns: score after the last stage (percent). An empty cell was not evaluated.", ""]
+    lines += [f"[{i}] {view.names[k]}: {note}" for i, (k, note) in enumerate(view.notes, 1)]
+    if any(interval for row in view.intervals for interval in row):
+        body = [[name, *map(interval_text, row)] for name, row in zip(view.names, view.intervals) if any(row)]
+        lines += ["", "95 % bootstrap intervals over the questions, after the last stage:", ""]
+        lines += markdown_table(["Method preset", *view.table.task_titles], body)
+    if view.against:
+        body = [[row.name, *map(difference_text, row.tasks)] for row in view.against]
+        lines += ["", f"Difference to {view.baseline} on the same questions (not corrected for many comparisons):", ""]
+        lines += markdown_table(["Run", *view.table.task_titles], body)
+    if view.published_note:
+        lines += ["", view.published_note, ""]
+    if view.published:
+        shown = list(PUBLISHED)
+        body = [[name, *row] for name, row in zip(names_of_published(view), published_rows(view, shown))]
+        lines += markdown_table(["Published", *view.table.task_titles, *(TITLES[key] for key in shown)], body)
+        lines += [""]
+        lines += [f"- {name}: {'; '.join(row.labels)}" for name, row in zip(names_of_published(view), view.published)]
+    return lines
+
+
+def csv_text(view: View) -> str:
+    """One line per row; standard deviations and intervals in columns of their own, published rows last."""
+    titles, keys = columns(view)
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    count = len(view.table.tasks)
+    spreads = [f"{title} {kind}" for title in view.table.task_titles for kind in ("low", "high")]
+    writer.writerow(["Method preset", *titles, *(f"{t} sd" for t in titles), *spreads, "Runs", "Notes"])
+    for k, row in enumerate(view.table.rows):
+        values = [*view.last[k], *(view.aggregates[k][key] for key in keys)]
+        limits = [number(x) for i in view.intervals[k] for x in ((i.low, i.high) if i else (None, None))]
+        notes = "; ".join(note for owner, note in view.notes if owner == k)
+        means, sds = ([number(getattr(v, part) if v else None) for v in values] for part in ("mean", "sd"))
+        writer.writerow([row.name, *means, *sds, *limits, "; ".join(run.path.name for run in row.runs), notes])
+    for name, row in zip(names_of_published(view), view.published):
+        values = [*row.tasks, *(row.values.get(key) for key in keys)]
+        middle = [number(v.low) if v and v.low == v.high else "" for v in values]
+        limits = [number(x) for v in values[:count] for x in ((v.low, v.high) if v else (None, None))]
+        writer.writerow([f"published: {name}", *middle, *[""] * len(values), *limits, "", "; ".join(row.labels)])
+    return out.getvalue()
+
+
+def latex_text(views: list[View]) -> str:
+    """One booktabs table per view: our rows, then the published ranges."""
+    return "% needs \\usepackage{booktabs}\n" + "\n".join(map(_latex, views))
+
+
+def _latex(view: View) -> str:
+    keys = [key for key in LAYOUT if key in view.keys or view.published]
+    titles = [*view.table.task_titles, *({"avg": "Avg", "last": "Last"}[key] for key in keys)]
+    ours = [latex_row([name, *row]) for name, row in zip(view.names, rows(view, keys))]
+    theirs = [latex_row([n, *row]) for n, row in zip(names_of_published(view), published_rows(view, keys))]
+    notes = [f"{view.names[k]}: {note}" for k, note in view.notes] + view.table.reasons
+    notes += [view.published_note] if view.published else []
+    caption = f"{view.title}: score after the last task (percent); Avg is the column mean. {'. '.join(notes)}"
+    return "\n".join([
+        r"\begin{table}", r"\centering", r"\begin{tabular}{l" + "r" * len(titles) + "}", r"\toprule",
+        latex_row(["Method", *titles]), r"\midrule", *ours, *([r"\midrule", *theirs] if theirs else []), r"\bottomrule",
+        r"\end{tabular}", r"\caption{" + latex_row([caption]).removesuffix(r" \\") + "}", r"\end{table}", "",
+    ])  # fmt: skip

@@ -1,0 +1,125 @@
+"""One command, several runs: every seed with every task order, then mean and standard deviation over them.
+
+    hide-llava run benchmark=ucit method=hide model=llava-1.5-7b seeds=0,1,2 'task_order=[a,b,c;c,b,a]'
+
+Each run is an ordinary one in a folder of its own, under the name it would have alone: finished ones are skipped,
+unfinished ones go on, and one that fails does not stop the others.
+"""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import re
+import sys
+import traceback
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from hide_llava import pipeline
+from hide_llava.adapters.anchors import is_main
+from hide_llava.config import RunConfig, compose
+from hide_llava.errors import UserError
+from hide_llava.results.comparison import write_comparison
+
+
+@dataclass
+class Outcome:
+    """What a sweep leaves: folders of finished runs, {folder: error} of the others, the page that compares."""
+
+    finished: list[Path]
+    failed: dict[Path, str]
+    page: Path | None
+
+
+def is_sweep(words: list[str]) -> bool:
+    """Whether the overrides ask for more than one run."""
+    return any(w.startswith("seeds=") for w in words) or any(len(_orders(w)) > 1 for w in words if _is_order(w))
+
+
+def _is_order(word: str) -> bool:
+    return word.startswith("task_order=")
+
+
+def _orders(word: str) -> list[str]:
+    """`task_order=[a,b;b,a]` → `["a,b", "b,a"]`; the YAML spelling `[[a,b],[b,a]]` says the same."""
+    inner = re.sub(r"\]\s*,\s*\[", ";", word.partition("=")[2]).replace("[", "").replace("]", "")
+    return [part.strip() for part in inner.split(";")]
+
+
+def expand(words: list[str]) -> list[RunConfig]:
+    """The configurations of a sweep: every seed with every order, in the order given, each with its own run folder.
+
+    `output=` is the folder that the runs' folders lie in.
+
+    Raises:
+        UserError: a seed that is no whole number, a repeated seed or order, `seed=` beside `seeds=`, or a bad
+        configuration.
+    """
+    seeds = [word for word in words if word.startswith("seeds=")]
+    orders = [word for word in words if _is_order(word)]
+    plain = [word for word in words if word not in seeds + orders]
+    if len(seeds) > 1 or len(orders) > 1:
+        raise UserError("seeds= or task_order= is given twice; write seeds=0,1,2 and task_order=[a,b;b,a] once each.")
+    if seeds and any(word.startswith("seed=") for word in words):
+        raise UserError("seed= and seeds= are both given; keep one of them.")
+    changes = [
+        [f"seed={seed}" for seed in _seeds(seeds[0])] if seeds else [""],
+        [f"task_order=[{order}]" for order in _orders(orders[0])] if orders else [""],
+    ]
+    configs = [compose([*plain, *filter(None, change)]) for change in itertools.product(*changes)]
+    folders = [replace(config, output=None).run_folder() for config in configs]
+    if len(set(folders)) < len(folders):
+        raise UserError("The sweep names one seed or one task order twice; name each once.")
+    for config, folder in zip(configs, folders):
+        config.output = str(Path(config.output) / folder.name if config.output else folder)
+    return configs
+
+
+def _seeds(word: str) -> list[int]:
+    texts = [text.strip() for text in word.partition("=")[2].strip("[]").split(",")]
+    if not all(text.isdecimal() for text in texts):
+        raise UserError(f"'{word}': seeds are whole numbers separated by commas, for example seeds=0,1,2.")
+    return [int(text) for text in texts]
+
+
+def summary_folder(words: list[str], first: RunConfig) -> Path:
+    """Where the comparison goes: `output=`, else beside the runs, under the name they share."""
+    output = [word.partition("=")[2] for word in words if word.startswith("output=")]
+    return Path(
+        output[-1] if output else f"runs/{first.benchmark.name}-{first.method['preset']}-{first.model.name}-sweep"
+    )
+
+
+def sweep(words: list[str], train: bool = True, evaluate: bool = True) -> Outcome:
+    """Run or resume every configuration of `words`; afterwards compare those that finished.
+
+    In a launch of several processes an error ends the launch, because one process cannot go on to the next run while
+    the others still wait in this one; the same command then skips what is finished.
+
+    Raises:
+        UserError: the sweep itself is wrong (see `expand`); errors of single runs are in the outcome.
+        Interrupted: stopped by a signal.
+    """
+    configs, finished, failed = expand(words), [], {}
+    summary = summary_folder(words, configs[0])
+    for number, config in enumerate(configs, 1):
+        folder = config.run_folder()
+        pipeline.say(f"=== {number} of {len(configs)}: {folder}")
+        try:
+            pipeline.run(config, train, evaluate)
+            finished.append(folder)
+        except Exception as error:
+            if torch.distributed.is_initialized():
+                raise
+            failed[folder] = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            pipeline.say(f"failed: {failed[folder]}")
+            if not isinstance(error, UserError):
+                traceback.print_exc(file=sys.stderr)
+        gc.collect()  # the model of this run, before the next one is loaded
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    page = write_comparison(finished, summary) if finished and evaluate and is_main() else None
+    return Outcome(finished, failed, page)
