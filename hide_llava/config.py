@@ -8,163 +8,28 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hide_llava.errors import UserError
+from hide_llava.schema import (
+    CHOICES,
+    POSITIVE,
+    SECTIONS,
+    BenchmarkConfig,
+    ModelConfig,
+    RunConfig,
+    TaskConfig,
+    TrainConfig,
+)
+
+__all__ = ["BenchmarkConfig", "ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "compose", "configs_folder",
+           "finish", "flatten", "from_yaml", "names", "nearest", "read_group", "read_yaml", "to_yaml"]  # fmt: skip
 
 GROUPS = ("model", "benchmark", "train", "method")
-
-
-@dataclass
-class ModelConfig:
-    """Which LLaVA-1.5, and how it is held in memory."""
-
-    name: str = MISSING
-    path: str = MISSING  # folder under model_root, absolute folder, `package:` folder, or hub id
-    clip: str | None = None  # CLIP folder or hub id: text tower and projections for routing
-    projector: str | None = None  # original format only: an `mm_projector.bin` that replaces the projector
-    dtype: str = "auto"  # auto (bf16 on a GPU, fp32 on a CPU) | float32 | bfloat16 | float16
-    attention: str = "auto"  # auto | sdpa | flash | eager
-    device: str = "auto"  # auto | cpu | cuda
-
-
-@dataclass
-class RouterConfig:
-    """Where routing features come from: `clip` (LLaVA's own tower + CLIP text tower) or `open_clip:<model>:<weights>`."""
-
-    encoder: str = "clip"
-
-
-@dataclass
-class TaskConfig:
-    """One task of a benchmark; file names are relative to the benchmark's folders."""
-
-    id: str = MISSING
-    title: str = MISSING
-    train: str | None = None
-    test: str = MISSING
-    val: str | None = None
-    metric: str = MISSING
-    references: str | None = None
-    val_references: str | None = None
-    epochs: float | None = None
-    global_batch_size: int | None = None
-    max_new_tokens: int | None = None
-    images: str | None = None  # image folder of this task, relative to data_root; None: the benchmark's
-    image_transform: str | None = None  # pad | crop; None: the benchmark's
-    prompt_suffix: str | None = None  # appended to every test question
-    n_train: int | None = None  # expected record counts; None: not known
-    n_test: int | None = None
-    aliases: list[str] = field(default_factory=list)  # other names of the task in papers and code
-    source: str = ""  # data set, split and licence
-
-
-@dataclass
-class BenchmarkConfig:
-    """A benchmark is data: ordered tasks, files, image root, transform, metric names."""
-
-    name: str = MISSING
-    title: str = ""
-    instructions: str = ""  # folder of the JSON files, relative to data_root
-    images: str = ""  # folder that record.image is relative to, relative to data_root
-    generated: bool = False  # the embedded benchmark: written under data_root on first use
-    image_transform: str = "pad"  # pad | crop
-    max_new_tokens: int = 128
-    tasks: list[TaskConfig] = field(default_factory=list)
-    general: list[TaskConfig] = field(default_factory=list)  # never trained, asked after every stage: general ability
-
-
-@dataclass
-class TrainConfig:
-    """The training recipe of one task (spec hide.md §2.1); the schedule restarts with every task."""
-
-    name: str = "default"
-    global_batch_size: int = 96
-    per_device_batch_size: int | None = None  # None: the largest that divides the global batch, at most 16
-    epochs: float = 1.0
-    max_steps: int = -1
-    learning_rate: float = 2e-4
-    projector_lr: float = 2e-5
-    weight_decay: float = 0.0
-    warmup_ratio: float = 0.03
-    max_grad_norm: float = 0.0  # 0: no clipping, as the published runs effectively did (hide.md §2.1)
-    schedule: str = "cosine"
-    optimizer: str = "adamw_torch"
-    gradient_checkpointing: bool = True
-    max_length: int = 2048
-    group_by_modality_length: bool = True
-    num_workers: int = 4
-    on_bad_sample: str = "error"  # error | skip
-    save_steps: int = 100
-    logging_steps: int = 1
-    report_to: str = "none"
-
-
-@dataclass
-class EvalConfig:
-    """Greedy generation. `None` takes the benchmark's value."""
-
-    batch_size: int = 16
-    split: str = "test"  # test | val
-    max_new_tokens: int | None = None
-    image_transform: str | None = None
-    num_workers: int = 0
-    limit: int | None = None
-
-
-@dataclass
-class CaptionConfig:
-    """`ptb` needs Java; `python` leaves METEOR out and labels the score as not comparable."""
-
-    tokenizer: str = "ptb"
-
-
-@dataclass
-class RunConfig:
-    """The whole tree."""
-
-    output: str | None = None  # run folder; None: runs/<benchmark>-<method>-<model>-seed<seed>
-    seed: int = 42
-    data_root: str | None = None  # None: $HIDE_DATA, else ./data
-    model_root: str | None = None  # None: $HIDE_MODELS, else ./models
-    model: ModelConfig = field(default_factory=ModelConfig)
-    router: RouterConfig = field(default_factory=RouterConfig)
-    benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
-    method: Any = field(default_factory=dict)  # {name, preset, …fields of the method's own Config}
-    train: TrainConfig = field(default_factory=TrainConfig)
-    eval: EvalConfig = field(default_factory=EvalConfig)
-    caption: CaptionConfig = field(default_factory=CaptionConfig)
-
-    def data_folder(self) -> Path:
-        return Path(self.data_root or os.environ.get("HIDE_DATA") or "data")
-
-    def model_folder(self) -> Path:
-        return Path(self.model_root or os.environ.get("HIDE_MODELS") or "models")
-
-    def run_folder(self) -> Path:
-        name = f"{self.benchmark.name}-{self.method['preset']}-{self.model.name}-seed{self.seed}"
-        return Path(self.output or Path("runs") / name)
-
-
-CHOICES = {
-    "model.dtype": ("auto", "float32", "bfloat16", "float16"),
-    "model.attention": ("auto", "sdpa", "flash", "eager"),
-    "benchmark.image_transform": ("pad", "crop"),
-    "eval.image_transform": (None, "pad", "crop"),
-    "eval.split": ("test", "val"),
-    "train.on_bad_sample": ("error", "skip"),
-    "caption.tokenizer": ("ptb", "python"),
-}
-POSITIVE = (
-    "train.global_batch_size", "train.epochs", "train.learning_rate", "train.max_length", "train.save_steps",
-    "train.logging_steps", "eval.batch_size", "benchmark.max_new_tokens",
-)  # fmt: skip
 
 
 def configs_folder() -> Path:
@@ -211,18 +76,47 @@ def _group_file(group: str, name: str) -> Path:
     return path
 
 
+def read_group(group: str, path: Path) -> dict:
+    """A YAML file of a group. A benchmark may say which one it `extends`: its own keys win, tasks are merged by id.
+
+    Raises:
+        UserError: as `read_yaml`, no section of that group, or a circle of `extends`.
+    """
+    tree = read_yaml(path)
+    if not isinstance(tree.get(group), dict):
+        raise UserError(f"{path}: has no top-level '{group}:' section, so it is not a {group} file.")
+    return extend(tree, path) if group == "benchmark" and "extends" in tree[group] else tree
+
+
+def extend(tree: dict, path: Path, seen: tuple[Path, ...] = ()) -> dict:
+    """`tree` on top of the benchmark it extends."""
+    name = str(tree["benchmark"].pop("extends"))
+    base_path = _group_file("benchmark", name if not name.endswith((".yaml", ".yml")) else str(path.parent / name))
+    if base_path in (*seen, path):
+        raise UserError(f"{path}: 'extends' goes in a circle ({base_path.name}).")
+    base = read_yaml(base_path)
+    if "extends" in base.get("benchmark", {}):
+        base = extend(base, base_path, (*seen, path))
+    for one, where in ((base, base_path), (tree, path)):
+        _check_keys(one, RunConfig, where.name)
+    own = {task.get("id"): task for task in tree["benchmark"].pop("tasks", [])}
+    tasks = [{**task, **own.pop(task.get("id"), {})} for task in base["benchmark"].get("tasks", [])]
+    merged = OmegaConf.to_container(OmegaConf.merge(base, tree))
+    merged["benchmark"]["tasks"] = [*tasks, *own.values()]
+    return merged
+
+
 def _check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
     fields = {f.name: f for f in dataclasses.fields(schema)}
     for key, value in tree.items():
         if key not in fields:
             raise UserError(f"{where}: unknown key '{prefix}{key}'. {nearest(str(key), list(fields), prefix)}")
-        child = {"model": ModelConfig, "router": RouterConfig, "benchmark": BenchmarkConfig, "train": TrainConfig,
-                 "eval": EvalConfig, "caption": CaptionConfig}.get(key) if schema is RunConfig else None  # fmt: skip
-        if child is not None:
+        child = SECTIONS.get(schema, {}).get(key)
+        if child is not None and not (value is None and schema is TaskConfig):
             if not isinstance(value, dict):
                 raise UserError(f"{where}: '{prefix}{key}' takes a name or a mapping, got {value!r}.")
             _check_keys(value, child, where, f"{prefix}{key}.")
-        elif key in ("tasks", "general"):
+        elif schema is BenchmarkConfig and key in ("tasks", "general"):
             if not isinstance(value, list) or not all(isinstance(task, dict) for task in value):
                 raise UserError(f"{where}: '{prefix}{key}' takes a list of mappings, one per task.")
             for i, task in enumerate(value):
@@ -270,9 +164,7 @@ def compose(overrides: list[str], defaults: dict[str, str] | None = None) -> Run
     config = OmegaConf.structured(RunConfig)
     for group in GROUPS:
         path = _group_file(group, chosen[group])
-        partial = read_yaml(path)
-        if not isinstance(partial.get(group), dict):
-            raise UserError(f"{path}: has no top-level '{group}:' section, so it is not a {group} file.")
+        partial = read_group(group, path)
         if group == "method":
             partial["method"]["preset"] = path.stem
         config = _merge(config, partial, str(path.name))
@@ -282,6 +174,7 @@ def compose(overrides: list[str], defaults: dict[str, str] | None = None) -> Run
 
 def finish(config: Any) -> RunConfig:
     """Check values, resolve the method's own fields, and return plain dataclasses."""
+    from hide_llava.benchmarks.selection import select_tasks
     from hide_llava.methods.base import method_config
 
     missing = [str(k) for k in OmegaConf.missing_keys(config)]
@@ -295,11 +188,7 @@ def finish(config: Any) -> RunConfig:
         if OmegaConf.select(config, key) <= 0:
             raise UserError(f"{key}={OmegaConf.select(config, key)}: must be greater than 0.")
     plain: RunConfig = OmegaConf.to_object(config)
-    if not plain.benchmark.tasks:
-        raise UserError(f"benchmark '{plain.benchmark.name}' has no tasks.")
-    ids = [t.id for t in plain.benchmark.tasks]
-    if len(set(ids)) != len(ids):
-        raise UserError(f"benchmark '{plain.benchmark.name}': task ids repeat ({', '.join(ids)}).")
+    select_tasks(plain)
     plain.method = {**plain.method, **dataclasses.asdict(method_config(plain.method))}
     return plain
 

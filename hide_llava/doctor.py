@@ -55,7 +55,7 @@ def report(config: RunConfig | None) -> tuple[str, bool]:
 def _of_config(config: RunConfig) -> tuple[list[str], bool]:
     """Benchmark files, model folders and text tower of one configuration."""
     from hide_llava.model.load import resolve
-    from hide_llava.pipeline import preflight
+    from hide_llava.preflight import preflight
 
     lines, healthy = [], True
 

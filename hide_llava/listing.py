@@ -5,14 +5,16 @@ from __future__ import annotations
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from hide_llava.config import configs_folder, names, read_yaml
+from hide_llava.config import configs_folder, names, read_group, read_yaml
 from hide_llava.methods.base import method_class
+from hide_llava.metrics import METRICS
 from hide_llava.storage import read_json
 
 
 def listing(what: str) -> str:
-    """Text for `methods`, `benchmarks`, `models` or `runs`."""
-    rows = {"methods": _methods, "benchmarks": _benchmarks, "models": _models, "runs": _runs}[what]()
+    """Text for `methods`, `benchmarks`, `models`, `metrics` or `runs`."""
+    tables = {"methods": _methods, "benchmarks": _benchmarks, "models": _models, "metrics": _metrics, "runs": _runs}
+    rows = tables[what]()
     if not rows:
         return f"no {what} here"
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -39,7 +41,7 @@ def _methods() -> list[tuple[str, ...]]:
 def _benchmarks() -> list[tuple[str, ...]]:
     rows = []
     for name in names("benchmark"):
-        tree = read_yaml(configs_folder() / "benchmark" / f"{name}.yaml")["benchmark"]
+        tree = read_group("benchmark", configs_folder() / "benchmark" / f"{name}.yaml")["benchmark"]
         tasks = ", ".join(t["title"] for t in tree["tasks"])
         rows.append((name, str(len(tree["tasks"])), tasks))
     return [("BENCHMARK", "TASKS", "ORDER"), *rows]
@@ -48,6 +50,11 @@ def _benchmarks() -> list[tuple[str, ...]]:
 def _models() -> list[tuple[str, ...]]:
     trees = {n: read_yaml(configs_folder() / "model" / f"{n}.yaml")["model"] for n in names("model")}
     return [("MODEL", "PATH", "CLIP"), *((n, t["path"], t.get("clip") or "") for n, t in trees.items())]
+
+
+def _metrics() -> list[tuple[str, ...]]:
+    metrics = [METRICS[name] for name in sorted(METRICS)]
+    return [("METRIC", "RULE", "SOURCE"), *((m.name, m.summary, m.source) for m in metrics)]
 
 
 def _runs() -> list[tuple[str, ...]]:

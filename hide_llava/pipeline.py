@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,16 +10,16 @@ from typing import Any
 import torch
 
 from hide_llava.adapters.anchors import is_main
-from hide_llava.benchmarks.prepare import prepare
-from hide_llava.config import RunConfig
-from hide_llava.data.records import load_questions, load_records
+from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
-from hide_llava.evaluation.cells import evaluate_cell, generation_settings, question_file, reference_file
+from hide_llava.evaluation.cells import evaluate_cell
+from hide_llava.evaluation.questions import generation_settings, question_file
 from hide_llava.methods.base import Stage, method_class
-from hide_llava.metrics import get, java_available
+from hide_llava.preflight import preflight
 from hide_llava.storage import read_json, sha256
-from hide_llava.training.run_folder import RunFolder, open_run, stage_name, stages_of
-from hide_llava.training.sequence import image_root, stage_plan, train_file, train_stage
+from hide_llava.training.engines import check_engine, start_processes
+from hide_llava.training.run_folder import RunFolder, general_tasks, open_run, stage_name, stages_of
+from hide_llava.training.sequence import train_stage
 from hide_llava.training.session import Session
 
 
@@ -29,68 +27,6 @@ def say(text: str) -> None:
     """A line for people, from one process, with the time."""
     if is_main():
         print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
-
-
-def start_processes(config: RunConfig) -> None:
-    """Join the other processes of a torchrun launch, if there are any."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from accelerate import PartialState
-
-        state = PartialState(cpu=config.model.device == "cpu" or not torch.cuda.is_available())
-        if state.device.type == "cuda":
-            torch.cuda.set_device(state.device)
-
-
-def preflight(config: RunConfig, train: bool = True, evaluate: bool = True) -> None:
-    """Everything that would stop the run later, checked now.
-
-    Raises:
-        UserError: a file of the benchmark is missing, or a metric cannot be computed on this machine.
-    """
-    prepare(config)
-    wanted: list[Path] = []
-    for stage in stages_of(config) if train else ():
-        stage_plan(config, stage)
-    for index, task in enumerate(config.benchmark.tasks):
-        if train and any(index in s.train for s in stages_of(config)):
-            wanted.append(train_file(config, index))
-        if evaluate:
-            metric = get(task.metric)
-            wanted += [f for f in (question_file(config, task), reference_file(config, task)) if f is not None]
-            if metric.needs != "questions" and reference_file(config, task) is None:
-                key = "references" if config.eval.split == "test" else "val_references"
-                raise UserError(f"task '{task.id}': metric {metric.name} needs a file of references; set its '{key}'.")
-            if task.metric.startswith("caption"):
-                require_caption_metrics(config.caption.tokenizer)
-    missing = [str(f) for f in wanted if not f.exists()]
-    if missing:
-        raise UserError(
-            f"benchmark '{config.benchmark.name}': {len(missing)} of {len(wanted)} files are missing, first {missing[0]}. "
-            f"Set data_root= or HIDE_DATA to the folder that holds '{config.benchmark.instructions}'."
-        )
-    if is_main():
-        _read_files(config, train, evaluate)
-
-
-def _read_files(config: RunConfig, train: bool, evaluate: bool) -> None:
-    """Read every annotation file once: a damaged file of the last task is no surprise after days of training."""
-    root = image_root(config)
-    for index, task in enumerate(config.benchmark.tasks):
-        if train and any(index in s.train for s in stages_of(config)):
-            load_records(train_file(config, index), root)
-        if evaluate:
-            load_questions(question_file(config, task), root)
-
-
-def require_caption_metrics(tokenizer: str) -> None:
-    """Raises UserError if captions cannot be scored here, so that nobody learns it after days of training."""
-    if importlib.util.find_spec("pycocoevalcap") is None:
-        raise UserError("caption scores need pycocoevalcap: pip install 'hide-llava[caption]'.")
-    if tokenizer == "ptb" and not java_available():
-        raise UserError(
-            "caption scores need Java (PTB tokeniser and METEOR) and none was found; install a Java runtime, or set "
-            "caption.tokenizer=python for a score without METEOR that is labelled as not comparable."
-        )
 
 
 class Pipeline:
@@ -125,40 +61,36 @@ class Pipeline:
         session = self.session(stage.index - 1)
         say(f"{name}: training")
         start = time.time()
-        train_stage(session, self.run, stage)
+        self._session = train_stage(session, self.run, stage)
         self._at = stage.index
         say(f"{name}: trained in {time.time() - start:.0f} s")
 
     def _session_trains(self) -> bool:
         return method_class(self.config.method["name"]).trains
 
-    def evaluate(self, stage: Stage, tasks: list[int] | None = None) -> None:
+    def evaluate(self, stage: Stage) -> None:
         """All cells of a stage that are not scored yet, with the experts folded once."""
         name = stage_name(stage)
-        wanted = [j for j in stage.evaluate if tasks is None or j in tasks]
-        todo = [j for j in wanted if not self._is_scored(name, j)]
+        wanted = [*(self.config.benchmark.tasks[j] for j in stage.evaluate), *general_tasks(self.config)]
+        todo = [task for task in wanted if not self._is_scored(name, task)]
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         if not todo:
             return
         trained = self._session_trains() and bool(stage.train)
         with self.session(stage.index if trained else -1) as session:
-            for j in todo:
-                task, start = self.config.benchmark.tasks[j], time.time()
-                result = evaluate_cell(session, j, self.run.cell(name, task.id), f"{name} on {task.id}")
+            for task in todo:
+                start = time.time()
+                result = evaluate_cell(session, task, self.run.cell(name, task.id), f"{name} on {task.id}")
                 if result is not None:
-                    say(
-                        f"{name} on {task.id}: {result['score']:.2f} ({result['n_scored']} answers, {time.time() - start:.0f} s)"
-                    )
+                    took = f"{result['n_scored']} answers, {time.time() - start:.0f} s"
+                    say(f"{name} on {task.id}: {result['score']:.2f} ({took})")
 
-    def _is_scored(self, stage: str, j: int) -> bool:
-        task = self.config.benchmark.tasks[j]
+    def _is_scored(self, stage: str, task: TaskConfig) -> bool:
         folder = self.run.cell(stage, task.id)
         if not (folder / "score.json").is_file():
             return False
         stored, settings = read_json(folder / "score.json"), generation_settings(self.config, task)
-        if stored.get("limit") != self.config.eval.limit:
-            return False  # its answers are kept and completed
         same = all(stored.get(k) == v for k, v in settings.items())
         if not same or stored["questions_sha256"] != sha256(question_file(self.config, task)):
             raise UserError(
@@ -184,8 +116,11 @@ def run(
     Raises:
         UserError, Interrupted: see the parts.
     """
+    if train:
+        check_engine(config, method_class(config.method["name"]))
     start_processes(config)
-    preflight(config, train, evaluate)
+    for warning in preflight(config, train, evaluate):
+        say(f"warning: {warning}")
     with RunFolder(config.run_folder()).lock() if is_main() else contextlib.nullcontext():
         pipeline = Pipeline(config, existing)
         for stage in pipeline.stages:

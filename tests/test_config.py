@@ -165,7 +165,8 @@ def test_wrong_files_name_the_file_and_the_key(text: str, fragments: tuple[str, 
         ("train.epochs=many", "train.epochs"),
         ("train.global_batch_size=2.5", "train.global_batch_size"),
         ("train.gradient_checkpointing=maybe", "train.gradient_checkpointing"),
-        ("eval.limit=[1]", "eval.limit"),
+        ("limit=[1]", "limit"),
+        ("tasks=clevr-math", "tasks"),
         ("method.rank=big", "method.rank"),
         ("method.expanded_layers=top", "method.expanded_layers"),
         ("seed=abc", "seed"),
@@ -209,15 +210,17 @@ def test_tasks_are_checked(write) -> None:
 
 @pytest.mark.parametrize("method", names("method"))
 def test_round_trip(method: str, tmp_path: Path) -> None:
-    config = ucit(f"method={method}", "train.max_steps=3", "output=here", "eval.limit=5")
+    config = ucit(f"method={method}", "train.max_steps=3", "output=here", "limit=5", "tasks=[CLEVR,iconqa]",
+                  "task_order=[clevr-math,IconQA]")  # fmt: skip
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     again = from_yaml(tmp_path / "config.yaml")
     assert dataclasses.asdict(again) == dataclasses.asdict(config)
     assert to_yaml(again) == to_yaml(config)
-    changed = from_yaml(tmp_path / "config.yaml", ["eval.limit=9"])
-    assert changed.eval.limit == 9 and changed.train.max_steps == 3
-    with pytest.raises(UserError, match=r"'eval\.limti'.*'eval\.limit'"):
-        from_yaml(tmp_path / "config.yaml", ["eval.limti=9"])
+    changed = from_yaml(tmp_path / "config.yaml", ["eval.batch_size=9"])
+    assert changed.eval.batch_size == 9 and changed.train.max_steps == 3
+    assert [t.id for t in changed.benchmark.tasks] == changed.task_order == ["clevr-math", "iconqa"]
+    with pytest.raises(UserError, match=r"'eval\.batch_siez'.*'eval\.batch_size'"):
+        from_yaml(tmp_path / "config.yaml", ["eval.batch_siez=9"])
     with pytest.raises(UserError, match="method= of an existing run"):
         from_yaml(tmp_path / "config.yaml", ["method=lora"])
 

@@ -57,22 +57,14 @@ def load_questions(file: Path, image_root: Path | None = None) -> list[dict[str,
     file = Path(file)
     questions: list[dict[str, Any]] = []
     seen: dict[str, int] = {}
-    for index, question in enumerate(_lines(file) if file.suffix == ".jsonl" else _stream(file)):
-        where = f"{file}: question {index}"
-        if not isinstance(question, Mapping):
-            raise UserError(f"{where} is a {type(question).__name__}, expected an object with question_id and text.")
-        if not isinstance(question.get("question_id"), str | int):
-            raise UserError(f"{where} has no question_id (a string or a whole number); add one that is unique.")
-        where += f" (question_id {question['question_id']!r})"
-        if not isinstance(question.get("text"), str) or not question["text"].strip():
-            raise UserError(f"{where} has no text; every question needs a non-empty 'text' string.")
+    for index, question in enumerate(stream(file)):
+        where = check_question(question, f"{file}: question {index}", image_root)
         key = json.dumps(question["question_id"])
         if key in seen:
             raise UserError(
                 f"{where} repeats the id of question {seen[key]}; answers are joined by id, so every id must be unique."
             )
         seen[key] = index
-        _check_image(question.get("image"), where, image_root)
         questions.append(dict(question))
     if not questions:
         raise UserError(f"{file} holds no questions.")
@@ -89,9 +81,9 @@ def _build_table(json_file: Path, image_root: Path, table: Path) -> None:
     try:
         count = 0
         with ArrowWriter(features=FEATURES, path=str(temporary)) as writer:
-            stream = tqdm(_stream(json_file), desc=f"reading {json_file.name}", delay=5, disable=None)
-            for index, record in enumerate(stream):
-                writer.write(_row(record, f"{json_file}: record {index}", image_root))
+            records = tqdm(stream(json_file), desc=f"reading {json_file.name}", delay=5, disable=None)
+            for index, record in enumerate(records):
+                writer.write(check_record(record, f"{json_file}: record {index}", image_root))
                 count = index + 1
             if count:
                 writer.finalize()
@@ -102,8 +94,21 @@ def _build_table(json_file: Path, image_root: Path, table: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _row(record: Any, where: str, image_root: Path) -> dict[str, Any]:
-    """One validated record in the shape of FEATURES."""
+def check_question(question: Any, where: str, image_root: Path | None) -> str:
+    """`where` with the question's id, if it is a well-formed test question; UserError naming `where` if not."""
+    if not isinstance(question, Mapping):
+        raise UserError(f"{where} is a {type(question).__name__}, expected an object with question_id and text.")
+    if not isinstance(question.get("question_id"), str | int):
+        raise UserError(f"{where} has no question_id (a string or a whole number); add one that is unique.")
+    where += f" (question_id {question['question_id']!r})"
+    if not isinstance(question.get("text"), str) or not question["text"].strip():
+        raise UserError(f"{where} has no text; every question needs a non-empty 'text' string.")
+    _check_image(question.get("image"), where, image_root)
+    return where
+
+
+def check_record(record: Any, where: str, image_root: Path) -> dict[str, Any]:
+    """A training record in the shape of FEATURES, if it is well-formed; UserError naming `where` if not."""
     if not isinstance(record, Mapping):
         raise UserError(f"{where} is a {type(record).__name__}, expected an object with 'conversations'.")
     identity = record.get("id", record.get("question_id"))
@@ -159,14 +164,17 @@ def _check_image(image: Any, where: str, image_root: Path | None) -> None:
 # -------------------------------------------------------------------------------------------------------- reading files
 
 
-def _stream(file: Path) -> Iterator[Any]:
-    """The elements of a JSON array, one at a time."""
+def stream(file: Path) -> Iterator[Any]:
+    """The elements of a JSON array (or the lines of a .jsonl), one at a time; UserError for broken JSON."""
+    if file.suffix == ".jsonl":
+        yield from _lines(file)
+        return
     _check_is_array(file)
     try:
         with file.open("rb") as handle:
             yield from ijson.items(handle, "item", use_float=True)
     except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid JSON: {_position(file) or error}") from error
+        raise UserError(f"{file} is not valid JSON: {_position(file) or ' '.join(str(error).split())}") from error
 
 
 def _lines(file: Path) -> Iterator[Any]:
@@ -194,7 +202,10 @@ def _check_is_array(file: Path) -> None:
 
 
 def _position(file: Path) -> str | None:
-    """Line and column of the first syntax error; the streaming parser does not tell. Only on the way to an error."""
+    """Line and column of the first syntax error; the streaming parser does not tell. Only on the way to an error,
+    and not for a file too large to be held in memory."""
+    if file.stat().st_size > 1 << 26:
+        return None
     try:
         json.loads(file.read_bytes())
     except ValueError as error:

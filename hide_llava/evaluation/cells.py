@@ -11,41 +11,31 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.adapters.anchors import ranks
+from hide_llava.config import TaskConfig
 from hide_llava.data.collator import Collator
 from hide_llava.data.dataset import QuestionDataset
-from hide_llava.data.records import load_questions
 from hide_llava.errors import UserError
+from hide_llava.evaluation.questions import (
+    generation_settings,
+    mix_answers,
+    question_file,
+    read_questions,
+    reference_file,
+    score_labels,
+    score_options,
+    with_suffix,
+)
 from hide_llava.metrics import score
 from hide_llava.storage import read_json, sha256, write_json, write_jsonl
 from hide_llava.training.sequence import image_root
 from hide_llava.training.session import Session
 
 
-def question_file(config: RunConfig, task: TaskConfig) -> Path:
-    name = task.test if config.eval.split == "test" else task.val
-    if name is None:
-        raise UserError(f"task '{task.id}' of benchmark '{config.benchmark.name}' has no {config.eval.split} file; "
-                        f"set eval.split={'val' if config.eval.split == 'test' else 'test'}.")  # fmt: skip
-    return config.data_folder() / config.benchmark.instructions / name
-
-
-def reference_file(config: RunConfig, task: TaskConfig) -> Path | None:
-    name = task.references if config.eval.split == "test" else task.val_references
-    return None if name is None else config.data_folder() / config.benchmark.instructions / name
-
-
-def generation_settings(config: RunConfig, task: TaskConfig) -> dict[str, Any]:
-    """What decides an answer besides the model; stored with every score, because scores of two settings differ."""
-    tokens = config.eval.max_new_tokens or task.max_new_tokens or config.benchmark.max_new_tokens
-    return {"image_transform": config.eval.image_transform or config.benchmark.image_transform,
-            "max_new_tokens": tokens, "split": config.eval.split}  # fmt: skip
-
-
 def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Remember what a half-answered folder is answered with, and refuse to go on with anything else.
 
-    A scored cell says it in its score.json; more of its questions may be asked when eval.limit was raised.
+    A scored cell says it in its score.json.
 
     Raises:
         UserError: the folder holds answers made with other settings; the differing ones are listed.
@@ -66,13 +56,6 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     write_json(file, settings)
 
 
-def ranks() -> tuple[int, int]:
-    """(this process, number of processes)."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
 def answer(
     session: Session,
     questions: list[dict[str, Any]],
@@ -85,6 +68,8 @@ def answer(
     task: int | None = None,
 ) -> Path:
     """Answer `questions` greedily into `folder/predictions.jsonl`; call inside `with session:`.
+
+    `settings`: of `generation_settings`; they say transform, length and suffix. `task`: the index an oracle is told.
 
     Batches are cut once from the length-sorted list and never change, so that an answer cannot depend on where an
     earlier attempt stopped. Every process appends its batches to a part file; parts are merged when all is answered.
@@ -100,6 +85,7 @@ def answer(
     if world > 1:
         torch.distributed.barrier()  # nobody appends while another still reads
     routing = "reference" if "zero_image" in session.method.needs else "question"
+    questions = with_suffix(questions, settings["prompt_suffix"])
     data = QuestionDataset(questions, images, session.loaded.tokenizer, session.loaded.transform(
         settings["image_transform"]), session.loaded.image_tokens, routing)  # fmt: skip
     order = sorted(range(len(questions)), key=lambda i: (-len(questions[i]["text"]), i))
@@ -192,24 +178,27 @@ def merge(folder: Path, questions: list[dict[str, Any]]) -> None:
         part.unlink()
 
 
-def evaluate_cell(session: Session, task_index: int, folder: Path, label: str) -> dict[str, Any] | None:
+def evaluate_cell(session: Session, task: TaskConfig, folder: Path, label: str) -> dict[str, Any] | None:
     """Answer and score one cell; call inside `with session:`. Only rank 0 returns the score."""
-    config, task = session.config, session.config.benchmark.tasks[task_index]
-    file = question_file(config, task)
-    questions = load_questions(file, image_root(config))
-    partial = config.eval.limit is not None and config.eval.limit < len(questions)
-    questions = questions[: config.eval.limit] if partial else questions
+    config, file = session.config, question_file(session.config, task)
+    questions, in_file = read_questions(config, task)
     settings = {**generation_settings(config, task), "questions_sha256": sha256(file)}
-    predictions = answer(session, questions, image_root(config), folder, settings, config.eval.batch_size,
-                         config.eval.num_workers, label, task_index)  # fmt: skip
+    predictions = answer(session, questions, image_root(config, task, test=True), folder, settings,
+                         config.eval.batch_size, config.eval.num_workers, label, oracle_task(session, task))  # fmt: skip
     if ranks()[0]:
         return None
-    rows = read_part(predictions)
-    options = {"tokenizer": config.caption.tokenizer, "allow_partial": partial}
+    rows, labels = mix_answers(read_part(predictions), config, task)
+    labels += score_labels(config, task, len(questions), in_file)
+    options = score_options(config, task, partial=len(questions) < in_file)
     result = score(task.metric, rows, questions, reference_file(config, task), options)
-    if partial:
-        result["labels"] = [*result["labels"], f"partial: first {len(questions)} questions"]
-    result |= {**settings, "limit": config.eval.limit, "predictions_sha256": sha256(predictions)}
+    result |= {**settings, "labels": [*labels, *result["labels"]], "predictions_sha256": sha256(predictions)}
     write_json(folder / "score.json", result)
     (folder / "settings.json").unlink(missing_ok=True)  # from here on score.json says it
     return result
+
+
+def oracle_task(session: Session, task: TaskConfig) -> int | None:
+    """The task id an oracle method is told: the task's own, or that of the task whose instruction it borrows."""
+    names = [t.id for t in session.tasks]
+    name = task.instruction_of or task.id
+    return names.index(name) if name in names else None

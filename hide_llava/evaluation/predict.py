@@ -5,9 +5,11 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from hide_llava.config import RunConfig, TaskConfig, nearest
 from hide_llava.data.records import load_questions
 from hide_llava.errors import UserError
-from hide_llava.evaluation.cells import answer, generation_settings, read_part
+from hide_llava.evaluation.cells import answer, read_part
+from hide_llava.evaluation.questions import generation_settings
 from hide_llava.storage import sha256, write_jsonl
 from hide_llava.training.run_folder import RunFolder, stages_of
 from hide_llava.training.session import Session
@@ -15,14 +17,15 @@ from hide_llava.training.session import Session
 
 def predict(
     run: Path, stage: int, questions: Path, images: Path, output: Path, batch_size: int | None = None,
-    max_new_tokens: int | None = None, dtype: str | None = None,
+    max_new_tokens: int | None = None, dtype: str | None = None, task: str | None = None,
 ) -> int:  # fmt: skip
     """Write JSON lines {question_id, prompt, text, token_ids, routing}; the number of answers is returned.
 
+    `task`: ask as this task of the benchmark is asked (transform, length, suffix); None: as the benchmark says, no suffix.
     A killed call goes on where it stopped: answers so far lie in `<output>.part/`.
 
     Raises:
-        UserError: not a run, no such stage, or a bad question file.
+        UserError: not a run, no such stage or task, or a bad question file.
     """
     folder = RunFolder(run)
     config = folder.config
@@ -34,7 +37,7 @@ def predict(
     session = Session(config)
     trained = session.method.trains and bool(session.stages[stage - 1].train)
     session.restore(folder, stage - 1 if trained else -1)
-    settings = generation_settings(config, config.benchmark.tasks[0])
+    settings = generation_settings(config, _task(config, task))
     settings["max_new_tokens"] = max_new_tokens or settings["max_new_tokens"]
     settings |= {"run": str(run.resolve()), "stage": stage, "dtype": config.model.dtype}
     settings["questions_sha256"] = sha256(questions)
@@ -46,3 +49,10 @@ def predict(
     write_jsonl(output, read_part(merged))
     shutil.rmtree(parts)
     return len(rows)
+
+
+def _task(config: RunConfig, name: str | None) -> TaskConfig | None:
+    tasks = {task.id: task for task in [*config.benchmark.tasks, *config.benchmark.general]}
+    if name is not None and name not in tasks:
+        raise UserError(f"--task {name}: the run has no such task. {nearest(name, list(tasks))}")
+    return None if name is None else tasks[name]

@@ -7,13 +7,12 @@ from transformers import AutoConfig, LlavaForConditionalGeneration
 
 from hide_llava.adapters.core import Core
 from hide_llava.config import RunConfig
-from hide_llava.data.records import load_records
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Context, Stage, Task, method_class, method_config
+from hide_llava.methods.base import Context, Stage, method_class, method_config
 from hide_llava.model.load import dtype_of, resolve
 from hide_llava.model.original import is_original, original_config
-from hide_llava.training.run_folder import stages_of
-from hide_llava.training.sequence import image_root, stage_plan, train_file
+from hide_llava.training.run_folder import method_tasks, stages_of
+from hide_llava.training.sequence import stage_plan, task_records, train_file
 
 MIB = 2**20
 
@@ -35,7 +34,7 @@ def count_records(config: RunConfig, stage: Stage) -> int | None:
     files = [train_file(config, t) for t in stage.train]
     if not all(f.is_file() for f in files):
         return None
-    return sum(len(load_records(f, image_root(config))) for f in files)
+    return sum(len(task_records(config, t)) for t in stage.train)
 
 
 def plan(config: RunConfig) -> str:
@@ -65,7 +64,7 @@ def _sizes(config: RunConfig, cls: type) -> list[str]:
     except UserError as error:
         return [f"sizes: not known, {error}"]
     core = Core(llava)
-    tasks = [Task(i, t.id, len(config.benchmark.tasks)) for i, t in enumerate(config.benchmark.tasks)]
+    tasks = method_tasks(config)
     method = cls(method_config(config.method), core, tasks)
     with torch.device("meta"):
         method.setup()

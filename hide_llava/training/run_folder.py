@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 
-from hide_llava.config import RunConfig, flatten, from_yaml, to_yaml
+from hide_llava.benchmarks.selection import partial_label
+from hide_llava.config import RunConfig, TaskConfig, flatten, from_yaml, to_yaml
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Stage, method_class
+from hide_llava.methods.base import Stage, Task, method_class
 from hide_llava.storage import read_json, write_json, write_text
 
 # keys that may differ between two calls of one run: they cannot change a result
@@ -94,10 +95,42 @@ def stage_name(stage: Stage) -> str:
     return f"{stage.index + 1:02d}-{stage.id}"
 
 
+def method_tasks(config: RunConfig) -> list[Task]:
+    """The tasks as a method sees them: those that are trained, in order."""
+    ids = [t.id for t in config.benchmark.tasks if t.train is not None]
+    return [Task(i, name, len(ids)) for i, name in enumerate(ids)]
+
+
+def is_oracle(config: RunConfig) -> bool:
+    """Whether the method is told the task id at inference."""
+    return method_class(config.method["name"]).oracle or config.method.get("routing") == "oracle"
+
+
+def answerable(config: RunConfig, tasks: list[TaskConfig]) -> list[TaskConfig]:
+    """The tasks that the method can be asked: an oracle has no task id for one that was never trained."""
+    return [t for t in tasks if t.train is not None or t.instruction_of is not None or not is_oracle(config)]
+
+
 def stages_of(config: RunConfig) -> list[Stage]:
-    """The stages the configured method makes of the benchmark's tasks."""
-    tasks = [(t.id, t.title) for t in config.benchmark.tasks]
-    return method_class(config.method["name"]).stages(tasks)
+    """The stages the configured method makes of the trained tasks; tasks never trained are asked after the last one.
+
+    Raises:
+        UserError: the method trains, but no task has a training file.
+    """
+    cls, tasks = method_class(config.method["name"]), config.benchmark.tasks
+    trained = [t for t in tasks if t.train is not None] if cls.trains else tasks
+    if not trained:
+        raise UserError(
+            f"no task of benchmark '{config.benchmark.name}' has a training file; only method=zero_shot fits."
+        )
+    *before, last = cls.stages([(t.id, t.title) for t in trained])
+    unseen = tuple(i for i in range(len(trained), len(tasks)) if tasks[i] in answerable(config, tasks))
+    return [*before, dataclasses.replace(last, evaluate=last.evaluate + unseen)]
+
+
+def general_tasks(config: RunConfig) -> list[TaskConfig]:
+    """Tasks of general ability, asked after every stage."""
+    return answerable(config, config.benchmark.general) if config.eval.general else []
 
 
 def open_run(config: RunConfig, extra: dict[str, Any] | None = None, existing: bool = False) -> RunFolder:
@@ -151,7 +184,6 @@ def new_manifest(config: RunConfig) -> dict[str, Any]:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-    cls = method_class(config.method["name"])
     stages = [
         {
             "name": stage_name(s), "title": s.title, "status": "pending",
@@ -160,17 +192,23 @@ def new_manifest(config: RunConfig) -> dict[str, Any]:
         }
         for s in stages_of(config)
     ]  # fmt: skip
-    oracle = cls.oracle or config.method.get("routing") == "oracle"
+    labels = ["oracle: task id given at inference"] if is_oracle(config) else []
+    labels += [partial_label(config)] if config.limit is not None else []
     return {
         "schema": 1, "name": config.run_folder().name, "method": config.method["name"],
         "preset": config.method["preset"], "benchmark": config.benchmark.name, "model": config.model.name,
         "seed": config.seed, "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "versions": versions, "git": git_commit(), "global_batch": config.train.global_batch_size,
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
-        "labels": ["oracle: task id given at inference"] if oracle else [],
-        "tasks": [{"id": t.id, "title": t.title, "metric": t.metric} for t in config.benchmark.tasks],
+        "labels": labels,
+        "tasks": [_named(t) for t in config.benchmark.tasks],
+        "general": [_named(t) for t in general_tasks(config)],
         "stages": stages, "data": {},
     }  # fmt: skip
+
+
+def _named(task: TaskConfig) -> dict[str, str]:
+    return {"id": task.id, "title": task.title, "metric": task.metric}
 
 
 def git_commit() -> str | None:

@@ -152,11 +152,11 @@ def test_broken_yaml(text: str, says: str, mine: Path, words: Words) -> None:
 
 
 def test_caption_metric_without_java(mine: Path, words: Words, tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("hide_llava.pipeline.java_available", lambda: False)
+    monkeypatch.setattr("hide_llava.metrics.caption.java_available", lambda: False)
     (mine / "data" / "coco.json").write_text("{}")
     captions = {"metric": "caption7", "references": "coco.json"}
     edit(mine / "bench.yaml", lambda tree: tree["benchmark"]["tasks"][2].update(captions))
-    refused("run", *words(), says=("need Java", "caption.tokenizer=python"))
+    refused("run", *words(), says=("needs Java", "tokenizer=python"))
     assert not (tmp_path / "out").exists()
 
 

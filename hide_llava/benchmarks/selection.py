@@ -1,0 +1,87 @@
+"""Which tasks a run has, and in which order: `tasks`, `task_order` and `limit` become a plain list of tasks."""
+
+from __future__ import annotations
+
+import random
+
+from hide_llava.config import RunConfig, TaskConfig, nearest
+from hide_llava.errors import UserError
+
+
+def select_tasks(config: RunConfig) -> None:
+    """Check the benchmark's tasks and bring them into the order of the run: trained ones first, in place.
+
+    `tasks` and `task_order` may use aliases; they are replaced by ids, so that a stored configuration resolves to itself.
+
+    Raises:
+        UserError: no or repeated tasks, an unknown id (with the nearest), or an order that leaves tasks out.
+    """
+    benchmark = config.benchmark
+    if not benchmark.tasks:
+        raise UserError(f"benchmark '{benchmark.name}' has no tasks.")
+    ids = [task.id for task in [*benchmark.tasks, *benchmark.general]]
+    if len(set(ids)) != len(ids):
+        raise UserError(f"benchmark '{benchmark.name}': task ids repeat ({', '.join(ids)}).")
+    if config.limit is not None and config.limit <= 0:
+        raise UserError(f"limit={config.limit}: must be greater than 0.")
+    _check_roles(benchmark.tasks, benchmark.general)
+    if config.tasks is not None:
+        chosen = _resolve("tasks", config.tasks, benchmark.tasks)
+        benchmark.tasks = [task for task in benchmark.tasks if task in chosen]
+    if config.task_order is not None:
+        chosen = _resolve("task_order", config.task_order, benchmark.tasks)
+        left_out = [task.id for task in benchmark.tasks if task.train is not None and task not in chosen]
+        if left_out:
+            raise UserError(
+                f"task_order leaves out {', '.join(left_out)}; name every trained task, or choose with tasks=."
+            )
+        config.task_order = [task.id for task in chosen]
+        benchmark.tasks = [*chosen, *(task for task in benchmark.tasks if task not in chosen)]
+    benchmark.tasks.sort(key=lambda task: task.train is None)  # stable
+    config.tasks = config.tasks and [task.id for task in benchmark.tasks]
+    for task in [*benchmark.tasks, *benchmark.general]:
+        if task.instruction_of not in [other.id for other in benchmark.tasks]:
+            task.instruction_of = None  # the lender was left out
+
+
+def _resolve(key: str, names: list[str], tasks: list[TaskConfig]) -> list[TaskConfig]:
+    """The tasks of these ids or aliases, in the order given."""
+    known = {alias: task for task in tasks for alias in task.aliases} | {task.id: task for task in tasks}
+    chosen: list[TaskConfig] = []
+    for name in names:
+        if name not in known:
+            raise UserError(f"{key}: the benchmark has no task '{name}'. {nearest(name, [task.id for task in tasks])}")
+        if known[name] in chosen:
+            raise UserError(f"{key} names the task '{known[name].id}' twice.")
+        chosen.append(known[name])
+    if not chosen:
+        raise UserError(f"{key} names no task. Known: {', '.join(task.id for task in tasks)}.")
+    return chosen
+
+
+def _check_roles(tasks: list[TaskConfig], general: list[TaskConfig]) -> None:
+    """Only a trained task lends its id (`instruction_of`), only an untrained one borrows; `general` is never trained."""
+    trained = [task.id for task in tasks if task.train is not None]
+    for task in [*tasks, *general]:
+        if task.instruction_of is not None and (task.train is not None or task.instruction_of not in trained):
+            raise UserError(
+                f"task '{task.id}': instruction_of={task.instruction_of} is for a task without 'train', and names one "
+                f"with it. {nearest(task.instruction_of, trained)}"
+            )
+    for task in general:
+        if task.train is not None:
+            raise UserError(f"general task '{task.id}' has a training file; list it under tasks, or remove 'train'.")
+
+
+def draw(config: RunConfig, count: int) -> list[int]:
+    """Indices of the records that `limit` keeps of a file of `count`: the first of a shuffle by the seed, in file order."""
+    if config.limit is None or config.limit >= count:
+        return list(range(count))
+    order = list(range(count))
+    random.Random(config.seed).shuffle(order)  # a larger limit keeps what a smaller one has
+    return sorted(order[: config.limit])
+
+
+def partial_label(config: RunConfig) -> str:
+    """What every number of a limited run must be marked with."""
+    return f"partial: limit={config.limit} training records and questions of each file"

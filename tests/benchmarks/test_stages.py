@@ -1,0 +1,80 @@
+"""What is asked when: tasks never trained, general tasks, an oracle, and limited runs."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from hide_llava.config import compose
+from hide_llava.errors import UserError
+from hide_llava.evaluation.questions import read_questions
+from hide_llava.preflight import preflight
+from hide_llava.training.run_folder import general_tasks, new_manifest, stages_of
+from tests.benchmarks.synthetic import write_benchmark
+from tests.benchmarks.world import config, written
+from tests.cli.call import call, refused
+from tests.tiny import OVERRIDES
+
+
+def test_unseen_tasks_are_asked_after_the_last_stage(tmp_path: Path) -> None:
+    made = config("cvit", tmp_path)
+    stages = stages_of(made)
+    assert [len(s.evaluate) for s in stages] == [1, 2, 3, 4, 5, 9] and all(max(s.train) < 6 for s in stages)
+    assert [len(s.evaluate) for s in stages_of(config("cvit", tmp_path, method="zero_shot"))] == [9]
+    assert [(s.train, len(s.evaluate)) for s in stages_of(config("cvit", tmp_path, method="multitask"))] == [
+        (tuple(range(6)), 9)
+    ]
+    few = config("cvit-5shot", tmp_path)
+    assert [t.id for t in few.benchmark.tasks][6:] == ["places365", "vizwiz", "textcaps", "ocrvqa"]
+    assert few.benchmark.tasks[6].train == "Places365/train_5shot.json" and len(stages_of(few)[6].evaluate) == 10
+    with pytest.raises(UserError, match=r"no task .* has a training file; only method=zero_shot fits"):
+        stages_of(config("cvit", tmp_path, "tasks=[vizwiz]"))
+    assert len(stages_of(config("cvit", tmp_path, "tasks=[vizwiz]", method="zero_shot"))) == 1
+
+
+def test_what_an_oracle_is_asked(tmp_path: Path) -> None:
+    """A method that is told the task id is asked an unseen task only as the task it borrows the id of."""
+    words = ("method.routing=oracle",)
+    made = config("cvit", tmp_path, *words, method="hide")
+    assert len(stages_of(made)[-1].evaluate) == 9
+    part = written("cvit", tmp_path, *words, "tasks=[gqa,vizwiz,flickr30k,textcaps]", method="hide")
+    asked = [part.benchmark.tasks[i].id for i in stages_of(part)[-1].evaluate]
+    assert asked == ["flickr30k", "gqa", "textcaps"]  # TextVQA, which VizWiz borrows from, was left out
+    assert any("not asked: vizwiz" in warning for warning in preflight(part))
+    general = config("ucit-general", tmp_path, *words, method="hide")
+    assert general_tasks(general) == [] and new_manifest(general)["general"] == []
+
+
+def test_general_tasks_stay_out_of_the_matrix(tmp_path: Path) -> None:
+    manifest = new_manifest(config("ucit-general", tmp_path))
+    assert [t["id"] for t in manifest["general"]] == ["pope", "mme", "scienceqa-img"]
+    assert [len(s["eval_tasks"]) for s in manifest["stages"]] == [1, 2, 3, 4, 5, 6]
+    assert {"pope", "mme"}.isdisjoint(t["id"] for t in manifest["tasks"])
+    assert new_manifest(config("ucit-general", tmp_path, "eval.general=false"))["general"] == []
+
+
+# --------------------------------------------------------------------------------------------------------------- limits
+
+
+def test_a_limited_run_is_labelled_everywhere(model: Path, tmp_path: Path) -> None:
+    """Two of eight training records and two of four questions, the right ones; a full run does not go on from it."""
+    words = ["benchmark=ucit", f"model={model}", "method=lora", f"data_root={tmp_path}", f"output={tmp_path}/run",
+             *OVERRIDES, "tasks=[imagenet-r,vizwiz]", "caption.tokenizer=python", "eval.max_new_tokens=2"]  # fmt: skip
+    full = compose(words)
+    write_benchmark(full, tmp_path)
+    assert call("run", *words, "limit=2").code == 0
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["labels"] == ["partial: limit=2 training records and questions of each file"]
+    assert [s["records"] for s in manifest["stages"]] == [2, 2]
+    limited = compose([*words, "limit=2"])
+    for score in (tmp_path / "run").glob("eval/*/*/score.json"):
+        stored = json.loads(score.read_text())
+        assert (
+            stored["limit"] == stored["n_expected"] == 2 and "partial: 2 of 4 questions (limit=2)" in stored["labels"]
+        )
+    caption = limited.benchmark.tasks[1]
+    kept, in_file = read_questions(limited, caption)
+    everything, _ = read_questions(full, caption)
+    places = [everything.index({k: v for k, v in q.items() if k != "image_id"}) for q in kept]
+    assert in_file == 4 and [q["image_id"] for q in kept] == [i + 1 for i in places]  # still their own references
+    refused("run", *words, says=("limit: 2 there, None now",))
