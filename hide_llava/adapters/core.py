@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,9 +17,9 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from hide_llava.adapters.folding import Folds
+from hide_llava.adapters.folding import Factors, Folds, low_rank
 from hide_llava.adapters.route import Route
 from hide_llava.errors import UserError
 
@@ -52,8 +52,9 @@ class LoraSpec:
 class Core:
     """One LLaVA with its adapters. The base model's weights are frozen; nothing here trains by itself."""
 
-    def __init__(self, llava: LlavaForConditionalGeneration):
+    def __init__(self, llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast | None = None):
         self.llava = llava.requires_grad_(False)
+        self.tokenizer = tokenizer  # for methods that ask the model something of their own
         self.peft: PeftModel | None = None
         self.route = Route()
         self._active: list[str] | None = None
@@ -63,6 +64,7 @@ class Core:
         self.projectors: dict[str, dict[str, Tensor]] = {}
         self.folds = Folds()
         self._folded: dict[str, LoraLayer] = {}  # module name → peft layer whose base weight holds the fold
+        self._standing: list[str] = []  # folds of a quantised base: adapters that are active whatever the route says
 
     # ---- what there is -------------------------------------------------------------------------------------------
     @property
@@ -192,8 +194,9 @@ class Core:
     def follow(self, route: Route) -> None:
         """Make `route` the current one. Kept until the next call, so that activation recomputation sees the same."""
         self.route = route
-        if self.peft is not None and route.active != self._active:
-            self._switch(route.active)
+        active = [*self._standing, *route.active]
+        if self.peft is not None and active != self._active:
+            self._switch(active)
         for name in route.gates:
             if name not in self._hooks:
                 self._hook(name)
@@ -237,6 +240,8 @@ class Core:
                     g = g(path, layer, self._inputs[layer])
                 if g is None:
                     return None
+                if callable(g):
+                    return (g(args[0]).to(args[0].dtype),)
                 if g.dim() == 2 and args[0].dim() == 3:
                     g = g.unsqueeze(1)
                 return (args[0] * g.to(args[0].dtype),)
@@ -254,10 +259,19 @@ class Core:
 
     # ---- inference -----------------------------------------------------------------------------------------------
     def fold(self, names: list[str], weights: list[float], mode: str, skip_layers: list[int]) -> None:
-        """Merge adapters into the base weights of every layer but `skip_layers` (see folding.py); undo by `unfold`."""
+        """Merge adapters into the base weights of every layer but `skip_layers` (see folding.py); undo by `unfold`.
+
+        A quantised base is not touched: there the sum is one more adapter, low-rank and always active.
+        """
         self._wrap()
         skip = set(skip_layers)
-        for path, module in [(path, m) for path, index, m in self.layers(names[0]) if index not in skip]:
+        layers = [(path, index, m) for path, index, m in self.layers(names[0]) if index not in skip]
+        if layers and not layers[0][2].get_base_layer().weight.is_floating_point():
+            self._standing.append(f"routed-fold-{len(self._standing)}")
+            self._hold(self._standing[-1], names, sorted({index for _, index, _ in layers}),
+                       lambda factors, scales: low_rank(factors, weights, scales, mode))  # fmt: skip
+            return
+        for path, _, module in layers:
             self.folds.fold(module, names, weights, mode)
             self._folded[path] = module
 
@@ -267,25 +281,38 @@ class Core:
         Returns its rank; the caller gates rank block i with the weight of expert i. Without layers there is nothing to
         hold: no adapter is added and the rank is 0.
         """
-        rank = sum(self.peft.peft_config[e].r for e in experts)
-        wanted = set(layers)
-        modules = [path for path, index, _ in self.layers(experts[0]) if index in wanted]
-        if not modules:
+        ones = [1.0] * len(experts)
+        return self._hold(name, experts, layers, lambda factors, scales: low_rank(factors, ones, scales, "delta_sum"))
+
+    def _hold(self, name: str, experts: list[str], layers: list[int], make: Callable[..., Factors]) -> int:
+        """Add adapter `name` of scale 1 on `layers`, its A and B made from the experts' factors; returns its rank."""
+        held = [(path, m) for path, index, m in self.layers(experts[0]) if index in set(layers)]
+        factors = {
+            path: make([(m.lora_A[e].weight, m.lora_B[e].weight) for e in experts], [m.scaling[e] for e in experts])
+            for path, m in held
+        }
+        if not held:
             return 0
-        self.add(name, LoraSpec(rank, float(rank), 0.0), modules)
-        with torch.no_grad():
-            for _, _, m in self.layers(name):
-                a = torch.cat([m.lora_A[e].weight for e in experts])
-                b = torch.cat([m.lora_B[e].weight * m.scaling[e] for e in experts], dim=1)
-                dtype = m.get_base_layer().weight.dtype  # one compute dtype at inference (hide.md §7.1, 27)
-                m.lora_A[name].weight.data = a.to(dtype if dtype.is_floating_point else a.dtype)
-                m.lora_B[name].weight.data = b.to(dtype if dtype.is_floating_point else b.dtype)
+        rank = len(factors[held[0][0]][0])
+        self.add(name, LoraSpec(rank, float(rank), 0.0), list(factors))
+        for path, _, m in self.layers(name):
+            weight = m.get_base_layer().weight
+            dtype = weight.dtype if weight.is_floating_point() else self.llava.dtype  # one compute dtype (hide.md §7.1, 27)
+            m.lora_A[name].weight.data, m.lora_B[name].weight.data = (f.detach().to(dtype) for f in factors[path])
         return rank
+
+    def combine(self, name: str, experts: list[str], weights: list[float], how: str, density: float | None) -> None:
+        """One adapter `name` merged from experts by peft's `add_weighted_adapter` (its `combination_type`: `how`)."""
+        flags = self._flags()
+        self.peft.base_model.add_weighted_adapter(experts, weights, name, how, density=density)
+        self._restore(flags)
+        self._active = self._lora_layers = None
 
     def unfold(self) -> None:
         """Back to the untouched base weights, bit for bit, and no concatenated adapters."""
         self._wrap()
         self._folded.clear()
+        self._standing.clear()
         self.folds.unfold()
         self.follow(Route())
         for name in [n for n in self.names() if n.startswith("routed")]:

@@ -18,22 +18,34 @@ from hide_llava.errors import UserError
 MODES = ("delta_sum", "factor_sum")
 
 
-def delta(factors: list[tuple[Tensor, Tensor]], weights: list[float], scales: list[float], mode: str) -> Tensor:
-    """The fused update [d_out, d_in] in fp32 from (A [r, d_in], B [d_out, r]) per expert (hide.md §1.6).
+Factors = tuple[Tensor, Tensor]
+
+
+def low_rank(factors: list[Factors], weights: list[float], scales: list[float], mode: str) -> Factors:
+    """A [r, d_in] and B [d_out, r] in fp32 with B A = the fused update (hide.md §1.6).
+
+    delta_sum stacks the experts (r is the sum of their ranks), factor_sum adds them (r is theirs).
 
     Raises:
         UserError: unknown mode, or `factor_sum` over experts of different rank or scale.
     """
     pairs = [(a.float(), b.float()) for a, b in factors]
     if mode == "delta_sum":
-        return torch.stack([w * s * (b @ a) for (a, b), w, s in zip(pairs, weights, scales)]).sum(0)
+        scaled = [w * s * b for (_, b), w, s in zip(pairs, weights, scales)]
+        return torch.cat([a for a, _ in pairs]), torch.cat(scaled, dim=1)
     if mode == "factor_sum":
         if len({a.shape[0] for a, _ in pairs}) > 1 or len(set(scales)) > 1:
             raise UserError("factor_sum needs experts of one rank and one scale; use fusion=delta_sum.")
         total_a = torch.stack([a for a, _ in pairs]).sum(0)
         total_b = torch.stack([w * b for (_, b), w in zip(pairs, weights)]).sum(0)
-        return scales[0] * (total_b @ total_a)
+        return total_a, scales[0] * total_b
     raise UserError(f"fusion={mode}: expected one of {', '.join(MODES)}.")
+
+
+def delta(factors: list[Factors], weights: list[float], scales: list[float], mode: str) -> Tensor:
+    """The fused update [d_out, d_in] in fp32 from (A [r, d_in], B [d_out, r]) per expert; see `low_rank`."""
+    a, b = low_rank(factors, weights, scales, mode)
+    return b @ a
 
 
 class Folds:
@@ -45,8 +57,6 @@ class Folds:
     def fold(self, layer: LoraLayer, names: list[str], weights: list[float], mode: str) -> None:
         """Merge adapters `names` of one peft layer into its base weight."""
         weight = layer.get_base_layer().weight
-        if not weight.is_floating_point():
-            raise UserError("folding needs an unquantised base model.")
         with torch.no_grad():
             if layer not in self._kept:
                 self._kept[layer] = weight.detach().to("cpu", copy=True)

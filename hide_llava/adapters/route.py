@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-# gate(layer name, peft LoRA layer, its input x [B, n, d_in]) → tensor broadcastable to A x [B, n, r]
-TokenGate = Callable[[str, nn.Module, Tensor], Tensor]
+RankMap = Callable[[Tensor], Tensor]  # u = A x [B, n, r] → what B is applied to instead, of the same shape
+# gate(layer name, peft LoRA layer, its input x [B, n, d_in]) → tensor broadcastable to u, or a map of u
+TokenGate = Callable[[str, nn.Module, Tensor], Tensor | RankMap]
 
 
 @dataclass
@@ -18,7 +19,8 @@ class Route:
     Attributes:
         active: adapters that are switched on, in the order in which their updates are added.
         gates: adapter name → gate: [r] constant, [B, r] per sample, [B, n, r] per token, or a function of the layer's
-            input returning one of these. An adapter without a gate is a plain LoRA.
+            input returning one of these, or a function of u = A x where the gate depends on u. An adapter without a
+            gate is a plain LoRA.
         prompts: [B, P, d] vectors inserted after BOS, or None.
         projectors: projector name → weight [B] per sample; the projected image is the weighted sum. None: the one
             projector of the model.

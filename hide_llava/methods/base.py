@@ -46,11 +46,13 @@ class Features:
     """Routing features of a batch, fp32, detached. Row b belongs to row b of the batch.
 
     image: [B, d] CLIP image embeddings, zero where `has_image` is False. text: [B, d] CLIP text embeddings.
+    sentence: [B, d] embeddings of `model.sentence`.
     """
 
     image: Tensor | None = None
     text: Tensor | None = None
     has_image: Tensor | None = None
+    sentence: Tensor | None = None
 
 
 @dataclass
@@ -62,15 +64,18 @@ class Context:
     loader: Callable[..., Iterable[dict]] | None = None  # loader(dataset, batch_size) → batches on the device
     features: Callable[[dict], Features] | None = None  # routing features of a batch
     forward: Callable[..., Any] | None = None  # forward(batch) → model output, routed as in training
+    records: Callable[[int], Any] | None = None  # records(task index) → training records of any task
+    dataset: Callable[[Any], Any] | None = None  # dataset(records) → training data set of such records
 
 
 class Method:
     """Base class: every hook is a no-op, so sequential LoRA overrides five. See the module docstring."""
 
     name: str = ""
-    needs: frozenset[str] = frozenset()  # subset of {"clip_image", "clip_text"}
+    needs: frozenset[str] = frozenset()  # subset of {"clip_image", "clip_text", "sentence"}
     oracle: bool = False  # True: uses the task id at inference, and is labelled so everywhere
     trains: bool = True  # False: evaluation only
+    reads_parameters: bool = False  # True: `loss` or `route` reads trained parameters by value; ZeRO-3 is refused
 
     @dataclass
     class Config:
@@ -99,9 +104,9 @@ class Method:
         """Names of the adapters trained in the current task; they are what the stage folder stores."""
         return []
 
-    def train_data(self, task: Task, dataset: Any) -> Any:
-        """Replay, joint data, rewritten answers."""
-        return dataset
+    def train_data(self, task: Task, records: Any, context: Context) -> Any:
+        """Replay, rewritten answers: the table of records {id, image, conversations} that the task trains on."""
+        return records
 
     def route(self, batch: dict, features: Features, train: bool) -> Route:
         """The same function in training and in generation; per sample, never a decision for the batch."""
@@ -113,6 +118,9 @@ class Method:
 
     def on_gradients(self, step: int) -> None:
         """After the last backward of a step, before the optimizer."""
+
+    def after_step(self, step: int) -> None:
+        """After the optimizer changed the parameters."""
 
     def after_task(self, task: Task, context: Context) -> None:
         """Statistics, Fisher, merges."""

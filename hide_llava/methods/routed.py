@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from transformers import LlavaForConditionalGeneration
 from transformers.utils import ModelOutput
 
 from hide_llava.adapters.core import Core
+from hide_llava.adapters.projectors import project
 from hide_llava.adapters.route import Route
 from hide_llava.methods.base import Features, Method
 from hide_llava.model.embed import Vision, insert_prompts, see, splice
@@ -34,12 +34,20 @@ class RoutedOutput(ModelOutput):
 class RoutedLlava(nn.Module):
     """LLaVA with a method's adapters. Batches are the collator's dictionaries, on the model's device."""
 
-    def __init__(self, core: Core, method: Method, encoder: nn.Module | None):
+    def __init__(
+        self, core: Core, method: Method, encoder: nn.Module | None, sentence_encoder: nn.Module | None = None
+    ):
         super().__init__()
         self.llava: LlavaForConditionalGeneration = core.llava
-        self.encoder = encoder
+        self.encoder, self.sentence_encoder = encoder, sentence_encoder
         self.core, self.method = core, method
         self.config = core.llava.config  # DeepSpeed's "auto" values read hidden_size from here
+
+    def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
+        """As usual, but frozen weights may be absent: a checkpoint within a task does not hold them."""
+        trained = {n for n, p in self.named_parameters() if p.requires_grad}
+        rest = {k: v for k, v in self.state_dict().items() if k not in trained}
+        return super().load_state_dict({**rest, **state_dict}, strict, assign)
 
     def see(self, batch: dict[str, Any]) -> Vision | None:
         """The batch's images through the vision tower, once."""
@@ -57,6 +65,8 @@ class RoutedLlava(nn.Module):
         features = Features(has_image=has_image)
         if "clip_text" in needs:
             features.text = self.encoder.text(batch["texts"])
+        if "sentence" in needs:
+            features.sentence = self.sentence_encoder.text(batch["texts"])
         if "clip_image" in needs:
             seen = None if vision is None else self.encoder.image(vision.cls, batch["pixel_values"])
             width = seen.shape[1] if seen is not None else self.encoder.visual_projection.shape[0]
@@ -78,24 +88,15 @@ class RoutedLlava(nn.Module):
         features = self.features(batch, vision)
         route = self.method.route(batch, features, train)
         self.core.follow(route)
-        embeds = splice(self.llava, batch["input_ids"], vision, lambda x: self._project(x, route, batch["has_image"]))
+        embeds = splice(self.llava, batch["input_ids"], vision, lambda x: project(self.core, x, route, batch["has_image"]))
         if vision is None and train:  # a batch without images still takes part in the projector's gradient (DDP)
-            embeds = embeds + 0.0 * sum(p.sum() for p in self.core.projector.parameters())
+            linear = self.core.projector.linear_1
+            nothing = embeds.new_zeros(1, 1, linear.in_features, dtype=linear.weight.dtype)
+            embeds = embeds + 0.0 * self.core.projector(nothing).sum().to(embeds.dtype)
         mask, labels = batch["attention_mask"], batch.get("labels")
         if route.prompts is not None:
             embeds, mask, labels = insert_prompts(route.prompts, embeds, mask, labels)
         return {"inputs_embeds": embeds, "attention_mask": mask, "labels": labels, "features": features, "route": route}
-
-    def _project(self, patches: Tensor, route: Route, has_image: Tensor) -> Tensor:
-        projector = self.core.projector
-        patches = patches.to(projector.linear_1.weight.dtype)
-        if route.projectors is None:
-            return projector(patches)
-        mixed = torch.zeros((), device=patches.device)
-        for name, weight in route.projectors.items():
-            weight = weight[has_image].to(patches.dtype)[:, None, None]
-            mixed = mixed + weight * functional_call(projector, self.core.projectors[name], (patches,))
-        return mixed
 
     def forward(
         self,

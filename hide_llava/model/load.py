@@ -16,6 +16,7 @@ from hide_llava.data.images import ImageTransform
 from hide_llava.data.tokenizer import load_tokenizer
 from hide_llava.errors import UserError
 from hide_llava.model.original import is_original, load_original
+from hide_llava.model.quantized import quantize
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -122,9 +123,11 @@ def load(config: RunConfig) -> Loaded:
         llava.set_attn_implementation(attention_of(config.model))
     except (ValueError, ImportError) as error:
         raise UserError(f"model.attention={config.model.attention}: {' '.join(str(error).split())[:200]}") from None
+    if config.model.quantization != "none":
+        quantize(llava, config.model.quantization, dtype)
     llava.to(device_of(config.model)).eval().requires_grad_(False)
     llava.generation_config.eos_token_id = tokenizer.eos_token_id
-    return Loaded(llava, tokenizer, _image_tokens(llava), preprocessor, clip)
+    return Loaded(llava, tokenizer, image_tokens(llava), preprocessor, clip)
 
 
 def resolve_file(name: str | None, folder: Path) -> Path | None:
@@ -155,7 +158,7 @@ def _load_hf(folder: Path, dtype: torch.dtype) -> LlavaForConditionalGeneration:
     return llava
 
 
-def _image_tokens(llava: nn.Module) -> int:
+def image_tokens(llava: nn.Module) -> int:
     vision = llava.config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2
     return patches if llava.config.vision_feature_select_strategy == "default" else patches + 1

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import pyarrow.compute
 import torch
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from hide_llava.adapters.anchors import is_main
-from hide_llava.config import RunConfig
+from hide_llava.benchmarks.selection import draw
+from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.collator import Collator
 from hide_llava.data.dataset import TrainingDataset
 from hide_llava.data.records import load_records
@@ -22,9 +24,11 @@ from hide_llava.errors import UserError
 from hide_llava.methods.base import Stage
 from hide_llava.storage import publish, sha256
 from hide_llava.training.batching import BatchPlan, plan_batches
+from hide_llava.training.checkpoint import latest_checkpoint, load_trained, save_trained
+from hide_llava.training.engines import deepspeed_config, release
 from hide_llava.training.run_folder import RunFolder, stage_name
 from hide_llava.training.session import Session
-from hide_llava.training.trainer import MethodTrainer, RunCallback, latest_checkpoint
+from hide_llava.training.trainer import MethodTrainer, RunCallback
 
 
 class Interrupted(BaseException):
@@ -41,8 +45,28 @@ def train_file(config: RunConfig, task: int) -> Path:
     return config.data_folder() / config.benchmark.instructions / entry.train
 
 
-def image_root(config: RunConfig) -> Path:
-    return config.data_folder() / config.benchmark.images
+def image_root(config: RunConfig, task: TaskConfig | None = None, test: bool = False) -> Path:
+    """The folder that `image` is relative to in a task's training file, or (`test`) in its question file."""
+    own = (task.test_images if test and task.test_images is not None else task.images) if task else None
+    return config.data_folder() / (config.benchmark.images if own is None else own)
+
+
+def table_root(config: RunConfig) -> Path:
+    """The folder that `image` is relative to in the tables of `task_records`: one for all tasks, so that they mix."""
+    apart = any(task.images is not None for task in config.benchmark.tasks)
+    return config.data_folder() if apart else image_root(config)
+
+
+def task_records(config: RunConfig, task: int) -> datasets.Dataset:
+    """Training records {id, image, conversations} of a task, those that `limit` keeps; images relative to `table_root`."""
+    root = image_root(config, config.benchmark.tasks[task])
+    records = load_records(train_file(config, task), root)
+    if root != table_root(config):
+        prefix = os.path.relpath(root, table_root(config))
+        images = pyarrow.compute.binary_join_element_wise(prefix, records.data.column("image"), "/")  # null stays null
+        records = records.remove_columns("image").add_column("image", images.combine_chunks())
+    kept = draw(config, len(records))
+    return records if len(kept) == len(records) else records.select(kept)
 
 
 def training_data(session: Session, stage: Stage) -> TrainingDataset:
@@ -51,12 +75,17 @@ def training_data(session: Session, stage: Stage) -> TrainingDataset:
     Raises:
         UserError: missing or broken file, bad record (unless train.on_bad_sample=skip).
     """
-    config, root = session.config, image_root(session.config)
-    tables = [load_records(train_file(config, t), root) for t in stage.train]
+    tables = [task_records(session.config, t) for t in stage.train]
     records = tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
-    dataset = TrainingDataset(
+    task, context = session.tasks[stage.train[0]], session.context(**_data(session))
+    return _dataset(session, session.method.train_data(task, records, context))
+
+
+def _dataset(session: Session, records: Any) -> TrainingDataset:
+    config = session.config
+    return TrainingDataset(
         records,
-        root,
+        table_root(config),
         session.loaded.tokenizer,
         session.loaded.transform("pad"),
         session.loaded.image_tokens,
@@ -64,7 +93,11 @@ def training_data(session: Session, stage: Stage) -> TrainingDataset:
         config.train.on_bad_sample,
         "reference" if "zero_image" in session.method.needs else "question",
     )
-    return session.method.train_data(session.tasks[stage.train[0]], dataset)
+
+
+def _data(session: Session) -> dict[str, Any]:
+    """The part of a context that lends records and data sets."""
+    return {"records": lambda task: task_records(session.config, task), "dataset": lambda r: _dataset(session, r)}
 
 
 def stage_plan(config: RunConfig, stage: Stage) -> tuple[BatchPlan, float]:
@@ -109,7 +142,8 @@ def _arguments(
         lr_scheduler_type=train.schedule,
         warmup_steps=train.warmup_ratio,
         optim=train.optimizer,
-        bf16=dtype == torch.bfloat16,
+        deepspeed=deepspeed_config(config),
+        bf16=dtype == torch.bfloat16 and train.engine == "ddp",  # ZeRO: autocast in the trainer
         fp16=dtype == torch.float16,
         tf32=True if device.type == "cuda" else None,
         use_cpu=device.type == "cpu",
@@ -124,12 +158,15 @@ def _arguments(
         report_to=train.report_to,
         seed=config.seed + stage.index,
         ddp_find_unused_parameters=False,
+        ddp_timeout=round(60 * train.timeout_minutes),
         disable_tqdm=not os.isatty(2),
     )
 
 
-def train_stage(session: Session, run: RunFolder, stage: Stage) -> None:
+def train_stage(session: Session, run: RunFolder, stage: Stage) -> Session:
     """Train `stage` on top of the stages before it and publish its folder. A half-done stage is resumed.
+
+    Returns the session to go on with: after a ZeRO engine it is a fresh one.
 
     Raises:
         Interrupted: stopped by a signal after saving its state.
@@ -140,27 +177,47 @@ def train_stage(session: Session, run: RunFolder, stage: Stage) -> None:
         files = {config.benchmark.tasks[t].id: sha256(train_file(config, t)) for t in stage.train}
         run.update_stage(name, status="training", records=len(dataset), skipped=dataset.skipped, data=files)
     trainer, callback = build_trainer(session, run, stage, dataset)
-    checkpoint = latest_checkpoint(run.state(name)) if run.state(name).exists() else None
+    checkpoint = latest_checkpoint(run.state(name), config.train.engine) if run.state(name).exists() else None
+    if checkpoint and trainer.is_deepspeed_enabled:  # the Trainer leaves all loading to DeepSpeed
+        load_trained(session.routed, checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if callback.stopped and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of {name}")
-    finish_stage(session, run, stage, trainer, dataset)
+    log = trainer.state.log_history
+    if trainer.is_deepspeed_enabled:
+        session = _hand_over(session, run, stage, trainer, dataset)
+    finish_stage(session, run, stage, log, dataset)
     if callback.stopped:  # the signal came in the last step
         raise Interrupted(f"stopped after {name}")
+    return session
+
+
+def _hand_over(session: Session, run: RunFolder, stage: Stage, trainer: MethodTrainer, dataset: Any) -> Session:
+    """What DeepSpeed trained, on a model that DeepSpeed never touched: statistics and folding need whole weights."""
+    folder = run.state(stage_name(stage)) / "trained"
+    save_trained(session.routed, folder)
+    release(trainer)
+    session.loaded.llava.to("meta")
+    torch.distributed.barrier()
+    fresh = Session(session.config)
+    fresh.restore(run, stage.index - 1)
+    fresh.begin_stage(stage, _context(fresh, dataset))
+    load_trained(fresh.routed, folder)
+    return fresh
 
 
 def build_trainer(
     session: Session, run: RunFolder, stage: Stage, dataset: TrainingDataset
 ) -> tuple[MethodTrainer, RunCallback]:
     config, folder = session.config, run.state(stage_name(stage))
-    session.begin_stage(stage, session.context(train_data=dataset))
+    session.begin_stage(stage, _context(session, dataset))
     folder.mkdir(parents=True, exist_ok=True)
     if config.train.gradient_checkpointing:
         session.core.llava.gradient_checkpointing_enable({"use_reentrant": False})
     args = arguments(config, stage, folder, session.core.llava.device, session.core.llava.dtype)
     batch, _ = stage_plan(config, stage)
     lengths = dataset.modality_lengths if config.train.group_by_modality_length else [1] * len(dataset)
-    callback = RunCallback(session.method, folder / "trainer_log.jsonl")
+    callback = RunCallback(session.method, folder / "trainer_log.jsonl", config.train.engine)
     trainer = MethodTrainer(
         session.routed,
         args,
@@ -173,7 +230,7 @@ def build_trainer(
     return trainer, callback
 
 
-def finish_stage(session: Session, run: RunFolder, stage: Stage, trainer: MethodTrainer, dataset: Any) -> None:
+def finish_stage(session: Session, run: RunFolder, stage: Stage, log: list[dict], dataset: Any) -> None:
     """Let the method look at the finished task, then publish the stage folder in one step and drop its state."""
     name = stage_name(stage)
     session.core.llava.gradient_checkpointing_disable()
@@ -183,7 +240,7 @@ def finish_stage(session: Session, run: RunFolder, stage: Stage, trainer: Method
     if is_main():
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    session.save_stage(temporary, trainer.state.log_history)
+    session.save_stage(temporary, log)
     if is_main():
         publish(temporary, run.stage(name))
         run.close_stage(name)
@@ -192,7 +249,7 @@ def finish_stage(session: Session, run: RunFolder, stage: Stage, trainer: Method
 
 
 def _context(session: Session, dataset: Any) -> Any:
-    """What `after_task` may use: its data in batches on the device, routing features, a routed training forward."""
+    """What task boundaries may use: the data in batches on the device, routing features, a routed training forward."""
     device = session.core.llava.device
 
     def to_device(batch: dict) -> dict:
@@ -205,5 +262,9 @@ def _context(session: Session, dataset: Any) -> Any:
         return session.routed.features(batch, session.routed.see(batch))
 
     return session.context(
-        train_data=dataset, loader=loader, features=features, forward=lambda batch: session.routed(**batch)
+        train_data=dataset,
+        loader=loader,
+        features=features,
+        forward=lambda batch: session.routed(**batch),
+        **_data(session),
     )

@@ -15,12 +15,13 @@ from hide_llava.adapters.anchors import is_main
 from hide_llava.adapters.core import Core
 from hide_llava.config import RunConfig
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Context, Method, Stage, Task, method_class, method_config
+from hide_llava.methods.base import Context, Method, Stage, method_class, method_config
 from hide_llava.methods.routed import RoutedLlava
-from hide_llava.model.load import Loaded, load
+from hide_llava.model.load import Loaded, load, resolve
 from hide_llava.model.routing_encoder import ClipRoutingEncoder
+from hide_llava.model.sentence_encoder import SentenceEncoder
 from hide_llava.storage import load_state, load_tensors, read_json, save_state, write_jsonl
-from hide_llava.training.run_folder import RunFolder, stage_name, stages_of
+from hide_llava.training.run_folder import RunFolder, method_tasks, stage_name, stages_of
 
 
 def routing_encoder(config: RunConfig, loaded: Loaded, needs: frozenset[str]) -> nn.Module | None:
@@ -37,23 +38,37 @@ def routing_encoder(config: RunConfig, loaded: Loaded, needs: frozenset[str]) ->
     raise UserError(f"router.encoder={config.router.encoder}: expected clip or open_clip:<model>:<weights>.")
 
 
+def sentence_encoder(config: RunConfig, loaded: Loaded, clip: nn.Module | None) -> nn.Module:
+    """The encoder that `model.sentence` names; `clip` is the routing encoder, for `model.sentence=clip`."""
+    name = config.model.sentence
+    if name is None:
+        raise UserError(
+            "this method routes by sentence embeddings; set model.sentence to a sentence-transformers folder or hub id "
+            "(the paper: sentence-transformers/all-MiniLM-L6-v2), or to clip for CLIP's text features."
+        )
+    return clip if name == "clip" else SentenceEncoder(resolve(name, config.model_folder())).to(loaded.llava.device)
+
+
 class Session:
     """One LLaVA with one method, and the stages of one run."""
 
     def __init__(self, config: RunConfig, loaded: Loaded | None = None):
         self.config = config
         self.loaded = loaded or load(config)
-        self.core = Core(self.loaded.llava)
-        self.tasks = [Task(i, t.id, len(config.benchmark.tasks)) for i, t in enumerate(config.benchmark.tasks)]
+        self.core = Core(self.loaded.llava, self.loaded.tokenizer)
+        self.tasks = method_tasks(config)
         self.stages: list[Stage] = stages_of(config)
         self.method: Method = method_class(config.method["name"])(method_config(config.method), self.core, self.tasks)
-        encoder = routing_encoder(config, self.loaded, self.method.needs)
-        self.routed = RoutedLlava(self.core, self.method, encoder)
+        needs = self.method.needs
+        by_clip = {"clip_text"} if "sentence" in needs and config.model.sentence == "clip" else set()
+        encoder = routing_encoder(config, self.loaded, needs | by_clip)
+        sentence = sentence_encoder(config, self.loaded, encoder) if "sentence" in needs else None
+        self.routed = RoutedLlava(self.core, self.method, encoder, sentence)
         self.initial_projector = self.core.projector_state()
         set_seed(config.seed)  # before any random initialisation, so that runs repeat (hide.md §7.2, 34)
         self.method.setup()
         self.routed.method_modules = self.method.modules
-        self.widths = _widths(encoder)
+        self.widths = _widths(encoder, sentence)
 
     def context(self, **values: Any) -> Context:
         return Context(widths=self.widths, **values)
@@ -113,14 +128,14 @@ class Session:
 
     # ---- training and inference mode ---------------------------------------------------------------------------------
     def begin_stage(self, stage: Stage, context: Context) -> None:
-        """Seed, let the method add what it trains, and make exactly that trainable, in fp32."""
+        """Seed, let the method add what it trains, and make exactly that trainable, in `adapter_dtype`."""
         set_seed(self.config.seed + stage.index)
         self.core.unfold()
         self.method.before_task(self.tasks[stage.train[0]], context)
         self.routed.requires_grad_(False)
         for group in self.method.params():
             for parameter in group["params"]:
-                parameter.data = parameter.data.float()
+                parameter.data = parameter.data.to(getattr(torch, self.config.train.adapter_dtype))
                 parameter.requires_grad_(True)
 
     def __enter__(self) -> Session:
@@ -134,8 +149,11 @@ class Session:
         self.core.unfold()
 
 
-def _widths(encoder: nn.Module | None) -> dict[str, int]:
-    if encoder is None:
-        return {}
+def _widths(encoder: nn.Module | None, sentence: nn.Module | None) -> dict[str, int]:
+    widths = {}
     with torch.no_grad():
-        return {"clip_image": encoder.visual_projection.shape[0], "clip_text": encoder.text([""]).shape[1]}
+        if encoder is not None:
+            widths = {"clip_image": encoder.visual_projection.shape[0], "clip_text": encoder.text([""]).shape[1]}
+        if sentence is not None:
+            widths["sentence"] = sentence.text([""]).shape[1]
+    return widths

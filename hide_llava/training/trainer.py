@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer import SCHEDULER_NAME
 
-from hide_llava.adapters.anchors import is_main
 from hide_llava.adapters.route import Route
 from hide_llava.errors import UserError
 from hide_llava.methods.routed import RoutedLlava
-from hide_llava.storage import load_state, load_tensors, save_state
-
-COMPLETE = "complete"  # written last into a checkpoint folder: without it the checkpoint is not used
+from hide_llava.storage import write_text
+from hide_llava.training.checkpoint import COMPLETE, load_trained, save_trained
+from hide_llava.training.engines import anywhere
 
 
 class MethodTrainer(Trainer):
@@ -84,38 +84,35 @@ class MethodTrainer(Trainer):
             self.terms = {}
         super().log(logs, start_time)
 
-    # ---- checkpoints within a task -----------------------------------------------------------------------------------
-    def _trainable(self) -> dict[str, Tensor]:
-        wanted = {id(p) for group in self.method.params() for p in group["params"]}
-        return {n: p for n, p in self.routed.named_parameters() if id(p) in wanted}
+    def compute_loss_context_manager(self) -> contextlib.AbstractContextManager:
+        """Under DeepSpeed nobody else casts: its own bf16 mode would turn adapters and text tower to bf16 as well."""
+        dtype = self.core.llava.dtype
+        if self.is_deepspeed_enabled and dtype == torch.bfloat16:
+            return torch.autocast(self.args.device.type, dtype)
+        return super().compute_loss_context_manager()
 
+    # ---- checkpoints within a task -----------------------------------------------------------------------------------
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        folder = Path(output_dir or self.args.output_dir)
-        state = self.method.state()  # on every rank: it may all-reduce
-        if is_main():
-            folder.mkdir(parents=True, exist_ok=True)
-            tensors = {n: p.detach().cpu().contiguous() for n, p in self._trainable().items()}
-            save_file(tensors, folder / "trainable.safetensors")
-            save_state(folder, "method", state)
+        save_trained(self.routed, Path(output_dir or self.args.output_dir))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        """The Trainer would make DeepSpeed write the frozen base model into every checkpoint."""
+        if self.is_deepspeed_enabled:
+            self.model_wrapped.save_checkpoint(output_dir, exclude_frozen_parameters=True)
+            if self.args.should_save:
+                torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        folder = Path(resume_from_checkpoint)
-        stored, trainable = load_tensors(folder / "trainable.safetensors"), self._trainable()
-        if stored.keys() != trainable.keys():
-            raise UserError(
-                f"{folder}: holds other parameters than this method trains; delete it to start the task again."
-            )
-        with torch.no_grad():
-            for name, parameter in trainable.items():
-                parameter.copy_(stored[name])
-        self.method.load_state(load_state(folder, "method"))
+        load_trained(self.routed, Path(resume_from_checkpoint))
 
 
 class RunCallback(TrainerCallback):
     """Live log, completeness mark of checkpoints, the method's gradient hook, and a clean stop on SIGTERM / SIGUSR1."""
 
-    def __init__(self, method: Any, log_file: Path):
-        self.method, self.log_file, self.stopped = method, log_file, False
+    def __init__(self, method: Any, log_file: Path, engine: str):
+        self.method, self.log_file, self.engine, self.stopped = method, log_file, engine, False
         self._before: dict[int, Any] = {}
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
@@ -134,13 +131,19 @@ class RunCallback(TrainerCallback):
     ) -> None:
         self.method.on_gradients(state.global_step)
 
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+    ) -> None:
+        self.method.after_step(state.global_step)
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.stopped = anywhere(self.stopped)
         if self.stopped and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.is_world_process_zero:
-            (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
+            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, self.engine)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_: Any
@@ -151,9 +154,3 @@ class RunCallback(TrainerCallback):
             print(f"  step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}", flush=True)
         with open(self.log_file, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
-
-
-def latest_checkpoint(folder: Path) -> Path | None:
-    """The newest checkpoint that was written to its end."""
-    done = [p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    return max(done, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)

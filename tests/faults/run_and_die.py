@@ -14,13 +14,13 @@ from hide_llava import cli, storage
 from hide_llava.adapters.core import Core
 from hide_llava.evaluation import cells
 from hide_llava.methods.hide import HiDe
-from hide_llava.training import run_folder, sequence, trainer
+from hide_llava.training import checkpoint, run_folder, sequence, trainer
 
 # name → (owner of the function, its name, "before" or "after" it runs)
 PLACES: dict[str, tuple[Any, str, str]] = {
     "config not written": (run_folder, "to_yaml", "before"),  # the manifest is there, config.yaml is not
     "step": (trainer.RunCallback, "on_step_end", "before"),  # after an optimizer step
-    "checkpoint half written": (trainer, "save_state", "before"),  # the weights are there, the method's state is not
+    "checkpoint half written": (checkpoint, "save_state", "before"),  # the weights are there, the method's state is not
     "checkpoint unmarked": (trainer.RunCallback, "on_save", "before"),  # all is written but the mark
     "trained": (HiDe, "after_task", "before"),  # all steps are done, the stage does not exist
     "stage half written": (Core, "save", "after"),

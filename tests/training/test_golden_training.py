@@ -65,7 +65,7 @@ def test_losses_adapters_projector_anchors(tmp_path: Path) -> None:
         for ours, theirs in zip(log, recorded, strict=True):
             assert abs(ours["loss"] - theirs["loss"]) < 1e-4, (t, ours["step"])
             assert abs(ours["grad_norm"] - theirs["grad_norm"]) < 1e-3 * theirs["grad_norm"], (t, ours["step"])
-        finish_stage(session, run, stage, trainer, dataset)
+        finish_stage(session, run, stage, trainer.state.log_history, dataset)
         check_against(session, read_checkpoint(GOLDEN / "ckpt_e3" / f"Task{t + 1}_llava_lora_ours"), t)
 
 

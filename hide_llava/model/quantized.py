@@ -1,0 +1,40 @@
+"""The decoder's linears in 4 or 8 bits (bitsandbytes), so that a 7B trains and answers on a 24 GB card.
+
+Only the linears inside decoder layers are quantised; the vision tower, the projector, embeddings and the output layer
+keep their dtype. The quantised weights never change: experts that would be merged stay low-rank (adapters/core.py).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from transformers import LlavaForConditionalGeneration
+
+from hide_llava.errors import UserError
+
+
+def quantize(llava: LlavaForConditionalGeneration, bits: str, dtype: torch.dtype) -> None:
+    """Replace every decoder linear by bitsandbytes' layer, in place; it quantises when it is moved to its device.
+
+    bits: "4bit" (NF4 with double quantisation, QLoRA §3) or "8bit" (LLM.int8). dtype: what the layers compute in.
+
+    Raises:
+        UserError: bitsandbytes cannot be imported.
+    """
+    try:
+        import bitsandbytes as bnb
+    except ImportError as error:
+        raise UserError(f"model.quantization={bits}: bitsandbytes cannot be imported ({error}); "
+                        "pip install 'hide-llava[quant]', or use model.quantization=none.") from None  # fmt: skip
+    decoder = llava.model.language_model.layers
+    for path, linear in [(p, m) for p, m in decoder.named_modules() if isinstance(m, nn.Linear)]:
+        shape = (linear.in_features, linear.out_features, linear.bias is not None)
+        if bits == "4bit":
+            layer = bnb.nn.Linear4bit(*shape, compute_dtype=dtype, compress_statistics=True, quant_type="nf4", device="meta")
+            weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4")
+        else:
+            layer = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0, device="meta")
+            weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
+        layer.weight, layer.bias = weight, linear.bias
+        decoder.set_submodule(path, layer)
+    setattr(llava, f"is_loaded_in_{bits}", True)  # where peft looks to choose its own layer

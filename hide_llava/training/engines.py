@@ -1,0 +1,128 @@
+"""Where a stage trains: `ddp` (also one process), or DeepSpeed ZeRO through transformers and accelerate.
+
+All engines compute the same thing: adapters stay fp32, the forward runs under autocast in the model's dtype, and the
+CLIP text tower stays fp32. So DeepSpeed's own bf16 mode, which casts the whole module, is switched off in
+`configs/deepspeed/*.json`. Only the training loop runs under ZeRO; its result is handed to a fresh model (sequence.py),
+so statistics, folding and evaluation never meet partitioned weights.
+
+FSDP2 is not offered: it needs one dtype per sharded group, and here fp32 adapters sit inside bf16 layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch import nn
+
+from hide_llava.adapters.anchors import all_reduce
+from hide_llava.config import RunConfig, configs_folder
+from hide_llava.errors import UserError
+from hide_llava.methods.base import Method
+from hide_llava.storage import read_json
+
+ENGINES = ("ddp", "zero2", "zero3", "zero3-offload")
+
+
+def deepspeed_config(config: RunConfig) -> dict[str, Any] | None:
+    """The engine's DeepSpeed settings, None for `ddp`; "auto" values are filled by transformers."""
+    engine = config.train.engine
+    return None if engine == "ddp" else read_json(configs_folder() / "deepspeed" / f"{engine}.json")
+
+
+def check_engine(config: RunConfig, method: type[Method]) -> None:
+    """What an engine cannot do, said before anything is loaded.
+
+    Raises:
+        UserError: DeepSpeed missing, fp16 or a quantised base under ZeRO, or a method that reads gradients or whole parameters.
+    """
+    engine = config.train.engine
+    if engine == "ddp":
+        return
+    try:
+        import deepspeed  # noqa: F401
+    except ImportError as error:
+        raise UserError(f"train.engine={engine}: DeepSpeed cannot be imported ({error}); "
+                        "pip install 'hide-llava[train]', or use train.engine=ddp.") from None  # fmt: skip
+    if config.model.dtype == "float16":
+        raise UserError(
+            f"train.engine={engine}: fp16 needs ddp's loss scaling; use model.dtype=bfloat16 or train.engine=ddp."
+        )
+    if config.model.quantization != "none":
+        raise UserError(f"train.engine={engine}: a quantised base trains with ddp; use train.engine=ddp.")
+    if method.on_gradients is not Method.on_gradients:
+        raise UserError(f"train.engine={engine} leaves no whole gradients, which method '{method.name}' needs; "
+                        "use train.engine=ddp.")  # fmt: skip
+    if engine.startswith("zero3") and method.reads_parameters:
+        raise UserError(f"train.engine={engine} cuts parameters into pieces, and method '{method.name}' reads them whole; "
+                        "use train.engine=zero2 or ddp.")  # fmt: skip
+
+
+def start_processes(config: RunConfig) -> None:
+    """Join the other processes of a torchrun launch; DeepSpeed wants a process group even for one process."""
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world == 1 and config.train.engine == "ddp":
+        return
+    if world == 1:
+        for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
+                           "MASTER_PORT": "29511"}.items():  # fmt: skip
+            os.environ.setdefault(key, value)
+    cpu = config.model.device == "cpu" or not torch.cuda.is_available()
+    if not torch.distributed.is_initialized():
+        if not cpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        timeout = timedelta(minutes=config.train.timeout_minutes)
+        torch.distributed.init_process_group("gloo" if cpu else "nccl", timeout=timeout)
+    if config.train.engine != "ddp":
+        if cpu:
+            os.environ.setdefault("DS_ACCELERATOR", "cpu")
+        import deepspeed
+
+        deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", auto_mpi_discovery=False)
+        _safe_checkpoints()
+
+
+def _safe_checkpoints() -> None:
+    """DeepSpeed reads its checkpoints with a plain torch.load: let it read tensors and its own few classes, no more."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    os.environ["TORCH_FORCE_WEIGHTS_ONLY_LOAD"] = "1"
+    torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
+
+
+def anywhere(flag: bool) -> bool:
+    """Whether `flag` is set in any process: a signal reaches them at different steps, and they must stop together."""
+    if not torch.distributed.is_initialized():
+        return flag
+    device = "cuda" if torch.distributed.get_backend() == "nccl" else "cpu"
+    found = torch.tensor(int(flag), device=device)
+    all_reduce(found)
+    return bool(found)
+
+
+@contextlib.contextmanager
+def whole(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """Inside the block ZeRO-3's partitioned parameters have their full value; on every rank. Else nothing happens."""
+    if any(hasattr(p, "ds_id") for p in parameters):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters(parameters):
+            yield
+    else:
+        yield
+
+
+def release(trainer: Any) -> None:
+    """Take DeepSpeed off a trainer that is done: its hooks, its buffers, and transformers' note that ZeRO-3 is on."""
+    from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+    trainer.model_wrapped.destroy()
+    trainer.model_wrapped = trainer.deepspeed = trainer.optimizer = trainer.lr_scheduler = None
+    trainer.accelerator.free_memory()
+    unset_hf_deepspeed_config()

@@ -1,0 +1,111 @@
+"""DeepSpeed engines on two gloo processes: the adapters of one process, also after a kill."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
+
+from hide_llava.errors import UserError
+from hide_llava.methods.base import Method
+from hide_llava.methods.lora import SequentialLora
+from hide_llava.pipeline import run
+from hide_llava.training.engines import check_engine
+from tests.tiny import arguments, configuration, write_world
+
+CHECKOUT = Path(__file__).parent.parent.parent
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"),
+    pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed builds its CPU communication with g++"),
+]
+PLAIN = ("method.dropout=0", "train.save_steps=2", "train.per_device_batch_size=2")  # micro-batches are the same
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone") / "run"
+    run(configuration(world, "hide", folder, *PLAIN), evaluate=False, report=False)
+    return folder
+
+
+def launch(words: list[str], *target: str) -> subprocess.CompletedProcess:
+    """Two processes under torchrun; `target`: the module and its own arguments before `words`."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *target]
+    return subprocess.run([*command, "train", *words], capture_output=True, text=True, timeout=300, env=environment,
+                          cwd=CHECKOUT)  # fmt: skip
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("stages/*/**/*.safetensors"))
+    return {f"{f.relative_to(folder)}:{k}": v for f in files for k, v in load_file(f).items()}
+
+
+def assert_near(ours: Path, expected: Path) -> None:
+    a, b = tensors(ours), tensors(expected)
+    assert a.keys() == b.keys() and a
+    for key in a:
+        tolerance = 1e-12 if key.endswith((".sum", ".count")) else 1e-4
+        torch.testing.assert_close(a[key].double(), b[key].double(), atol=tolerance, rtol=tolerance, msg=key)
+
+
+@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+def test_killed_and_resumed_under_deepspeed_equals_one_process(
+    engine: str, world: Path, alone: Path, tmp_path: Path
+) -> None:
+    words = arguments(world, "hide", tmp_path / "run", *PLAIN, f"train.engine={engine}")
+    killed = launch(words, "tests.faults.run_and_die", "step", "3")
+    assert killed.returncode != 0 and "Signal 9" in killed.stderr, killed.stderr[-3000:]
+    checkpoint = tmp_path / "run" / "state" / "01-task0" / "checkpoint-2"
+    assert (checkpoint / "complete").read_text() == engine
+    frozen = sum(p.stat().st_size for p in checkpoint.rglob("*.pt"))
+    assert frozen < (world / "llava" / "model.safetensors").stat().st_size  # no copy of the base
+    done = launch(words, "tests.methods.run_cli")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_near(tmp_path / "run", alone)
+    llava = LlavaForConditionalGeneration.from_pretrained(world / "llava")
+    expert = next((tmp_path / "run" / "stages").glob("01-*/adapter"))
+    assert isinstance(PeftModel.from_pretrained(llava, expert), PeftModel)
+
+
+@pytest.mark.parametrize("engine", ["zero2"])
+def test_sequential_lora_under_deepspeed_equals_one_process(engine: str, world: Path, tmp_path: Path) -> None:
+    run(configuration(world, "lora", tmp_path / "one", *PLAIN), evaluate=False, report=False)
+    done = launch(arguments(world, "lora", tmp_path / "two", *PLAIN, f"train.engine={engine}"), "tests.methods.run_cli")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_near(tmp_path / "two", tmp_path / "one")
+
+
+def test_engines_refuse_what_they_cannot_do(world: Path, tmp_path: Path) -> None:
+    class ByGradient(SequentialLora):
+        name = "by-gradient"
+
+        def on_gradients(self, step: int) -> None: ...
+
+    class ByValue(SequentialLora):
+        name = "by-value"
+        reads_parameters = True
+
+    def refused(engine: str, method: type[Method], *more: str) -> str:
+        config = configuration(world, "lora", tmp_path / "run", f"train.engine={engine}", *more)
+        with pytest.raises(UserError) as error:
+            check_engine(config, method)
+        return str(error.value)
+
+    assert "use train.engine=ddp" in refused("zero2", ByGradient)
+    assert "use train.engine=zero2 or ddp" in refused("zero3", ByValue)
+    assert "fp16" in refused("zero2", SequentialLora, "model.dtype=float16")
+    assert "quantised" in refused("zero2", SequentialLora, "model.quantization=4bit")
+    check_engine(configuration(world, "lora", tmp_path / "run", "train.engine=zero2"), ByValue)
