@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
@@ -147,7 +148,7 @@ def _analyses(verbs: argparse._SubParsersAction) -> None:
     """`analyze leakage|cka`: one sub-command for each analysis."""
     analyze = verbs.add_parser(
         "analyze", help="Analyses of data and of runs.", description="`hide-llava analyze KIND --help` explains each.",
-        epilog="example:\n  hide-llava analyze leakage --help", formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="example:\n  hide-llava analyze cka runs/NAME --stage 6", formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     kinds = analyze.add_subparsers(dest="kind", required=True, metavar="KIND")
     sub = kinds.add_parser(
@@ -186,10 +187,15 @@ def _analyses(verbs: argparse._SubParsersAction) -> None:
 def _quiet() -> None:
     """Only our own lines and real warnings: not upstream's load reports and bars."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    import logging as python_logging
     import warnings
 
+    import torch
     from transformers.utils import logging
 
+    python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, warns that it chose so
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
@@ -204,10 +210,10 @@ def main(argv: list[str] | None = None) -> None:
     def stop(*_: object) -> None:
         raise Interrupted("stopped")
 
-    try:
-        before = signal.signal(signal.SIGTERM, stop)  # the trainer puts its own in place: it saves its state first
-    except ValueError:  # not the main thread: whoever embeds us handles signals
-        before = None
+    before = {}
+    with contextlib.suppress(ValueError):  # not the main thread: whoever embeds us handles signals
+        for number in (signal.SIGTERM, signal.SIGUSR1):  # the trainer puts its own in place: it saves its state first
+            before[number] = signal.signal(number, stop)
     try:
         args.run_verb(args)
     except UserError as error:
@@ -222,8 +228,8 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(1)
     finally:
-        if before is not None:
-            signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 if __name__ == "__main__":

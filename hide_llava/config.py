@@ -185,8 +185,9 @@ def finish(config: Any) -> RunConfig:
         if value not in allowed:
             raise UserError(f"{key}={value}: expected one of {', '.join(map(str, allowed))}.")
     for key in POSITIVE:
-        if OmegaConf.select(config, key) <= 0:
-            raise UserError(f"{key}={OmegaConf.select(config, key)}: must be greater than 0.")
+        value = OmegaConf.select(config, key)
+        if value is not None and value <= 0:
+            raise UserError(f"{key}={value}: must be greater than 0.")
     plain: RunConfig = OmegaConf.to_object(config)
     select_tasks(plain)
     plain.method = {**plain.method, **dataclasses.asdict(method_config(plain.method))}

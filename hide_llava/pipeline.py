@@ -16,7 +16,7 @@ from hide_llava.evaluation.cells import evaluate_cell
 from hide_llava.evaluation.questions import generation_settings, question_file
 from hide_llava.methods.base import Stage, method_class
 from hide_llava.preflight import preflight
-from hide_llava.storage import read_json, sha256
+from hide_llava.storage import read_json, sha256, stage_hash
 from hide_llava.training.engines import check_engine, start_processes
 from hide_llava.training.run_folder import RunFolder, general_tasks, open_run, stage_name, stages_of
 from hide_llava.training.sequence import train_stage
@@ -72,29 +72,30 @@ class Pipeline:
         """All cells of a stage that are not scored yet, with the experts folded once."""
         name = stage_name(stage)
         wanted = [*(self.config.benchmark.tasks[j] for j in stage.evaluate), *general_tasks(self.config)]
-        todo = [task for task in wanted if not self._is_scored(name, task)]
+        trained = self._session_trains() and bool(stage.train)
+        weights = stage_hash(self.run.stage(name)) if trained else None
+        todo = [task for task in wanted if not self._is_scored(name, task, weights)]
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         if not todo:
             return
-        trained = self._session_trains() and bool(stage.train)
         with self.session(stage.index if trained else -1) as session:
             for task in todo:
                 start = time.time()
-                result = evaluate_cell(session, task, self.run.cell(name, task.id), f"{name} on {task.id}")
+                result = evaluate_cell(session, task, self.run.cell(name, task.id), weights, f"{name} on {task.id}")
                 if result is not None:
                     took = f"{result['n_scored']} answers, {time.time() - start:.0f} s"
                     say(f"{name} on {task.id}: {result['score']:.2f} ({took})")
 
-    def _is_scored(self, stage: str, task: TaskConfig) -> bool:
+    def _is_scored(self, stage: str, task: TaskConfig, weights: str | None) -> bool:
         folder = self.run.cell(stage, task.id)
         if not (folder / "score.json").is_file():
             return False
         stored, settings = read_json(folder / "score.json"), generation_settings(self.config, task)
-        same = all(stored.get(k) == v for k, v in settings.items())
+        same = all(stored.get(k) == v for k, v in settings.items()) and stored.get("weights_sha256") == weights
         if not same or stored["questions_sha256"] != sha256(question_file(self.config, task)):
             raise UserError(
-                f"{folder}: was answered with other settings or another question file; delete it to evaluate again."
+                f"{folder}: was answered with other weights, settings or questions; delete it to evaluate again."
             )
         return True
 

@@ -119,11 +119,11 @@ class TrainConfig:
 class EvalConfig:
     """Greedy generation. `None` takes the benchmark's value."""
 
-    batch_size: int = 16
+    batch_size: int | None = None  # None: what fits into free GPU memory, 16 on a CPU; halved when memory runs out
     split: str = "test"  # test | val
     max_new_tokens: int | None = None
     image_transform: str | None = None
-    num_workers: int = 0
+    num_workers: int | None = None  # None: 4 on a GPU, 0 on a CPU
     general: bool = True  # also ask the benchmark's `general` tasks after every stage
     protocol: str = "clean"  # legacy: with what the published code does wrong, where a task has a `legacy` section
 

@@ -88,3 +88,9 @@ def sha256(path: Path) -> str:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def stage_hash(folder: Path) -> str:
+    """One hash over names and contents of the safetensors files of a stage folder."""
+    parts = [f"{p.relative_to(folder)} {sha256(p)}" for p in sorted(folder.rglob("*.safetensors"))]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -24,13 +24,14 @@ from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.session import Session
 
 
-def variants(depth: int, tasks: int) -> dict[str, dict]:
+def variants(depth: int) -> dict[str, dict]:
     every = list(range(depth))
     return {
         "as trained": {},
         "factor-sum fusion": {"fusion": "factor_sum"},
+        "fusion weight 1 (the paper)": {"fusion_weight": 1.0},
         "fusion weight 1/3": {"fusion_weight": 1 / 3},
-        "fusion weight 1/T": {"fusion_weight": 1 / tasks},
+        "fusion weight 1/T": {"fusion_weight": None},
         "no fusion: every layer expanded": {"expanded_layers": every},
         "every layer expanded, top1 routing": {"expanded_layers": every, "routing": "top1"},
         "each expert alone (task id given)": {"expanded_layers": every, "routing": "oracle"},
@@ -48,7 +49,7 @@ def main() -> None:
     print("relative weight change of each expert (median over its linears):")
     for task in session.method.learned:
         print(f"  {config.benchmark.tasks[task].title:<12} {relative_change(session, session.method.expert(task)):.3f}")
-    for label, change in variants(session.core.num_layers, len(session.tasks)).items():
+    for label, change in variants(session.core.num_layers).items():
         changed = copy.deepcopy(config)
         changed.method = {**config.method, **change}
         changed.output = str(

@@ -16,6 +16,7 @@ from hide_llava.config import TaskConfig
 from hide_llava.data.collator import Collator
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.errors import UserError
+from hide_llava.evaluation.batches import automatic_batch_size, within_memory
 from hide_llava.evaluation.questions import (
     generation_settings,
     mix_answers,
@@ -62,8 +63,8 @@ def answer(
     images: Path,
     folder: Path,
     settings: dict[str, Any],
-    batch_size: int,
-    workers: int = 0,
+    batch_size: int | None,
+    workers: int | None = None,
     label: str = "answers",
     task: int | None = None,
 ) -> Path:
@@ -89,15 +90,19 @@ def answer(
     data = QuestionDataset(questions, images, session.loaded.tokenizer, session.loaded.transform(
         settings["image_transform"]), session.loaded.image_tokens, routing)  # fmt: skip
     order = sorted(range(len(questions)), key=lambda i: (-len(questions[i]["text"]), i))
-    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    longest = max((len(q["text"]) for q in questions), default=0)  # characters: more than tokens
+    length = session.loaded.image_tokens + longest + settings["max_new_tokens"]
+    size = batch_size or automatic_batch_size(session.core.llava, length)
+    batches = [order[i : i + size] for i in range(0, len(order), size)]
     mine = [
         b for i, b in enumerate(batches)
         if i % world == rank and any(json.dumps(questions[q]["question_id"]) not in done for q in b)
     ]  # fmt: skip
+    workers = (4 if session.core.llava.device.type == "cuda" else 0) if workers is None else workers
     loader = DataLoader(data, batch_sampler=mine, collate_fn=_Collate(), num_workers=workers)
     with open(folder / f"part-{rank}.jsonl", "a", encoding="utf-8") as file:
         for batch in tqdm(loader, desc=label, disable=rank > 0 or not os.isatty(2), leave=False):
-            rows = answer_batch(session, batch, settings["max_new_tokens"], task)
+            rows = within_memory(lambda part: answer_batch(session, part, settings["max_new_tokens"], task), batch)
             fresh = [row for row in rows if json.dumps(row["question_id"]) not in done]
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh))
             file.flush()
@@ -178,11 +183,16 @@ def merge(folder: Path, questions: list[dict[str, Any]]) -> None:
         part.unlink()
 
 
-def evaluate_cell(session: Session, task: TaskConfig, folder: Path, label: str) -> dict[str, Any] | None:
-    """Answer and score one cell; call inside `with session:`. Only rank 0 returns the score."""
+def evaluate_cell(
+    session: Session, task: TaskConfig, folder: Path, weights: str | None, label: str
+) -> dict[str, Any] | None:
+    """Answer and score one cell; call inside `with session:`. Only rank 0 returns the score.
+
+    weights: hash of the stage folder the answers come from (`stage_hash`).
+    """
     config, file = session.config, question_file(session.config, task)
     questions, in_file = read_questions(config, task)
-    settings = {**generation_settings(config, task), "questions_sha256": sha256(file)}
+    settings = {**generation_settings(config, task), "questions_sha256": sha256(file), "weights_sha256": weights}
     predictions = answer(session, questions, image_root(config, task, test=True), folder, settings,
                          config.eval.batch_size, config.eval.num_workers, label, oracle_task(session, task))  # fmt: skip
     if ranks()[0]:

@@ -12,18 +12,41 @@ import difflib
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.base import Job, Metric, check_join
-from hide_llava.metrics.caption import CAPTION7, PYTHON_LABEL
+from hide_llava.metrics.answer_format import FORMAT_LETTER, FORMAT_SENTENCE, FORMAT_SHORT
+from hide_llava.metrics.base import OPTIONS, Job, Metric, check_join
+from hide_llava.metrics.caption import CAPTION7
+from hide_llava.metrics.chart import RELAXED_CHART
+from hide_llava.metrics.cider import CIDER_D_PTB, CIDER_D_WS, CVIT_CIDER_ORACLE
+from hide_llava.metrics.error_profile import error_profile, gold_answers
 from hide_llava.metrics.exact_match import EXACT_LOWER_UNANSWERABLE, EXACT_UPPER
+from hide_llava.metrics.fin import EXACT_SQUEEZED
 from hide_llava.metrics.gqa import GQA_EXACT
 from hide_llava.metrics.grounding import IOU50
 from hide_llava.metrics.imagenet import SUBSTRING_BIDIR
+from hide_llava.metrics.mathvista import MATHVISTA
+from hide_llava.metrics.ocrbench import OCRBENCH
+from hide_llava.metrics.option_exact import OPTION_EXACT_LOCAL
 from hide_llava.metrics.option_letter import OPTION_LETTER_COIN, OPTION_LETTER_HIDE
 from hide_llava.metrics.ptb import java_available, java_version
 from hide_llava.metrics.rows import check_predictions, question_rows, read_json, read_jsonl
+from hide_llava.metrics.sci import SCI_MIXED
+from hide_llava.metrics.substring import SUBSTRING_LOWER, SUBSTRING_SQUEEZED, SUBSTRING_WORDISH
+from hide_llava.metrics.text_distance import ANLS, ANLS_PRISM
 from hide_llava.metrics.vqa import VQA_SOFT10
+from hide_llava.metrics.vqa_standard import VQA_STANDARD
+from hide_llava.metrics.yes_no import MME, YES_NO
 
-__all__ = ["METRICS", "Metric", "get", "java_available", "java_version", "names", "score", "score_files"]
+__all__ = [
+    "METRICS",
+    "Metric",
+    "get",
+    "java_available",
+    "java_version",
+    "names",
+    "parse_options",
+    "score",
+    "score_files",
+]
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -37,6 +60,26 @@ METRICS: dict[str, Metric] = {
         GQA_EXACT,
         IOU50,
         SUBSTRING_BIDIR,
+        SUBSTRING_WORDISH,
+        SUBSTRING_LOWER,
+        SUBSTRING_SQUEEZED,
+        SCI_MIXED,
+        EXACT_SQUEEZED,
+        OCRBENCH,
+        MATHVISTA,
+        OPTION_EXACT_LOCAL,
+        ANLS_PRISM,
+        ANLS,
+        RELAXED_CHART,
+        CVIT_CIDER_ORACLE,
+        CIDER_D_WS,
+        CIDER_D_PTB,
+        FORMAT_LETTER,
+        FORMAT_SHORT,
+        FORMAT_SENTENCE,
+        VQA_STANDARD,
+        YES_NO,
+        MME,
     )
 }
 
@@ -66,23 +109,23 @@ def score(
 
     predictions: rows {question_id, text, prompt?…} in question order. questions: the test file's rows {question_id,
     text, answer, …}. references: the extra annotation file or folder some metrics need (`Metric.needs`).
-    options: allow_partial, allow_duplicates, headline ("legacy", default, or "clean"), tokenizer ("ptb"|"python",
-    captions), case ("insensitive", substring_bidir), split (ScienceQA).
+    options: allow_partial, allow_duplicates, headline ("legacy", default, or "clean"), and those of the metric
+    (docs/METRICS.md): tokenizer, spice, case, split, judge_url …
 
     Returns {"metric", "score" (headline, percent), "headline", "legacy": {"score", "n", …} (absent when the published
     script would have stopped), "clean": {…} (absent when ids cannot be joined), "n_expected", "n_scored", "labels",
-    "verdicts": {question_id: 0…1}}. UserError on an unknown metric, bad rows, ids that do not belong together,
-    duplicates or missing answers (unless allowed).
+    "verdicts": {question_id: 0…1}, "error_profile": {kind: wrong answers} where gold answers are short texts}.
+    UserError on an unknown metric or option, bad rows, ids that do not belong together, duplicates or missing answers
+    (unless allowed).
     """
     rule = get(metric)
-    options = dict(options or {})
+    options = _known_options(rule, options or {})
     rows = check_predictions(predictions)
     job = Job(rows, rule.gold(questions or [], Path(references) if references else None, options), options)
     labels = check_join(job)
     if rule.positional and job.joinable and not job.in_order:
         labels.append("answers not in question order: the positional legacy score is not meaningful")
-    if rule.needs == "coco" and options.get("tokenizer") == "python":
-        labels.append(PYTHON_LABEL)
+    labels += rule.labels(options)
     legacy, clean = rule.legacy(job), rule.clean(job)
     headline = _headline(legacy, clean, options)
     result = {
@@ -97,7 +140,27 @@ def score(
         result["legacy"] = legacy
     if clean is not None:
         result["clean"], result["verdicts"] = clean
+        if all(gold_answers(record) and "captions" not in record for record in job.gold):
+            result["error_profile"] = error_profile(rows, list(job.by_id.values()), result["verdicts"])
     return result
+
+
+def _known_options(rule: Metric, options: dict) -> dict:
+    """A copy; UserError on an option the metric does not read: a misspelt one would silently change nothing."""
+    known = (*OPTIONS, *rule.options)
+    for name in options:
+        if name not in known:
+            raise UserError(f"Metric {rule.name} has no option {name!r}; it reads {', '.join(known)}.")
+    return dict(options)
+
+
+def parse_options(words: list[str]) -> dict:
+    """KEY=VALUE words as options: true and false become booleans. UserError on a word without "="."""
+    for word in words:
+        if "=" not in word:
+            raise UserError(f"Option {word!r} is not of the form KEY=VALUE, for example case=insensitive.")
+    pairs = dict(word.split("=", 1) for word in words)
+    return {key: {"true": True, "false": False}.get(value, value) for key, value in pairs.items()}
 
 
 def _headline(legacy: dict | None, clean: tuple | None, options: dict) -> str:
@@ -132,6 +195,7 @@ def score_files(
     if references is None and not asked:
         raise UserError(f"Metric {rule.name} needs references (kind: {rule.needs}); give --references FILE.")
     if rule.needs == "questions" and not asked:
-        asked = read_json(Path(references), "annotation file")
-        return score(metric, rows, asked, None, options)
+        table = read_json(Path(references), "annotation file")
+        if isinstance(table, list):  # records with answers are questions; anything else is for the rule to read
+            return score(metric, rows, table, None, options)
     return score(metric, rows, asked, Path(references) if references else None, options)

@@ -17,6 +17,10 @@ Rule = Callable[[str, dict, dict], float]
 """(answer text, reference record, options) -> 0…1"""
 
 
+OPTIONS = ("allow_partial", "allow_duplicates", "headline", "tokenizer")
+"""Options that every metric accepts."""
+
+
 @dataclass
 class Job:
     """One scoring task after checking: result rows in file order, reference records in question order."""
@@ -66,6 +70,12 @@ class Metric:
     needs: str = "questions"
     """What `references` must be: "questions" (records with answers), "coco", "gqa", "textvqa" or "scienceqa"."""
     positional: bool = False
+    options: tuple[str, ...] = ()
+    """Names of the options this metric reads besides `OPTIONS`."""
+    labels: Callable[[dict], list[str]] = lambda options: []
+    """What every table must say beside this score, given the options: a judge's name, a tokenizer, "local"."""
+    check: Callable[[dict], None] = lambda options: None
+    """Raises UserError when this machine cannot compute the metric with these options; ask before generating."""
 
 
 def percent(right: float, n: int) -> float:
@@ -79,6 +89,17 @@ def per_row(rule: Rule) -> Callable[[Job], dict]:
     def legacy(job: Job) -> dict:
         right = sum(rule(row["text"], job.by_id[row["question_id"]], job.options) for row in job.rows)
         return {"score": percent(right, len(job.rows)), "n": len(job.rows)}
+
+    return legacy
+
+
+def per_distinct(rule: Rule) -> Callable[[Job], dict]:
+    """Legacy join through a dict of the answers: the LAST answer of an id counts, the denominator is distinct ids."""
+
+    def legacy(job: Job) -> dict:
+        texts = {row["question_id"]: row["text"] for row in job.rows}
+        right = sum(rule(text, job.by_id[qid], job.options) for qid, text in texts.items())
+        return {"score": percent(right, len(texts)), "n": len(texts)}
 
     return legacy
 
@@ -106,6 +127,27 @@ def per_question(rule: Rule) -> Callable[[Job], tuple[dict, dict[str, float]]]:
         return {"score": percent(sum(verdicts.values()), len(verdicts)), "n": len(verdicts)}, verdicts
 
     return clean
+
+
+def with_parts(
+    clean: Callable[[Job], tuple[dict, dict[str, float]]], group: Callable[[dict], str | None] = lambda record: None,
+    **rules: Rule,
+) -> Callable[[Job], tuple[dict, dict[str, float]]]:  # fmt: skip
+    """A clean rule with further numbers beside its score: other rules on the same answers, and its own score by group.
+
+    rules: name → rule, each over all questions. group(record) names the record's group, None for none.
+    """
+
+    def more(job: Job) -> tuple[dict, dict[str, float]]:
+        result, verdicts = clean(job)
+        result |= {name: per_question(rule)(job)[0]["score"] for name, rule in rules.items()}
+        groups: dict[str, list[float]] = {}
+        for qid, record in job.by_id.items():
+            if (name := group(record)) is not None:
+                groups.setdefault(name, []).append(verdicts[qid])
+        return result | {k: percent(sum(v), len(v)) for k, v in sorted(groups.items())}, verdicts
+
+    return more
 
 
 def check_join(job: Job) -> list[str]:

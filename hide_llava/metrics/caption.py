@@ -3,7 +3,7 @@
     caption7 = 100 · (BLEU-1 + BLEU-2 + BLEU-3 + BLEU-4 + METEOR + ROUGE-L + CIDEr) / 7
 
 CIDEr enters on its natural scale (0…10), so the score can exceed 100. Every part is written beside the mean. SPICE is
-left out, as in the published evaluation.
+left out, as in the published evaluation; the option spice=true writes it beside the mean.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hide_llava.metrics import ptb
 from hide_llava.metrics.base import Job, Metric
 from hide_llava.metrics.ptb import java_available
 from hide_llava.metrics.rows import question_rows, read_json
+from hide_llava.metrics.spice import require_spice, spice
 
 if TYPE_CHECKING:
     from pycocoevalcap.meteor.meteor import Meteor
@@ -78,11 +79,19 @@ def _read_coco(path: Path) -> tuple[dict, dict]:
     table = read_json(path, "caption reference file")
     if not isinstance(table, dict) or not isinstance(table.get("annotations"), list):
         raise UserError(f"{path}: expected a COCO-type file with images[] and annotations[].")
-    images = {image["id"]: image.get("file_name") for image in table.get("images", [])}
+    images: dict = {}
+    for number, image in enumerate(table.get("images") or [], 1):
+        if not isinstance(image, dict) or "id" not in image:
+            raise UserError(f"{path}: image {number} has no id.")
+        if image["id"] in images:
+            raise UserError(f"{path}: image id {image['id']} occurs more than once; keep one record of each image.")
+        images[image["id"]] = image.get("file_name")
     captions: dict = {}
     for number, note in enumerate(table["annotations"], 1):
         if not isinstance(note.get("caption"), str) or "image_id" not in note:
             raise UserError(f"{path}: annotation {number} lacks image_id or caption.")
+        if images and note["image_id"] not in images:
+            raise UserError(f"{path}: annotation {number} is about image id {note['image_id']}, which images[] lacks.")
         captions.setdefault(note["image_id"], []).append(note["caption"])
     bare = [i for i in images if i not in captions]
     if bare:
@@ -90,29 +99,31 @@ def _read_coco(path: Path) -> tuple[dict, dict]:
     return captions, images
 
 
-def caption_scores(predicted: dict, references: dict[object, list[str]], tokenizer: str = "ptb") -> Scores:
+def caption_scores(
+    predicted: dict, references: dict[object, list[str]], tokenizer: str = "ptb", with_spice: bool = False
+) -> Scores:
     """The seven parts (six without Java) of predicted {image id: caption} against references {image id: captions}.
 
     Raises UserError without Java, without pycocoevalcap, or when a Java process fails. tokenizer="python" uses
-    `ptb.tokenize_python` and leaves METEOR out.
+    `ptb.tokenize_python` and leaves METEOR out. with_spice adds SPICE, which the mean leaves out.
     """
-    require(tokenizer)
+    require(tokenizer, with_spice)
     tokenize = ptb.tokenize_python if tokenizer == "python" else ptb.tokenize_java
-    ids = list(references)
-    res = dict(zip(ids, ([caption] for caption in tokenize([predicted[i] for i in ids]))))
-    flat = tokenize([caption for i in ids for caption in references[i]])
-    gts, at = {}, 0
-    for i in ids:
-        gts[i] = flat[at : at + len(references[i])]
-        at += len(references[i])
+    flat = iter(tokenize([c for i, captions in references.items() for c in (predicted[i], *captions)]))
+    res, gts = {}, {}
+    for i, captions in references.items():
+        res[i] = [next(flat)]
+        gts[i] = [next(flat) for _ in captions]
     parts, per_image = _run_scorers(gts, res, with_meteor=tokenizer != "python")
     n = len(parts)
     scores = {name: 100.0 * value for name, value in parts.items()}
     mean = 100.0 * sum(parts.values()) / n
-    return {"score": mean, "n": len(ids), **scores}, [sum(values) / n for values in zip(*per_image)]
+    if with_spice:
+        scores["SPICE"] = 100.0 * spice(gts, res)
+    return {"score": mean, "n": len(gts), **scores}, [sum(values) / n for values in zip(*per_image)]
 
 
-def require(tokenizer: str = "ptb") -> None:
+def require(tokenizer: str = "ptb", with_spice: bool = False) -> None:
     """UserError when captions cannot be scored here with this tokenizer: to be asked before hours of generation."""
     if tokenizer not in TOKENIZERS:
         raise UserError(f'Caption option tokenizer is {tokenizer!r}; it may be "ptb" or "python".')
@@ -123,6 +134,8 @@ def require(tokenizer: str = "ptb") -> None:
             "The caption score needs Java (Stanford tokenizer and METEOR) and no working `java` was found; install a "
             f'Java runtime, or set the option tokenizer=python for "{PYTHON_LABEL}".'
         )
+    if with_spice:
+        require_spice()
 
 
 def _run_scorers(gts: dict, res: dict, with_meteor: bool) -> tuple[dict[str, float], list[list[float]]]:
@@ -189,7 +202,8 @@ def _score(job: Job, texts: list[str]) -> Scores:
     if key not in seen:
         predicted = {record["image_id"]: text for record, text in zip(job.gold, texts)}
         references = {record["image_id"]: record["captions"] for record in job.gold}
-        seen[key] = caption_scores(predicted, references, job.options.get("tokenizer", "ptb"))
+        tokenizer, with_spice = job.options.get("tokenizer", "ptb"), bool(job.options.get("spice"))
+        seen[key] = caption_scores(predicted, references, tokenizer, with_spice)
     return seen[key]
 
 
@@ -229,4 +243,7 @@ CAPTION7 = Metric(
     clean=caption_clean,
     needs="coco",
     positional=True,
+    labels=lambda options: [PYTHON_LABEL] if options.get("tokenizer") == "python" else [],
+    check=lambda options: require(options.get("tokenizer", "ptb"), bool(options.get("spice"))),
+    options=("spice",),
 )

@@ -56,6 +56,30 @@ def chi_square(gold: dict[str, Counter], predicted: dict[str, Counter]) -> float
     return weighted / total / 100 if total else 0.0
 
 
+def breakdown(records: list[dict], hits: dict[str, float]) -> dict[str, float]:
+    """Accuracy by GQA's types, percent: answer:open (structural "query") and answer:binary, structural:…, semantic:…."""
+    kinds: dict[str, list[float]] = defaultdict(list)
+    for record in records:
+        types, hit = record.get("types") or {}, hits[record["question_id"]]
+        if "structural" in types:
+            kinds["answer:open" if types["structural"] == "query" else "answer:binary"].append(hit)
+        for name in ("structural", "semantic"):
+            if name in types:
+                kinds[f"{name}:{types[name]}"].append(hit)
+    return {kind: percent(sum(values), len(values)) for kind, values in sorted(kinds.items())}
+
+
+def distribution(records: list[dict], texts: dict[str, str]) -> dict[str, float]:
+    """{"distribution": chi square over the records' answer groups}; empty when they have none."""
+    gold, predicted = defaultdict(Counter), defaultdict(Counter)
+    for record in records:
+        group = (record.get("groups") or {}).get("global")
+        if group is not None:
+            gold[group][record["answer"]] += 1
+            predicted[group][normalise(texts[record["question_id"]])] += 1
+    return {"distribution": chi_square(gold, predicted)} if gold else {}
+
+
 def gqa_legacy(job: Job) -> dict | None:
     """Accuracy over balanced questions, with Binary, Open, Distribution and per-type tables.
 
@@ -64,38 +88,20 @@ def gqa_legacy(job: Job) -> dict | None:
     records = [record for record in job.gold if record["balanced"]]
     if any(record["question_id"] not in job.answers for record in records):
         return None
-    tables: dict[str, dict] = {name: defaultdict(list) for name in ("answer", "structural", "semantic")}
-    gold, predicted = defaultdict(Counter), defaultdict(Counter)
-    right = 0
     # The published script builds a dict of the answers, so the last of two answers counts.
     texts = {row["question_id"]: row["text"] for row in job.rows}
-    for record in records:
-        text = texts[record["question_id"]]
-        hit = equal(text, record, job.options)
-        right += hit
-        types = record.get("types") or {}
-        if "structural" in types:
-            tables["answer"]["open" if types["structural"] == "query" else "binary"].append(hit)
-        for name in ("structural", "semantic"):
-            if name in types:
-                tables[name][types[name]].append(hit)
-        group = (record.get("groups") or {}).get("global")
-        if group is not None:
-            gold[group][record["answer"]] += 1
-            predicted[group][normalise(text)] += 1
+    hits = {record["question_id"]: equal(texts[record["question_id"]], record, job.options) for record in records}
+    right = sum(hits[record["question_id"]] for record in records)
     result = {"score": percent(right, len(records)), "n": len(records)}
-    for name, kinds in tables.items():
-        for kind, hits in sorted(kinds.items()):
-            result[f"{name}:{kind}"] = percent(sum(hits), len(hits))
-    if gold:
-        result["distribution"] = chi_square(gold, predicted)
-    return result
+    return result | breakdown(records, hits) | distribution(records, texts)
 
 
 def gqa_clean(job: Job) -> tuple[dict, dict[str, float]]:
-    """Accuracy over balanced questions; an unanswered question is wrong."""
+    """Accuracy over balanced questions and by type; an unanswered question is wrong."""
     balanced = [record for record in job.gold if record["balanced"]]
-    return per_question(equal_clean)(Job(job.rows, balanced, job.options))
+    asked = Job(job.rows, balanced, job.options)
+    result, verdicts = per_question(equal_clean)(asked)
+    return result | breakdown(list(asked.by_id.values()), verdicts), verdicts
 
 
 GQA_EXACT = Metric(

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.base import Metric, per_question, per_row
+from hide_llava.metrics.base import Job, Metric, per_question, per_row, with_parts
 from hide_llava.metrics.rows import annotation_rows
 
 Box = tuple[float, float, float, float]
@@ -60,21 +60,35 @@ def parse_box(text: str) -> Box | None:
     return None
 
 
-def overlaps_legacy(text: str, record: dict, options: dict) -> int:
-    """1 iff IoU > 0.5 (strict) with the legacy parser. Both boxes are scaled by max(size), as published."""
+def overlap_legacy(text: str, record: dict, options: dict) -> float:
+    """IoU with the legacy parser, 0 without a box. Both boxes are scaled by max(size), as published."""
     box = parse_box_legacy(text)
     if box is None:
-        return 0
-    scaled = [tuple(x * record["scale"] for x in b) for b in (box, record["box"])]
-    return int(iou(*scaled) > THRESHOLD)
+        return 0.0
+    return iou(*(tuple(x * record["scale"] for x in b) for b in (box, record["box"])))
+
+
+def overlap(text: str, record: dict, options: dict) -> float:
+    """IoU of a proper box (x2 > x1, y2 > y1), 0 without one."""
+    box = parse_box(text)
+    if box is None or box[2] <= box[0] or box[3] <= box[1]:
+        return 0.0
+    return iou(box, record["box"])
+
+
+def overlaps_legacy(text: str, record: dict, options: dict) -> int:
+    """1 iff IoU > 0.5 (strict) with the legacy parser."""
+    return int(overlap_legacy(text, record, options) > THRESHOLD)
 
 
 def overlaps(text: str, record: dict, options: dict) -> int:
-    """1 iff the answer is a proper box (x2 > x1, y2 > y1) with IoU > 0.5 (strict)."""
-    box = parse_box(text)
-    if box is None or box[2] <= box[0] or box[3] <= box[1]:
-        return 0
-    return int(iou(box, record["box"]) > THRESHOLD)
+    """1 iff IoU > 0.5 (strict) with the box that the answer holds."""
+    return int(overlap(text, record, options) > THRESHOLD)
+
+
+def boxes_legacy(job: Job) -> dict:
+    """Share of result rows above the threshold, and their mean IoU (not in the published script)."""
+    return {**per_row(overlaps_legacy)(job), "mean_iou": per_row(overlap_legacy)(job)["score"]}
 
 
 IOU50 = Metric(
@@ -82,6 +96,6 @@ IOU50 = Metric(
     summary="IoU with the reference box > 0.5; legacy loses digits while parsing, clean reads four numbers",
     source="spec hide.md §4.3: CoIN Grounding",
     gold=box_records,
-    legacy=per_row(overlaps_legacy),
-    clean=per_question(overlaps),
+    legacy=boxes_legacy,
+    clean=with_parts(per_question(overlaps), mean_iou=overlap),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hide_llava.errors import UserError
 from hide_llava.metrics.base import Metric, per_position, per_question
 from hide_llava.metrics.exact_match import answer_records
 
@@ -12,9 +13,15 @@ def contains(text: str, record: dict, options: dict) -> int:
     options["case"]: "sensitive" (CoIN, HiDe; default) or "insensitive" (CVIT, spec benchmarks.md §1.6).
     """
     gold = record["answer"]
+    _check_case(options)
     if options.get("case") == "insensitive":
         text, gold = text.lower(), gold.lower()
     return int(gold in text or text in gold)
+
+
+def _check_case(options: dict) -> None:
+    if options.get("case", "sensitive") not in ("sensitive", "insensitive"):
+        raise UserError(f'Option case is {options["case"]!r}; it may be "sensitive" or "insensitive".')
 
 
 def contains_something(text: str, record: dict, options: dict) -> int:
@@ -30,4 +37,6 @@ SUBSTRING_BIDIR = Metric(
     legacy=per_position(contains),
     clean=per_question(contains_something),
     positional=True,
+    options=("case",),
+    check=_check_case,
 )

@@ -76,6 +76,7 @@ def scienceqa_records(questions: list[dict], references: Path | None, options: d
         gold[pid] = {
             "question_id": pid,
             "index": problem["answer"],
+            "answer": LETTERS[problem["answer"]] if problem["answer"] < len(LETTERS) else "",
             "n_choices": len(problem["choices"]),
             "image": problem.get("image"),
         }
@@ -89,7 +90,8 @@ def _flat_record(row: dict) -> dict:
         index = choice_index(answer.strip().upper(), len(LETTERS))
     if index < 0:
         raise UserError(f"question_id {row['question_id']}: answer is {answer!r}, expected a letter A–E or an index.")
-    return {**row, "index": index, "n_choices": len(row.get("choices") or LETTERS)}
+    letter = LETTERS[index] if index < len(LETTERS) else ""
+    return {**row, "index": index, "answer": letter, "n_choices": len(row.get("choices") or LETTERS)}
 
 
 def _right(text: str, record: dict, parse: Parser) -> int:
@@ -146,6 +148,7 @@ def _metric(name: str, summary: str, parse: Parser, divide_by_problems: bool) ->
         legacy=_legacy(parse, divide_by_problems),
         clean=_clean(parse),
         needs="scienceqa",
+        options=("split",),
     )
 
 

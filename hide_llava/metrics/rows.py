@@ -94,6 +94,22 @@ def text_field(row: dict, field: str, what: str = "questions") -> str:
     return value
 
 
+def text_list(row: dict, what: str = "questions") -> list[str]:
+    """The reference answers of a record, from `answer` or `answers`: a string, a whole number or a list of them.
+
+    VQA's {"answer": …} entries are unpacked. UserError when there is none or one is no text.
+    """
+    value = row.get("answers", row.get("answer"))
+    values = value if isinstance(value, list) else [value]
+    values = [v.get("answer") if isinstance(v, dict) else v for v in values]
+    texts = [str(v) if isinstance(v, int) and not isinstance(v, bool) else v for v in values]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            f"{what}, question_id {row.get('question_id')}: answer is {value!r}, expected a string or a list of strings."
+        )
+    return texts
+
+
 def question_rows(questions: list[dict], what: str = "questions") -> list[dict]:
     """Question records with string ids; UserError when it is not a list of records."""
     if not isinstance(questions, list):

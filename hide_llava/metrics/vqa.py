@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hide_llava.errors import UserError
 from hide_llava.metrics.base import Metric, per_question, per_row
-from hide_llava.metrics.rows import question_rows, read_json, select
+from hide_llava.metrics.rows import question_rows, read_json, select, text_list
 
 N_REFERENCES = 10
 _NUMBERS = "zero one two three four five six seven eight nine ten"
@@ -50,10 +50,10 @@ def normalise(answer: str) -> str:
     """
     text = answer.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
     text = text.replace("\n", " ").replace("\t", " ").strip()
-    return _words(_punctuation(text))
+    return process_words(process_punctuation(text))
 
 
-def _punctuation(text: str) -> str:
+def process_punctuation(text: str) -> str:
     """Each mark is deleted if it stands next to a space anywhere (or the text has digit,digit), else becomes a space.
 
     The conditions look at the text before this pass, the edits accumulate, both as published.
@@ -65,7 +65,8 @@ def _punctuation(text: str) -> str:
     return PERIOD.sub("", out, count=MAX_PERIODS)
 
 
-def _words(text: str) -> str:
+def process_words(text: str) -> str:
+    """Lower case, number words as digits, articles dropped, apostrophes put back into contractions."""
     words = (NUMBERS.get(word, word) for word in text.lower().split())
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
@@ -80,23 +81,28 @@ def soft_scores(references: list[str]) -> dict[str, float]:
 
 
 def textvqa_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
-    """Records with "answers" (ten strings) from TextVQA's {"data": […]} file, or from the question records."""
+    """Records with "answers" (ten strings) and "soft" (their soft scores).
+
+    references: TextVQA's {"data": […]}, VQA's {"annotations": […]} or a list of records; without it the question
+    records themselves. Answers are strings or {"answer": string}. UserError unless there are ten.
+    """
     if references is None:
         rows = question_rows(questions)
     else:
-        table = read_json(references, "TextVQA annotation file")
-        table = table.get("data") if isinstance(table, dict) else table
+        table = read_json(references, "VQA annotation file")
+        if isinstance(table, dict):
+            table = next((table[key] for key in ("data", "annotations") if key in table), None)
         if not isinstance(table, list):
-            raise UserError(f'{references}: expected {{"data": [records]}} or a list of records.')
+            raise UserError(f'{references}: expected {{"data": [records]}}, {{"annotations": [records]}} or a list.')
         rows = select({r["question_id"]: r for r in question_rows(table, str(references))}, questions, references)
     for row in rows:
         answers = row.get("answers")
-        ten = isinstance(answers, list) and len(answers) == N_REFERENCES
-        if not ten or not all(isinstance(answer, str) for answer in answers):
+        if not isinstance(answers, list) or len(answers) != N_REFERENCES:
             raise UserError(
                 f"question_id {row['question_id']}: answers must be a list of exactly ten strings for VQA soft "
-                "accuracy; use TextVQA_0.5.1_val.json as references (the test split has no answers)."
+                "accuracy; use the annotations of a split that has answers (TextVQA_0.5.1_val.json; test has none)."
             )
+        row["answers"] = text_list(row)
     return [{**row, "soft": soft_scores(row["answers"])} for row in rows]
 
 

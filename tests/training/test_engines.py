@@ -57,7 +57,8 @@ def assert_near(ours: Path, expected: Path) -> None:
     a, b = tensors(ours), tensors(expected)
     assert a.keys() == b.keys() and a
     for key in a:
-        tolerance = 1e-12 if key.endswith((".sum", ".count")) else 1e-4
+        # A text feature's last bits depend on the texts it shares a batch with; image features are computed alike.
+        tolerance = 1e-12 if ":image_anchor" in key else 1e-6 if ":text_anchor" in key else 1e-4
         torch.testing.assert_close(a[key].double(), b[key].double(), atol=tolerance, rtol=tolerance, msg=key)
 
 

@@ -1,0 +1,68 @@
+"""How many questions are answered at once: what fits into free memory, and half of it when that was too much."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from transformers import LlavaForConditionalGeneration
+
+from hide_llava.adapters.anchors import ranks
+from hide_llava.errors import UserError
+
+ON_CPU = 16
+LARGEST = 128
+SHARE = 0.7  # of the free memory; the rest is for activations of the prefill and for fragmentation
+
+
+def cache_bytes(llava: LlavaForConditionalGeneration, length: int) -> int:
+    """Bytes of keys and values of one sample of `length` tokens, plus its prefill activations of one layer."""
+    text = llava.config.text_config
+    head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = llava.dtype.itemsize
+    kept = 2 * text.num_hidden_layers * text.num_key_value_heads * head * size
+    return length * (kept + 4 * size * (text.hidden_size + text.intermediate_size))
+
+
+def automatic_batch_size(llava: LlavaForConditionalGeneration, length: int) -> int:
+    """The largest power of two of at most 128 whose cache fits into free GPU memory, the same in every process."""
+    if llava.device.type != "cuda":
+        return ON_CPU
+    torch.cuda.empty_cache()
+    free, _ = torch.cuda.mem_get_info(llava.device)
+    fits = max(1, int(SHARE * free / cache_bytes(llava, length)))
+    size = torch.tensor([min(LARGEST, 1 << (fits.bit_length() - 1))], device=llava.device)
+    if ranks()[1] > 1:
+        torch.distributed.all_reduce(size, torch.distributed.ReduceOp.MIN)
+    return int(size)
+
+
+def halves(batch: dict[str, Any]) -> list[dict[str, Any]]:
+    """A collated batch cut in two by rows. `pixel_values` has a row per image, everything else one per sample."""
+    rows = len(batch["ids"])
+    images = batch["has_image"].long().cumsum(0).tolist()
+    cut = []
+    for start, stop in ((0, rows // 2), (rows // 2, rows)):
+        part = {k: v[start:stop] if isinstance(v, (list, torch.Tensor)) else v for k, v in batch.items()}
+        first, last = images[start - 1] if start else 0, images[stop - 1]
+        part["pixel_values"] = batch["pixel_values"][first:last] if last > first else None
+        cut.append(part)
+    return cut
+
+
+def within_memory(answer: Callable[[dict[str, Any]], list[Any]], batch: dict[str, Any]) -> list[Any]:
+    """`answer(batch)`; when the device runs out of memory, the same for each half, down to single questions.
+
+    Raises:
+        UserError: one question alone does not fit.
+    """
+    try:
+        return answer(batch)
+    except torch.OutOfMemoryError:
+        if len(batch["ids"]) == 1:
+            raise UserError(f"question {batch['ids'][0]!r} alone does not fit into the device's memory; lower "
+                            "eval.max_new_tokens, or set model.quantization=4bit.") from None  # fmt: skip
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return [row for half in halves(batch) for row in within_memory(answer, half)]

@@ -1,0 +1,48 @@
+"""Reading short answers the sane way: what the `clean` rules of several families share. Strings in, strings out."""
+
+from __future__ import annotations
+
+import re
+
+NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
+_OPTION = re.compile(r"\(?\s*([A-Z])\s*(?:[).:,]|$)", re.IGNORECASE)
+_SAID = re.compile(r"\b(?:answer|option|choice)\s*(?:is|:)?\s*:?\s*\(?([A-Z])\b(?![\w'])", re.IGNORECASE)
+_WORD = re.compile(r"\w+")
+
+
+def trim(text: str) -> str:
+    """Lower case, single spaces, no period at the end: "No. " and "no" are the same answer."""
+    return " ".join(text.lower().split()).rstrip(".").rstrip()
+
+
+def has_words(text: str, gold: str) -> bool:
+    """Whether the words of gold stand in text, not inside longer words or numbers. An empty gold is nowhere.
+
+    "1" is in "there is 1 car", not in "10 cars", "1.5" or "0.1".
+    """
+    gold = trim(gold)
+    if not gold:
+        return False
+    left = r"(?<!\w)(?<!\d[.,])" if re.match(r"\w", gold) else ""
+    right = r"(?!\w)(?![.,]\d)" if re.search(r"\w$", gold) else ""
+    return re.search(left + re.escape(gold) + right, trim(text)) is not None
+
+
+def yes_no(text: str) -> str | None:
+    """ "yes" or "no" when exactly one of the two words occurs or the answer starts with one; None otherwise."""
+    words = _WORD.findall(text.lower())
+    if words and words[0] in ("yes", "no"):
+        return words[0]
+    found = {word for word in words if word in ("yes", "no")}
+    return found.pop() if len(found) == 1 else None
+
+
+def option_letter(text: str) -> str | None:
+    """The option letter, upper case: "B", "(b)", "B. a dog", "b) a dog" or "The answer is B"; None otherwise."""
+    match = _OPTION.match(text.strip()) or _SAID.search(text)
+    return match.group(1).upper() if match else None
+
+
+def numbers(text: str) -> list[float]:
+    """All numbers of a text in order; "1,200" is one number, "1, 2" are two."""
+    return [float(n.replace(",", "")) for n in NUMBER.findall(text)]

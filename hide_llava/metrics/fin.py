@@ -1,0 +1,37 @@
+"""MLLM-DCL's finance task: a letter or yes/no after squeezing (spec benchmarks.md §2.5)."""
+
+from __future__ import annotations
+
+import re
+
+from hide_llava.metrics.answers import option_letter, yes_no
+from hide_llava.metrics.base import Metric, per_question, per_row
+from hide_llava.metrics.exact_match import answer_records
+from hide_llava.metrics.substring import UNANSWERABLE, squeeze
+
+
+def equal_squeezed(text: str, record: dict, options: dict) -> int:
+    """As published: p in lower case without spaces and periods == lower(g), which is NOT squeezed: "A) up" is not A."""
+    if UNANSWERABLE in text:
+        return 0
+    return int(text.lower().replace(" ", "").replace(".", "") == record["answer"].lower())
+
+
+def equal_parsed(text: str, record: dict, options: dict) -> int:
+    """Clean: p is read as what g is: a letter ("A) up"), yes or no ("Yes, it does"), else both sides squeezed."""
+    gold = record["answer"].strip()
+    if re.fullmatch("[A-Za-z]", gold):
+        return int(option_letter(text) == gold.upper())
+    if gold.lower() in ("yes", "no"):
+        return int(yes_no(text) == gold.lower())
+    return int(bool(squeeze(text)) and squeeze(text) == squeeze(gold))
+
+
+EXACT_SQUEEZED = Metric(
+    name="exact_squeezed",
+    summary="p without spaces and periods == g; clean: the letter or yes/no that p says",
+    source="spec benchmarks.md §2.5: MLLM-DCL Fin (eval_finvis)",
+    gold=answer_records,
+    legacy=per_row(equal_squeezed),
+    clean=per_question(equal_parsed),
+)

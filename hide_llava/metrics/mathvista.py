@@ -1,0 +1,173 @@
+"""MathVista: MLLM-ACL's Math task (spec benchmarks.md §3.5, arXiv 2310.02255).
+
+The published pipeline takes what it can parse itself ("prefetch") and asks an LLM for the rest. Without a judge the rest
+is wrong, which is labelled Math-rule. Answers are joined to MathVista's own testmini file by id. The published code
+filled a shipped sheet of another model's answers from several workers, each of which overwrote the others; the metric
+knows no sheet, only the answers it is given.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hide_llava.errors import UserError
+from hide_llava.metrics.answers import has_words, numbers, option_letter, trim
+from hide_llava.metrics.base import Job, Metric, per_question, per_row
+from hide_llava.metrics.judge import judge_from
+from hide_llava.metrics.rows import question_rows, read_json, select, text_field
+
+RULE_LABEL = "Math-rule: no judge, not comparable with judged scores"
+MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
+REFUSALS = (  # answers that MathVista's evaluation (VLMEvalKit) takes as option Z
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
+KINDS = ("integer", "float", "list", "text")
+
+
+def mathvista_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
+    """Records with answer, answer_type, choices and the judge.
+
+    references: MathVista's testmini, {pid: record} or a list of records with pid; question id testmini_<n> is
+    pid n + 1. Without it the question records carry the fields themselves. UserError on missing fields.
+    """
+    rows = question_rows(questions) if references is None else _testmini(questions, references)
+    judge = judge_from(options)
+    for row in rows:
+        if row.get("answer_type") not in KINDS:
+            raise UserError(f"question_id {row['question_id']}: answer_type is {row.get('answer_type')!r}, expected one "
+                            f"of {', '.join(KINDS)}; give MathVista's testmini.json as references.")  # fmt: skip
+        row["choices"] = [str(choice) for choice in row.get("choices") or []]
+        row["answer"] = str(row["answer"]) if isinstance(row.get("answer"), (int, float)) else text_field(row, "answer")
+        if row["choices"] and row["answer"] not in row["choices"]:
+            raise UserError(f"question_id {row['question_id']}: answer {row['answer']!r} is none of its choices.")
+        row["option"] = chr(65 + row["choices"].index(row["answer"])) if row["choices"] else None
+        row["answers"] = [row["answer"], *([row["option"]] if row["option"] else [])]
+        row["judge"] = judge
+    return rows
+
+
+def _testmini(questions: list[dict], path: Path) -> list[dict]:
+    table = read_json(path, "MathVista file")
+    rows = list(table.values()) if isinstance(table, dict) else table
+    if not isinstance(rows, list) or not all(isinstance(r, dict) and str(r.get("pid", "")).isdecimal() for r in rows):
+        raise UserError(f"{path}: expected MathVista's testmini, {{pid: record}} or a list of records with a pid.")
+    gold = {f"testmini_{int(row['pid']) - 1}": row for row in rows}
+    gold = {qid: {**row, "question_id": qid} for qid, row in gold.items()}
+    asked = {row["question_id"]: row.get("text") for row in question_rows(questions)} if questions else {}
+    return [{**r, "text": asked.get(r["question_id"]) or r.get("query", r.get("question", ""))}
+            for r in select(gold, questions, path)]  # fmt: skip
+
+
+def infer_option(text: str, choices: list[str]) -> str | None:
+    """The published reading: one option letter among the words, a refusal or a lone Z as "Z", else one choice's text.
+
+    "a" is no letter but "A" is, also as an article; a choice is found inside longer words ("3" in "13").
+    """
+    if any(refusal in text for refusal in REFUSALS):
+        return "Z"
+    words = set(text.translate(MARKS).split())
+    letters = [letter for letter in _letters(choices) if letter in words]
+    if len(letters) == 1:
+        return letters[0]
+    if not letters and "Z" in words:
+        return "Z"
+    found = [letter for letter, choice in zip(_letters(choices), choices) if choice.lower() in text.lower()]
+    return found[0] if len(found) == 1 else None
+
+
+def _letters(choices: list[str]) -> list[str]:
+    return [chr(65 + i) for i in range(len(choices))]
+
+
+def equal_number(text: str, record: dict) -> bool:
+    """Python's int() or float() of the whole text equals the gold value's; other types are never equal."""
+    read = {"integer": int, "float": float}.get(record["answer_type"])
+    try:
+        return read is not None and read(text) == read(record["answer"])
+    except (ValueError, OverflowError):
+        return False
+
+
+def is_prefetched(text: str, record: dict) -> bool:
+    """Whether the published code takes the text as it is: an option, right or wrong, or the right number unless 0."""
+    if record["option"]:
+        return infer_option(text, record["choices"]) is not None
+    return equal_number(text, record) and float(text) != 0
+
+
+def extracted(text: str, record: dict) -> str | None:
+    """The text itself if prefetched, else the judge's reading of it, None without a judge."""
+    if is_prefetched(text, record):
+        return text
+    return record["judge"].extract(str(record.get("text", "")), text) if record["judge"] else None
+
+
+def published(text: str, record: dict, options: dict) -> int:
+    """VLMEvalKit's check. List and text answers can never be right (it compares with the word "None")."""
+    answer = extracted(text, record)
+    if answer is None:
+        return 0
+    if record["option"]:
+        return int(infer_option(answer, record["choices"]) == record["option"])
+    return int(equal_number(answer, record))
+
+
+def sane(text: str, record: dict, options: dict) -> int:
+    """Clean: judge or not, an answer counts when its option, last number, list or words are the right ones."""
+    answer = extracted(text, record) or text
+    if record["option"]:
+        return int(read_option(answer, record["choices"]) == record["option"])
+    found, kind = numbers(answer), record["answer_type"]
+    if kind == "integer":
+        return int(bool(found) and found[-1] == float(record["answer"]))
+    if kind == "float":
+        digits = len(record["answer"].partition(".")[2])
+        return int(bool(found) and round(found[-1], digits) == round(float(record["answer"]), digits))
+    if kind == "list":
+        lists = re.findall(r"\[[^\[\]]*\]", answer) or [answer]
+        return int(numbers(lists[-1]) == numbers(record["answer"]))
+    return int(has_words(answer, record["answer"]))
+
+
+def read_option(text: str, choices: list[str]) -> str | None:
+    """The letter that the answer says, else the one choice it equals or holds as whole words, else a lone letter."""
+    said = option_letter(text)
+    if said in _letters(choices):
+        return said
+    equal = [letter for letter, choice in zip(_letters(choices), choices) if trim(choice) == trim(text)]
+    inside = [letter for letter, choice in zip(_letters(choices), choices) if has_words(text, choice)]
+    words = set(text.translate(MARKS).split())
+    alone = [letter for letter in _letters(choices) if letter in words]
+    return next((found[0] for found in (equal, inside, alone) if len(found) == 1), None)
+
+
+def _named(score: dict, job: Job) -> dict:
+    judge = judge_from(job.options)
+    return {**score, "judge": judge.model if judge else "none"}
+
+
+def _labels(options: dict) -> list[str]:
+    judge = judge_from(options)
+    return [judge.label if judge else RULE_LABEL]
+
+
+def _clean(job: Job) -> tuple[dict, dict[str, float]]:
+    score, verdicts = per_question(sane)(job)
+    return _named(score, job), verdicts
+
+
+MATHVISTA = Metric(
+    name="mathvista",
+    summary="option letter or number, read by rule or by a judge",
+    source="spec benchmarks.md §3.5: MLLM-ACL Math (eval_math)",
+    gold=mathvista_records,
+    legacy=lambda job: _named(per_row(published)(job), job),
+    clean=_clean,
+    options=("judge_url", "judge_model", "judge_prompt", "judge_cache"),
+    labels=_labels,
+    check=lambda options: judge_from(options) and None,
+)

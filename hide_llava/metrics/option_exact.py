@@ -1,0 +1,50 @@
+"""MLLM-ACL's GUI task, scored here: its server closed (spec benchmarks.md §3.5)."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from hide_llava.errors import UserError
+from hide_llava.metrics.answers import option_letter
+from hide_llava.metrics.base import Job, Metric, per_question
+from hide_llava.metrics.exact_match import answer_records
+
+LABEL = "APP-local: scored here; published numbers come from a server that has closed"
+
+
+def letter_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
+    """Records whose answer is one letter; UserError otherwise."""
+    rows = answer_records(questions, references, options)
+    for row in rows:
+        if not re.fullmatch(r"\s*[A-Za-z]\s*", row["answer"]):
+            raise UserError(
+                f"question_id {row['question_id']}: answer is {row['answer']!r}, expected one option letter."
+            )
+    return [{**row, "answer": row["answer"].strip().upper()} for row in rows]
+
+
+def submitted(text: str, record: dict, options: dict) -> int:
+    """What was submitted, strip and upper, is the letter. How the server read longer texts is not known."""
+    return int(text.strip().upper() == record["answer"])
+
+
+def said(text: str, record: dict, options: dict) -> int:
+    """Clean: the letter that the answer says ("B", "(b)", "B. …", "The answer is B") is the right one."""
+    return int(option_letter(text) == record["answer"])
+
+
+def local_legacy(job: Job) -> dict:
+    """Over all questions: a row without an answer was submitted as "Z"."""
+    return per_question(submitted)(job)[0]
+
+
+OPTION_EXACT_LOCAL = Metric(
+    name="option_exact_local",
+    summary="the submitted text is the option letter; clean: the parsed letter is",
+    source="spec benchmarks.md §3.5: MLLM-ACL APP (convert_result_to_submission)",
+    gold=letter_records,
+    legacy=local_legacy,
+    clean=per_question(said),
+    labels=lambda options: [LABEL],
+)

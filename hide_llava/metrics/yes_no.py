@@ -1,0 +1,126 @@
+"""Yes/no benchmarks of general ability: POPE (arXiv 2305.10355) and MME (arXiv 2306.13394)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from hide_llava.errors import UserError
+from hide_llava.metrics import answers
+from hide_llava.metrics.base import Job, Metric, percent
+from hide_llava.metrics.exact_match import answer_records
+
+Parser = Callable[[str], str | None]
+PERCEPTION = "existence count position color posters celebrity scene landmark artwork ocr"
+COGNITION = "commonsense_reasoning numerical_calculation text_translation code_reasoning"
+PARTS = {"perception": PERCEPTION.split(), "cognition": COGNITION.split()}
+
+
+def yes_no_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
+    """Records whose answer is "yes" or "no"; UserError otherwise."""
+    rows = answer_records(questions, references, options)
+    for row in rows:
+        if answers.trim(row["answer"]) not in ("yes", "no"):
+            raise UserError(f"question_id {row['question_id']}: answer is {row['answer']!r}, expected yes or no.")
+    return [{**row, "answer": answers.trim(row["answer"])} for row in rows]
+
+
+def mme_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
+    """Yes/no records with exactly two questions an image and category; UserError otherwise (unless allow_partial)."""
+    rows = yes_no_records(questions, references, options)
+    for row in rows:
+        if not isinstance(row.get("image"), str):
+            raise UserError(f"question_id {row['question_id']}: MME pairs questions by image, but image is missing.")
+    for (category, image), hits in _pairs({r["question_id"]: r for r in rows}, {}).items():
+        if len(hits) != 2 and not options.get("allow_partial"):
+            raise UserError(f"image {image} of category {category} has {len(hits)} questions; MME asks two of each.")
+    return rows
+
+
+def parse_pope(text: str) -> str:
+    """POPE: the first sentence without commas; "no" if one of its words is No, not or no, else "yes", also if empty."""
+    words = text.split(".")[0].replace(",", "").split(" ")
+    return "no" if {"No", "not", "no"} & set(words) else "yes"
+
+
+def parse_mme(text: str) -> str | None:
+    """MME: yes or no in the first four letters ("not sure" is no); None otherwise."""
+    start = text.lower()[:4]
+    return "yes" if "yes" in start else "no" if "no" in start else None
+
+
+def _counts(parsed: dict[str, str | None], gold: dict[str, dict]) -> dict:
+    """Accuracy, precision, recall and F1 of "yes", share of "yes", percent; unreadable = neither yes nor no."""
+    n = len(parsed)
+    yes = sum(p == "yes" for p in parsed.values())
+    true = sum(p == "yes" and gold[i]["answer"] == "yes" for i, p in parsed.items())
+    right = sum(p == gold[i]["answer"] for i, p in parsed.items())
+    asked = sum(gold[i]["answer"] == "yes" for i in parsed)
+    precision, recall = percent(true, yes), percent(true, asked)
+    f1 = 2 * precision * recall / (precision + recall) if true else 0.0
+    result = {"score": percent(right, n), "n": n, "precision": precision, "recall": recall, "F1": f1}
+    return {**result, "yes_ratio": percent(yes, n), "unreadable": sum(p is None for p in parsed.values())}
+
+
+def _parsed(job: Job, parse: Parser, asked: bool) -> dict[str, str | None]:
+    """{question id: yes, no or None}: of all questions, or of those with an answer (the last of two counts)."""
+    if asked:
+        return {i: parse(job.answers[i]["text"]) if i in job.answers else None for i in job.by_id}
+    return {row["question_id"]: parse(row["text"]) for row in job.rows}
+
+
+def _hits(parsed: dict, job: Job) -> dict[str, float]:
+    return {i: float(p == job.by_id[i]["answer"]) for i, p in parsed.items()}
+
+
+def _pairs(gold: dict[str, dict], hits: dict[str, float]) -> dict[tuple[str, str], list[float]]:
+    pairs: dict[tuple[str, str], list[float]] = {}
+    for i, record in gold.items():
+        pairs.setdefault((str(record.get("category", "all")), record["image"]), []).append(hits.get(i, 0.0))
+    return pairs
+
+
+def _mme(parsed: dict, job: Job) -> dict:
+    """Accuracy, accuracy+ (both questions of an image right) and MME's sums of the two over categories."""
+    hits = _hits(parsed, job)
+    by_category: dict[str, list[list[float]]] = {}
+    for (category, _), pair in _pairs({i: job.by_id[i] for i in parsed}, hits).items():
+        by_category.setdefault(category, []).append(pair)
+    pairs = [pair for group in by_category.values() for pair in group]
+    result = {"score": percent(sum(hits.values()), len(hits)), "n": len(hits)}
+    result["accuracy_plus"] = percent(sum(map(all, pairs)), len(pairs))
+    sums = {
+        category: percent(sum(map(sum, group)), sum(map(len, group))) + percent(sum(map(all, group)), len(group))
+        for category, group in by_category.items()
+    }
+    for part, known in PARTS.items():
+        if all(category in sums for category in known):
+            result[part] = sum(sums[category] for category in known)
+    return result | {f"sum:{category}": value for category, value in sorted(sums.items())}
+
+
+def _clean(count: Callable[[dict, Job], dict]) -> Callable[[Job], tuple[dict, dict[str, float]]]:
+    def clean(job: Job) -> tuple[dict, dict[str, float]]:
+        parsed = _parsed(job, answers.yes_no, asked=True)
+        return count(parsed, job), _hits(parsed, job)
+
+    return clean
+
+
+YES_NO = Metric(
+    name="yes_no",
+    summary="yes/no accuracy with precision, recall, F1 and share of yes",
+    source="Li et al. 2023, POPE (arXiv 2305.10355)",
+    gold=yes_no_records,
+    legacy=lambda job: _counts(_parsed(job, parse_pope, asked=False), job.by_id),
+    clean=_clean(lambda parsed, job: _counts(parsed, job.by_id)),
+)
+
+MME = Metric(
+    name="mme",
+    summary="yes/no accuracy, and accuracy+ over image pairs",
+    source="Fu et al. 2023, MME (arXiv 2306.13394)",
+    gold=mme_records,
+    legacy=lambda job: _mme(_parsed(job, parse_mme, asked=False), job),
+    clean=_clean(_mme),
+)

@@ -1,0 +1,100 @@
+"""Batches that do not fit into memory are cut, and nothing is lost."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hide_llava.errors import UserError
+from hide_llava.evaluation.batches import ON_CPU, automatic_batch_size, cache_bytes, halves, within_memory
+from hide_llava.methods.routed import RoutedLlava
+from hide_llava.pipeline import run
+from tests.tiny import configuration, write_world
+
+
+def batch_of(images: list[bool]) -> dict:
+    """Row b has id b; image k of the batch is filled with the row it belongs to."""
+    rows = torch.arange(len(images))
+    has_image = torch.tensor(images)
+    pixels = rows[has_image].float().reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2) if any(images) else None
+    return {"ids": [str(b) for b in range(len(images))], "input_ids": rows.unsqueeze(1), "has_image": has_image,
+            "pixel_values": pixels, "texts": ["x"] * len(images)}  # fmt: skip
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=9), st.integers(1, 9))
+def test_every_row_keeps_its_image_and_its_place(images: list[bool], fits: int) -> None:
+    calls = []
+
+    def answer(batch: dict) -> list[tuple[str, float | None]]:
+        if len(batch["ids"]) > fits:
+            raise torch.OutOfMemoryError("too much")
+        calls.append(len(batch["ids"]))
+        of_rows = iter([] if batch["pixel_values"] is None else batch["pixel_values"][:, 0, 0, 0].tolist())
+        rows = [(i, next(of_rows) if has else None) for i, has in zip(batch["ids"], batch["has_image"])]
+        assert next(of_rows, None) is None and batch["input_ids"].flatten().tolist() == [int(i) for i in batch["ids"]]
+        return rows
+
+    rows = within_memory(answer, batch_of(images))
+    assert rows == [(str(b), float(b) if has else None) for b, has in enumerate(images)]
+    assert max(calls) <= fits and sum(calls) == len(images)
+
+
+def test_one_question_that_does_not_fit_is_named() -> None:
+    def answer(batch: dict) -> list:
+        raise torch.OutOfMemoryError("too much")
+
+    with pytest.raises(UserError, match="question '0' alone"):
+        within_memory(answer, batch_of([True, False]))
+
+
+def test_halves_of_an_uneven_batch() -> None:
+    first, second = halves(batch_of([False, True, True]))
+    assert (first["ids"], first["pixel_values"], second["ids"]) == (["0"], None, ["1", "2"])
+    assert second["pixel_values"][:, 0, 0, 0].tolist() == [1.0, 2.0]
+
+
+def test_a_run_that_runs_out_of_memory_answers_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = write_world(tmp_path / "world")
+    words = ("train.epochs=1", "eval.batch_size=6", "eval.max_new_tokens=4")
+    run(configuration(world, "lora", tmp_path / "roomy", *words), report=False)
+    generate = RoutedLlava.generate
+
+    def tight(self: RoutedLlava, batch: dict, new: int) -> object:
+        if len(batch["ids"]) > 2:
+            raise torch.OutOfMemoryError("too much")
+        return generate(self, batch, new)
+
+    monkeypatch.setattr(RoutedLlava, "generate", tight)
+    run(configuration(world, "lora", tmp_path / "tight", *words), report=False)
+    files = sorted(p.relative_to(tmp_path / "roomy") for p in (tmp_path / "roomy").rglob("predictions.jsonl"))
+    assert len(files) == 6
+    for file in files:
+        assert (tmp_path / "roomy" / file).read_bytes() == (tmp_path / "tight" / file).read_bytes()
+
+
+def test_other_weights_are_noticed(tmp_path: Path) -> None:
+    world = write_world(tmp_path / "world")
+    config = configuration(world, "lora", tmp_path / "run", "train.epochs=1", "eval.max_new_tokens=4")
+    run(config, report=False)
+    stage = next((tmp_path / "run" / "stages").glob("03-*"))
+    other = next((tmp_path / "run" / "stages").glob("02-*"))
+    weights = Path("adapter") / "adapter_model.safetensors"
+    (stage / weights).write_bytes((other / weights).read_bytes())
+    with pytest.raises(UserError, match="other weights"):
+        run(config, report=False)
+
+
+def test_the_cache_of_a_7b_is_as_computed_by_hand() -> None:
+    class Text:
+        num_hidden_layers, num_key_value_heads, num_attention_heads = 32, 32, 32
+        hidden_size, intermediate_size, head_dim = 4096, 11008, 128
+
+    class Llava:
+        config = type("Config", (), {"text_config": Text})
+        dtype, device = torch.bfloat16, torch.device("cpu")
+
+    kept = 2 * 32 * 4096 * 2  # keys and values of 32 layers in bf16: 512 KiB a token
+    assert cache_bytes(Llava(), 1000) == 1000 * (kept + 4 * 2 * (4096 + 11008))
+    assert automatic_batch_size(Llava(), 1000) == ON_CPU
