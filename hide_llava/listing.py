@@ -32,7 +32,8 @@ def _methods() -> list[tuple[str, ...]]:
         path = configs_folder() / "method" / f"{name}.yaml"
         cls = method_class(read_yaml(path)["method"]["name"])
         module = __import__(cls.__module__, fromlist=["x"]).__doc__ or ""
-        rows.append((name, cls.name, _first_comments(path) or module.strip().splitlines()[0]))
+        what = _first_comments(path) or module.strip().splitlines()[0]
+        rows.append((name, cls.name, "".join(f"[{label}] " for label in cls.labels) + what))
     for plugin in entry_points(group="hide_llava.methods"):
         rows.append((plugin.name, plugin.name, f"from {plugin.value}"))
     return [("PRESET", "METHOD", "WHAT"), *rows]

@@ -19,9 +19,10 @@ from statistics import median
 
 import torch
 from measure import interleave, machine, peak_in_process, peak_mib, ratios, start, table
-from shapes import STAND_IN, Shape, build_batch, build_hide, build_llava, parser, shape_of, upstream_inputs
+from shapes import Shape, build_batch, build_hide, build_llava, parser, shape_of, upstream_inputs
 from torch import Tensor, nn
 from torch.nn.functional import linear
+from torch.nn.utils import skip_init
 
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.route import Route
@@ -33,11 +34,14 @@ VARIANTS = ["base", "hide", "naive"]
 
 
 class NaiveLinear(nn.Module):
-    """One adapted linear as the reference runs it at inference. `weights`: floats for the top layer, else None."""
+    """One adapted linear as the reference runs it at inference. `initialise`: each sum draws random weights first,
+    as the published code does unless one of its own evaluation scripts turned that off (hide.md §7.1, 14)."""
 
-    def __init__(self, base: nn.Module, factors: list[tuple[Tensor, Tensor]], scale: float, expanded: bool):
+    def __init__(
+        self, base: nn.Module, factors: list[tuple[Tensor, Tensor]], scale: float, expanded: bool, initialise: bool
+    ):
         super().__init__()
-        self.base, self.factors, self.scale = base, factors, scale
+        self.base, self.factors, self.scale, self.initialise = base, factors, scale, initialise
         self.expanded, self.weights = expanded, [0.0] * len(factors)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -46,13 +50,15 @@ class NaiveLinear(nn.Module):
             for (a, b), weight in zip(self.factors, self.weights):
                 result = result + self.scale * weight * linear(linear(x, a), b)
             return result
-        fused_a, fused_b = (fuse([pair[i] for pair in self.factors]) for i in range(2))
+        fused_a, fused_b = (fuse([pair[i] for pair in self.factors], self.initialise) for i in range(2))
         return result + self.scale * fused_b(fused_a(x))
 
 
-def fuse(matrices: list[Tensor]) -> nn.Linear:
+def fuse(matrices: list[Tensor], initialise: bool) -> nn.Linear:
     """A new `nn.Linear` on the CPU, initialised, moved, zeroed, and every expert added (hide.md §7.1, 14)."""
-    fused = nn.Linear(matrices[0].shape[1], matrices[0].shape[0], bias=False).to(matrices[0])
+    width, rank = matrices[0].shape[1], matrices[0].shape[0]
+    fused = nn.Linear(width, rank, bias=False) if initialise else skip_init(nn.Linear, width, rank, bias=False)
+    fused = fused.to(matrices[0])
     fused.weight.data.zero_()
     for matrix in matrices:
         fused.weight.data += matrix
@@ -73,7 +79,7 @@ class NaiveHiDe(HiDe):
         return Route()
 
 
-def naive(shape: Shape) -> RoutedLlava:
+def naive(shape: Shape, initialise: bool = True) -> RoutedLlava:
     """The HiDe model with its peft layers replaced by `NaiveLinear`."""
     routed = build_hide(shape, training=False, kind=NaiveHiDe)
     method, llava = routed.method, routed.llava
@@ -81,7 +87,7 @@ def naive(shape: Shape) -> RoutedLlava:
     for path, index, layer in list(routed.core.layers(names[0])):
         base = layer.get_base_layer()
         factors = [(layer.lora_A[n].weight.to(base.weight), layer.lora_B[n].weight.to(base.weight)) for n in names]
-        module = NaiveLinear(base, factors, layer.scaling[names[0]], index in method.expanded)
+        module = NaiveLinear(base, factors, layer.scaling[names[0]], index in method.expanded, initialise)
         llava.set_submodule(path, module)
         method.linears.append(module)
     return RoutedLlava(Core(llava), method, routed.encoder)
@@ -126,7 +132,7 @@ def main() -> None:
     if args.peak:
         print(json.dumps({"peak": peak_mib(variant(args.peak, shape)(sizes[0]), shape.device)}))
         return
-    print(f"generation: {shape}\n{machine(shape.device, args.threads)}\n{STAND_IN}")
+    print(f"generation: {shape}\n{machine(shape.device, args.threads)}\n{shape.note}")
     built = {name: variant(name, shape) for name in VARIANTS}
     rows = []
     for size in sizes:

@@ -1,7 +1,7 @@
-"""The random model, batch and HiDe state that both harnesses measure: LLaMA + CLIP tower + projector, built in memory.
+"""The random model, batch and HiDe state that the harnesses measure: LLaMA + CLIP tower + projector, built in memory.
 
-The routing encoder is a stand-in (one small matmul), so the cost of CLIP's text tower is **excluded** everywhere; the
-vision tower, the projector and the splice are inside every variant.
+By default the routing encoder is a stand-in (one small matmul), which **excludes** the cost of CLIP's text tower;
+`--routing clip` includes it. The vision tower, the projector and the splice are inside every variant.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from encoders import ENCODERS, NOTES
+from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from hide_llava.adapters.core import Core
@@ -22,8 +23,6 @@ from hide_llava.methods.hide import HiDe
 from hide_llava.methods.routed import RoutedLlava
 
 PATCH = 14
-WIDTHS = {"clip_image": 64, "clip_text": 64}
-STAND_IN = "routing encoder: a stand-in, cost excluded; vision tower, projector and splice are in every variant"
 
 
 @dataclass
@@ -35,6 +34,9 @@ class Shape:
     heads: int = 8
     vocabulary: int = 32_000
     vision_hidden: int = 64
+    vision_layers: int = 3
+    vision_heads: int = 4
+    vision_mlp: int = 2  # times the width; 4 in CLIP
     image_tokens: int = 576
     prompt_tokens: int = 40
     answer_tokens: int = 8
@@ -43,8 +45,13 @@ class Shape:
     rank: int = 8
     device: str = "cpu"
     dtype: str = "float32"
+    attention: str = "sdpa"
+    routing: str = "stand-in"  # stand-in | clip
+    fusion: str = "factor_sum"  # as the naive scheme computes, so that both give the same function
 
     def __post_init__(self) -> None:
+        if self.routing not in ENCODERS:
+            raise SystemExit(f"--routing {self.routing}: expected one of {', '.join(ENCODERS)}.")
         if self.image_side**2 != self.image_tokens:
             raise SystemExit(f"--image-tokens {self.image_tokens}: expected a square number, such as 576.")
 
@@ -52,6 +59,11 @@ class Shape:
     def image_side(self) -> int:
         """Patches along one side of the image."""
         return round(self.image_tokens**0.5)
+
+    @property
+    def note(self) -> str:
+        """One line on what the routing encoder is."""
+        return NOTES[self.routing]
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -79,8 +91,9 @@ def build_llava(shape: Shape) -> LlavaForConditionalGeneration:
     """The same random, frozen LLaVA for the same shape. It has no end-of-sequence token, so no answer stops early."""
     torch.manual_seed(0)
     vision = CLIPVisionConfig(
-        hidden_size=shape.vision_hidden, intermediate_size=2 * shape.vision_hidden, num_hidden_layers=3,
-        num_attention_heads=4, image_size=PATCH * shape.image_side, patch_size=PATCH,
+        hidden_size=shape.vision_hidden, intermediate_size=shape.vision_mlp * shape.vision_hidden,
+        num_hidden_layers=shape.vision_layers, num_attention_heads=shape.vision_heads,
+        image_size=PATCH * shape.image_side, patch_size=PATCH,
     )  # fmt: skip
     text = LlamaConfig(
         hidden_size=shape.hidden, intermediate_size=int(shape.hidden * 2.6875), num_hidden_layers=shape.layers,
@@ -90,54 +103,39 @@ def build_llava(shape: Shape) -> LlavaForConditionalGeneration:
     config = LlavaConfig(
         vision_config=vision, text_config=text, image_token_id=shape.vocabulary - 1, vision_feature_layer=-2
     )
-    llava = LlavaForConditionalGeneration(config).eval().requires_grad_(False)
+    with torch.device(shape.device):  # weights are drawn where they stay
+        llava = LlavaForConditionalGeneration._from_config(
+            config, dtype=shape.torch_dtype, attn_implementation=shape.attention
+        )
     llava.generation_config.eos_token_id = None
-    return llava.to(shape.device, shape.torch_dtype)
-
-
-class StandInEncoder(nn.Module):
-    """The interface of `ClipRoutingEncoder` at next to no cost."""
-
-    def __init__(self, shape: Shape):
-        super().__init__()
-        generator = torch.Generator().manual_seed(1)
-        projection = torch.randn(WIDTHS["clip_image"], shape.vision_hidden, generator=generator)
-        self.register_buffer("visual_projection", projection.to(shape.device))
-
-    def image(self, cls: Tensor, pixel_values: Tensor) -> Tensor:
-        return cls.float() @ self.visual_projection.T
-
-    def text(self, texts: list[str]) -> Tensor:
-        rows = [torch.randn(WIDTHS["clip_text"], generator=torch.Generator().manual_seed(len(t))) for t in texts]
-        return torch.stack(rows).to(self.visual_projection.device)
+    return llava.eval().requires_grad_(False)
 
 
 def build_hide(shape: Shape, training: bool, kind: type[HiDe] = HiDe) -> RoutedLlava:
     """LLaVA with HiDe after all tasks but the last (training: the last is current) or after all of them.
 
-    Finished experts get a random B and random anchors. `fusion=factor_sum`, so that the folded model and the naive one
-    compute the same function; the fold costs nothing per token either way.
+    Finished experts get a random B and random anchors.
     """
-    core = Core(build_llava(shape))
+    core, encoder = Core(build_llava(shape)), ENCODERS[shape.routing](shape)
     tasks = [Task(t, f"task-{t}", shape.experts) for t in range(shape.experts)]
-    method = kind(kind.Config(rank=shape.rank, alpha=2.0 * shape.rank, fusion="factor_sum"), core, tasks)
+    method = kind(kind.Config(rank=shape.rank, alpha=2.0 * shape.rank, fusion=shape.fusion), core, tasks)
     method.setup()
     generator = torch.Generator().manual_seed(2)
     for task in tasks:
-        method.before_task(task, Context(widths=WIDTHS))
+        method.before_task(task, Context(widths=encoder.widths))
         if training and task is tasks[-1]:
             break
         for _, _, layer in core.layers(method.expert(task.index)):
             weight = layer.lora_B[method.expert(task.index)].weight
             weight.data.copy_(0.02 * torch.randn(weight.shape, generator=generator))
         for anchors, width in ((method.image_anchors, "clip_image"), (method.text_anchors, "clip_text")):
-            anchors.add(task.index, torch.randn(4, WIDTHS[width], generator=generator).to(shape.device))
-        method.after_task(task, Context(widths=WIDTHS))
-    return RoutedLlava(core, method, StandInEncoder(shape))
+            anchors.add(task.index, torch.randn(4, encoder.widths[width], generator=generator).to(shape.device))
+        method.after_task(task, Context(widths=encoder.widths))
+    return RoutedLlava(core, method, encoder)
 
 
-def build_batch(shape: Shape, size: int, side: str) -> dict[str, Any]:
-    """`size` collated samples, one image each, prompts up to a few tokens apart in length (so there is padding)."""
+def build_samples(shape: Shape, size: int, side: str) -> list[dict[str, Any]]:
+    """`size` samples, one image each, prompts up to a few tokens apart in length (so a batch has padding)."""
     generator = torch.Generator().manual_seed(3)
     samples = []
     for i in range(size):
@@ -150,7 +148,12 @@ def build_batch(shape: Shape, size: int, side: str) -> dict[str, Any]:
             sample["labels"] = torch.cat([torch.full((sum(map(len, parts[:3])),), IGNORE), answer])
         pixels = torch.randn(3, PATCH * shape.image_side, PATCH * shape.image_side, generator=generator)
         samples.append(sample | {"input_ids": torch.cat(parts), "pixel_values": pixels})
-    batch = Collator(side=side)(samples)
+    return samples
+
+
+def build_batch(shape: Shape, size: int, side: str) -> dict[str, Any]:
+    """`size` samples of `build_samples`, collated, on the device."""
+    batch = Collator(side=side)(build_samples(shape, size, side))
     return {k: v.to(shape.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
 
 

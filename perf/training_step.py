@@ -22,7 +22,7 @@ from statistics import median
 import torch
 from measure import interleave, machine, peak_in_process, peak_mib, ratios, start, table
 from peft import LoraConfig, get_peft_model
-from shapes import STAND_IN, Shape, build_batch, build_hide, build_llava, parser, shape_of, upstream_inputs
+from shapes import Shape, build_batch, build_hide, build_llava, parser, shape_of, upstream_inputs
 from torch import Tensor, nn
 
 from hide_llava.adapters.core import TARGETS
@@ -99,7 +99,7 @@ def main() -> None:
     if args.peak:
         print(json.dumps({"peak": peak_mib(Variant(args.peak, shape).step(sizes[0]), shape.device)}))
         return
-    print(f"training step: {shape}\n{machine(shape.device, args.threads)}\n{STAND_IN}")
+    print(f"training step: {shape}\n{machine(shape.device, args.threads)}\n{shape.note}")
     built = {name: Variant(name, shape) for name in VARIANTS}
     rows = []
     for size in sizes:

@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from PIL import Image
 from transformers import (
+    BertConfig,
+    BertModel,
+    BertTokenizer,
     CLIPConfig,
     CLIPModel,
     CLIPVisionConfig,
@@ -22,7 +25,7 @@ SIZE, PATCH = 28, 14
 
 
 def write_model(folder: Path) -> None:
-    """`folder/llava` (Hugging Face format) and `folder/clip`."""
+    """`folder/llava` (Hugging Face format), `folder/clip` and `folder/sentence`."""
     torch.manual_seed(0)
     vision = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4,
               "image_size": SIZE, "patch_size": PATCH, "projection_dim": 24}  # fmt: skip
@@ -46,6 +49,23 @@ def write_model(folder: Path) -> None:
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
         if (GOLDEN / "clip" / name).exists():
             (folder / "clip" / name).write_bytes((GOLDEN / "clip" / name).read_bytes())
+    write_sentence_encoder(folder / "sentence")
+
+
+def write_sentence_encoder(folder: Path) -> None:
+    """A random BERT of two layers that reads text letter by letter, in sentence-transformers' layout."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters), ".", "?", ","]
+    config = BertConfig(vocab_size=len(vocabulary), hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
+                        intermediate_size=24, max_position_embeddings=160, initializer_range=0.5)  # fmt: skip
+    BertModel(config).float().save_pretrained(folder)
+    (folder / "vocab.txt").write_text("\n".join(vocabulary))
+    BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_mean_tokens": True}))
+    types = ("Transformer", "Pooling", "Normalize")
+    (folder / "modules.json").write_text(json.dumps([{"type": f"sentence_transformers.models.{t}"} for t in types]))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"max_seq_length": 128}))
 
 
 QUESTIONS = ("What is the object in the image?", "How many cells are there?", "Describe the picture in one sentence.")
@@ -86,7 +106,8 @@ def write_world(folder: Path) -> Path:
     write_model(folder)
     write_benchmark(folder)
     (folder / "model.yaml").write_text(json.dumps({
-        "model": {"name": "tiny", "path": str(folder / "llava"), "clip": str(folder / "clip"), "device": "cpu"}}))  # fmt: skip
+        "model": {"name": "tiny", "path": str(folder / "llava"), "clip": str(folder / "clip"),
+                  "sentence": str(folder / "sentence"), "device": "cpu"}}))  # fmt: skip
     return folder
 
 

@@ -79,10 +79,16 @@ def all_reduce(*tensors: Tensor) -> None:
             torch.distributed.all_reduce(tensor)
 
 
+def ranks() -> tuple[int, int]:
+    """(this process, number of processes)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
 def is_main() -> bool:
     """True in the one process that writes files."""
-    started = torch.distributed.is_available() and torch.distributed.is_initialized()
-    return not started or torch.distributed.get_rank() == 0
+    return ranks()[0] == 0
 
 
 def similarities(features: Tensor, anchors: list[Tensor]) -> Tensor:

@@ -88,7 +88,9 @@ def diversify(records: Dataset, percent: float, seed: int) -> Dataset:
     for place in places[: round(len(places) * percent / 100)]:
         asked, record = known[place], records[place]
         styles = templates()["from"][asked.style]
-        made = [r for style in rng.sample(styles, len(styles)) if (r := rewrite(asked, style, answers[asked.style], rng))]
+        made = [
+            r for style in rng.sample(styles, len(styles)) if (r := rewrite(asked, style, answers[asked.style], rng))
+        ]
         if made:
             question, answer = made[0]
             image = f"{IMAGE_TEXT}\n" if record["image"] is not None else ""

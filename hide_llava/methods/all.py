@@ -1,4 +1,4 @@
-"""Importing this module registers every built-in method: each file of this folder is one."""
+"""Importing this module registers every built-in method: a file of this folder is one, or what several share."""
 
 import importlib
 import pkgutil

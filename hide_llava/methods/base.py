@@ -75,6 +75,7 @@ class Method:
     needs: frozenset[str] = frozenset()  # subset of {"clip_image", "clip_text", "sentence"}
     oracle: bool = False  # True: uses the task id at inference, and is labelled so everywhere
     trains: bool = True  # False: evaluation only
+    labels: tuple[str, ...] = ()  # what must stand beside every number of it, e.g. that it is a reconstruction
     reads_parameters: bool = False  # True: `loss` or `route` reads trained parameters by value; ZeRO-3 is refused
 
     @dataclass

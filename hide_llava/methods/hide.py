@@ -25,6 +25,7 @@ from torch import Tensor
 from hide_llava.adapters.anchors import Anchors, ReferenceAnchors, similarities
 from hide_llava.adapters.core import LoraSpec
 from hide_llava.adapters.folding import MODES
+from hide_llava.adapters.projectors import restore_projectors, stored_projectors
 from hide_llava.methods.base import Context, Features, Method, Route, Task, is_main, register
 
 ROUTINGS = ("softmax_learned", "softmax_all", "top1", "oracle")
@@ -41,7 +42,7 @@ class HiDe(Method):
         alpha: float = 16.0
         init_std: float | None = 0.01
         fusion: str = "delta_sum"  # delta_sum (the paper) | factor_sum (the authors' code)
-        fusion_weight: float = 1.0  # ε
+        fusion_weight: float | None = 1.0  # ε; None: 1/t, the mean of the t experts learned so far
         routing: str = "softmax_learned"  # softmax_learned | softmax_all | top1 | oracle
         image_weight: float = 0.5  # α
         text_weight: float = 0.5  # β
@@ -123,7 +124,8 @@ class HiDe(Method):
     # ---- inference -------------------------------------------------------------------------------------------------
     def prepare_inference(self) -> None:
         experts = [self.expert(t) for t in self.learned]
-        weights = [self.config.fusion_weight] * len(experts)
+        epsilon = 1 / len(experts) if self.config.fusion_weight is None else self.config.fusion_weight
+        weights = [epsilon] * len(experts)
         self.core.fold(experts, weights, self.config.fusion, self.expanded)
         self.ranks = torch.tensor([self.core.peft.peft_config[e].r for e in experts])
         self.routed = ["routed"] if self.core.concatenate("routed", experts, self.expanded) else []
@@ -187,8 +189,7 @@ class HiDe(Method):
                 stored |= {f"{self.current}.sum": total.cpu(), f"{self.current}.count": count.cpu()}
             tensors |= {f"{kind}_anchor.{k}": v for k, v in stored.items()}
         tensors |= {f"slot_anchor.{k}": v for k, v in self.slot_anchors.items()}
-        for name, projector in self.core.projectors.items():
-            tensors |= {f"projector.{name}.{k}": v.cpu() for k, v in projector.items()}
+        tensors |= stored_projectors(self.core)
         return {**tensors, "learned": list(self.learned), "current": self.current, "gathering": self.gathering}
 
     def load_state(self, state: dict[str, Any]) -> None:
@@ -205,7 +206,4 @@ class HiDe(Method):
             for anchors in (self.image_anchors, self.text_anchors):
                 if type(anchors) is Anchors:
                     anchors.start(self.current, len(anchors.sums[self.current]), device)
-        self.core.projectors = {}
-        for key, value in part("projector.").items():
-            name, _, weight = key.partition(".")
-            self.core.projectors.setdefault(name, {})[weight] = value.to(device)
+        restore_projectors(self.core, state)

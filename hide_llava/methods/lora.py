@@ -10,6 +10,7 @@ from typing import Any
 
 from hide_llava.adapters.core import LoraSpec
 from hide_llava.methods.base import Context, Features, Method, Route, Task, register
+from hide_llava.values import one_of
 
 
 @register
@@ -21,12 +22,13 @@ class SequentialLora(Method):
     class Config(LoraSpec):
         rank: int = 16
         alpha: float = 32.0
-        projector: str = "shared"  # shared (trained) | frozen
+        projector: str = "shared"  # shared (trained, carried from task to task) | frozen
+
+        projectors = ("shared", "frozen")  # what `projector` may be, here and in subclasses
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            if self.projector not in ("shared", "frozen"):
-                raise ValueError(f"projector={self.projector}: expected one of shared, frozen")
+            one_of(self, projector=self.projectors)
 
     def before_task(self, task: Task, context: Context) -> None:
         if self.adapter not in self.core.names():
@@ -34,7 +36,7 @@ class SequentialLora(Method):
 
     def params(self) -> list[dict[str, Any]]:
         groups = [{"params": self.core.parameters_of(self.adapter), "lr": "adapter"}]
-        if self.config.projector == "shared":
+        if self.config.projector != "frozen":
             groups.append({"params": list(self.core.projector.parameters()), "lr": "projector"})
         return groups
 

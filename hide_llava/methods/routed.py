@@ -41,6 +41,7 @@ class RoutedLlava(nn.Module):
         self.llava: LlavaForConditionalGeneration = core.llava
         self.encoder, self.sentence_encoder = encoder, sentence_encoder
         self.core, self.method = core, method
+        self.trained: list[nn.Parameter] | None = None  # while a Trainer is at work: all that can have a gradient
         self.config = core.llava.config  # DeepSpeed's "auto" values read hidden_size from here
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
@@ -48,6 +49,21 @@ class RoutedLlava(nn.Module):
         trained = {n for n, p in self.named_parameters() if p.requires_grad}
         rest = {k: v for k, v in self.state_dict().items() if k not in trained}
         return super().load_state_dict({**rest, **state_dict}, strict, assign)
+
+    def train(self, mode: bool = True) -> RoutedLlava:
+        """As usual, but nothing is walked over when the mode stays. The Trainer calls this and `zero_grad` in every step,
+        and a walk over the modules of all experts makes it slower with every task. Added modules begin in training mode."""
+        return self if mode and self.training and self.llava.training else super().train(mode)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As usual; see `train`."""
+        if self.trained is None:
+            return super().zero_grad(set_to_none)
+        for parameter in self.trained:
+            if set_to_none or parameter.grad is None:
+                parameter.grad = None
+            else:
+                parameter.grad.zero_()
 
     def see(self, batch: dict[str, Any]) -> Vision | None:
         """The batch's images through the vision tower, once."""
@@ -88,7 +104,9 @@ class RoutedLlava(nn.Module):
         features = self.features(batch, vision)
         route = self.method.route(batch, features, train)
         self.core.follow(route)
-        embeds = splice(self.llava, batch["input_ids"], vision, lambda x: project(self.core, x, route, batch["has_image"]))
+        embeds = splice(
+            self.llava, batch["input_ids"], vision, lambda x: project(self.core, x, route, batch["has_image"])
+        )
         if vision is None and train:  # a batch without images still takes part in the projector's gradient (DDP)
             linear = self.core.projector.linear_1
             nothing = embeds.new_zeros(1, 1, linear.in_features, dtype=linear.weight.dtype)

@@ -193,6 +193,7 @@ def new_manifest(config: RunConfig) -> dict[str, Any]:
         for s in stages_of(config)
     ]  # fmt: skip
     labels = ["oracle: task id given at inference"] if is_oracle(config) else []
+    labels += method_class(config.method["name"]).labels
     labels += [partial_label(config)] if config.limit is not None else []
     return {
         "schema": 1, "name": config.run_folder().name, "method": config.method["name"],

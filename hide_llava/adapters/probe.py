@@ -1,0 +1,42 @@
+"""Forwards beside the one that trains: of a teacher, a router, or for statistics. Never with dropout."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hide_llava.adapters.core import Core
+from hide_llava.adapters.projectors import project
+from hide_llava.adapters.route import Route
+from hide_llava.model.embed import see, splice
+
+
+@contextlib.contextmanager
+def without_dropout(core: Core) -> Iterator[None]:
+    """LLaVA and its adapters in evaluation mode inside the block; the method still routes as it did."""
+    training = core.llava.training
+    core.llava.eval()
+    try:
+        yield
+    finally:
+        core.llava.train(training)
+
+
+@torch.no_grad()
+def logits(core: Core, batch: dict[str, Any], route: Route, last: int = 0) -> Tensor:
+    """Logits [B, N, V] of a batch under `route`, in the arithmetic of training; with `last` of the last positions only.
+
+    batch: input_ids [B, N] with images expanded, attention_mask, has_image, pixel_values. The current route is kept.
+    """
+    llava, pixels = core.llava, batch.get("pixel_values")
+    half = llava.dtype != torch.float32
+    with without_dropout(core), core.routed(route), torch.autocast(llava.device.type, llava.dtype, enabled=half):
+        vision = None if pixels is None or not len(pixels) else see(llava, pixels)
+        embeds = splice(llava, batch["input_ids"], vision, lambda x: project(core, x, route, batch["has_image"]))
+        mask = batch["attention_mask"]
+        output = llava(inputs_embeds=embeds, attention_mask=mask, use_cache=False, logits_to_keep=last)
+    return output.logits.float()

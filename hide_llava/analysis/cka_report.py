@@ -1,0 +1,97 @@
+"""CKA across layers as Markdown, JSON and a figure."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hide_llava.analysis.across_layers import CkaReport
+from hide_llava.results.drawing import DARK, LIGHT, Theme, new_figure, png
+from hide_llava.results.html import write
+from hide_llava.results.tables import markdown_table, number
+from hide_llava.storage import write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+LEGACY = (
+    "Published procedure: every model saw other inputs (its own task's), so the population value is 0 in every layer and "
+    "the biased estimate shows the effective dimension, not similarity."
+)
+
+
+def markdown(report: CkaReport) -> str:
+    """The table of layers, with what was compared."""
+    prompts = ", ".join(f"{title}: {count}" for title, count in report.prompts.items())
+    estimator = f"{'biased' if report.legacy else 'debiased'} {report.kernel} CKA"
+    lines = [f"# CKA of {report.run}", "", f"- Models after: {', '.join(report.models)}", f"- Prompts: {prompts}"]
+    lines += [f"- Activation: {report.activation}, pooled: {report.pooling}, {estimator}", ""]
+    rows = [
+        [
+            str(x.layer),
+            number(x.mean, 3),
+            number(x.low, 3),
+            number(x.high, 3),
+            number(x.null, 3),
+            number(x.dimension, 1),
+        ]
+        for x in report.layers
+    ]
+    header = ["Layer", "mean CKA", "95 % low", "high", "permuted", "effective dimension"]
+    lines += markdown_table(header, rows, "r" * len(header))
+    lines += ["", LEGACY if report.legacy else "Mean over pairs of models; permuted: the same after shuffling prompts."]
+    return "\n".join(lines) + "\n"
+
+
+def figure(report: CkaReport, theme: Theme = LIGHT) -> Figure:
+    """Above: mean CKA of each layer with its interval and the permutation null. Below: effective dimension."""
+    drawn, above = new_figure(theme, 7.6, 4.6)
+    grid = drawn.add_gridspec(2, 1, height_ratios=(2.2, 1.0))
+    above.set_subplotspec(grid[0])
+    below = drawn.add_subplot(grid[1], facecolor=theme.paper, sharex=above)
+    layers = [x.layer for x in report.layers]
+    blue, orange, green = theme.series[:3]
+    if not report.legacy:
+        above.fill_between(layers, [x.low for x in report.layers], [x.high for x in report.layers], color=blue, alpha=0.2,
+                           linewidth=0)  # fmt: skip
+        above.plot(layers, [x.null for x in report.layers], color=orange, linewidth=1.6, linestyle=(0, (5, 3)),
+                   label="prompts permuted")  # fmt: skip
+    above.plot(layers, [x.mean for x in report.layers], color=blue, marker="o", markersize=4.5, linewidth=2,
+               label="mean over pairs of models")  # fmt: skip
+    above.set_ylim(min(-0.05, *(x.mean for x in report.layers)), 1.05)
+    below.plot(layers, [x.dimension for x in report.layers], color=green, marker="s", markersize=4.5, linewidth=2)
+    below.set_ylim(0, 1.2 * max(x.dimension for x in report.layers))
+    drawn.get_layout_engine().set(hspace=0.06)
+    _finish(above, theme, "CKA (biased)" if report.legacy else "CKA")
+    _finish(below, theme, "effective\ndimension")
+    above.tick_params(labelbottom=False)
+    below.set_xlabel("decoder layer", color=theme.muted, fontsize=9)
+    below.xaxis.get_major_locator().set_params(integer=True)
+    legend = above.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False, fontsize=9, borderpad=0.2)
+    for text in legend.get_texts():
+        text.set_color(theme.ink)
+    return drawn
+
+
+def _finish(axes: Any, theme: Theme, label: str) -> None:
+    axes.set_ylabel(label, color=theme.muted, fontsize=9)
+    axes.grid(axis="y", color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=theme.ink, labelsize=9, length=0)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+
+
+def write_cka(report: CkaReport, folder: Path) -> str:
+    """cka.md, cka.json (with the matrices) and, with matplotlib, cka-light.png and cka-dark.png; the Markdown text."""
+    text = markdown(report)
+    if importlib.util.find_spec("matplotlib") is None:
+        text += "\nNo figure: matplotlib is not installed (pip install 'hide-llava[report]').\n"
+    else:
+        for theme in (LIGHT, DARK):
+            write(folder / f"cka-{theme.name}.png", png(figure(report, theme)))
+    write_text(folder / "cka.md", text)
+    write_json(folder / "cka.json", dataclasses.asdict(report))
+    return text

@@ -1,0 +1,108 @@
+"""Activations of the models of a run's stages on one shared set of prompts: what CKA compares (hide.md §6.4, 1-2).
+
+The model of stage t is the base with the projector as stage t left it and the route stage t trained with: for HiDe
+expert t alone, for sequential LoRA the adapter after stage t. All of them see the same prompts, in the same order.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.data.collator import Collator
+from hide_llava.data.dataset import QuestionDataset
+from hide_llava.data.records import load_questions
+from hide_llava.evaluation.questions import generation_settings, question_file, with_suffix
+from hide_llava.training.sequence import image_root
+from hide_llava.training.session import Session
+
+ACTIVATIONS = ("layer", "mlp")
+POOLING = ("last", "all")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The prompts of one task: its questions as evaluation asks them."""
+
+    task: TaskConfig
+    split: str
+    questions: list[dict[str, Any]]
+
+
+def probe_of(config: RunConfig, task: TaskConfig, samples: int, first: bool = False) -> Probe:
+    """`samples` questions of the validation split, or of the test split where there is none.
+
+    Drawn by the seed, in file order; `first`: the first ones of the test file, as the published script takes them.
+    """
+    split = "test" if first or task.val is None else "val"
+    config.eval.split = split
+    questions = load_questions(question_file(config, task), image_root(config, task, test=True))
+    chosen = range(len(questions))
+    if len(questions) > samples:
+        chosen = chosen[:samples] if first else sorted(random.Random(config.seed).sample(chosen, samples))
+    return Probe(task, split, [questions[i] for i in chosen])
+
+
+def batches(session: Session, probe: Probe, size: int) -> Iterator[dict[str, Any]]:
+    """The probe's prompts, left-padded, in order."""
+    settings = generation_settings(session.config, probe.task)
+    routing = "reference" if "zero_image" in session.method.needs else "question"
+    data = QuestionDataset(
+        with_suffix(probe.questions, settings["prompt_suffix"]), image_root(session.config, probe.task, test=True),
+        session.loaded.tokenizer, session.loaded.transform(settings["image_transform"]), session.loaded.image_tokens,
+        routing,
+    )  # fmt: skip
+    device = session.core.llava.device
+    for batch in DataLoader(data, batch_size=size, collate_fn=Collator(side="left")):
+        yield {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+
+
+@torch.no_grad()
+def represent(session: Session, probes: list[Probe], activation: str, pooling: str, size: int) -> NDArray[np.float32]:
+    """[layers, prompts, width] of the model the session stands at, prompts in the order of the probes.
+
+    activation: `layer` (residual stream after each decoder layer) or `mlp` (MLP branch before it is added). pooling:
+    `last` (last prompt token) or `all` (mean over all positions, system prompt and image included).
+    """
+    session.routed.eval()
+    layers = session.core.llava.model.language_model.layers
+    seen: list[list[Tensor]] = [[] for _ in layers]
+    mask: Tensor | None = None
+
+    def keep(index: int, output: Tensor | tuple) -> None:
+        states = (output[0] if isinstance(output, tuple) else output).float()
+        if pooling == "last":
+            pooled = states[:, -1]
+        else:
+            weight = mask.to(states).unsqueeze(-1)
+            pooled = (states * weight).sum(1) / weight.sum(1)
+        seen[index].append(pooled.cpu())
+
+    handles = [
+        (layer if activation == "layer" else layer.mlp).register_forward_hook(lambda _, __, out, k=k: keep(k, out))
+        for k, layer in enumerate(layers)
+    ]
+    count = sum(len(probe.questions) for probe in probes)
+    bar = tqdm(total=count, desc="prompts", delay=5, disable=None if os.isatty(2) else True)
+    try:
+        for batch in (batch for probe in probes for batch in batches(session, probe, size)):
+            ready = session.routed.prepare(batch, True)
+            mask = ready["attention_mask"]
+            session.core.llava(inputs_embeds=ready["inputs_embeds"], attention_mask=mask, use_cache=False)
+            bar.update(len(mask))
+    finally:
+        bar.close()
+        for handle in handles:
+            handle.remove()
+    return np.stack([torch.cat(parts).numpy() for parts in seen])

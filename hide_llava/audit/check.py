@@ -1,0 +1,150 @@
+"""`hide-llava check`: are a benchmark's files there, complete, and sound?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict, deque
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ijson
+
+from hide_llava.audit.findings import ORDER, Finding
+from hide_llava.audit.overlap import overlap
+from hide_llava.audit.scan import Place, Scan, findings, scan
+from hide_llava.audit.texts import FORMATS, PromptLengths
+from hide_llava.benchmarks.prepare import prepare
+from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.metrics import get
+from hide_llava.training.sequence import image_root
+
+
+@dataclass
+class FileSummary:
+    """One annotation file in numbers. expected: None when nobody says how many records there should be."""
+
+    task: str
+    split: str
+    file: str
+    records: int
+    expected: int | None
+    questions: int
+    images: int
+    answers: dict[str, int]
+    long_prompts: int
+    constant_prompt: str | None
+
+
+@dataclass
+class CheckReport:
+    """Findings, the most serious first, and the numbers of every file that could be read."""
+
+    benchmark: str
+    data_root: str
+    deep: bool
+    prompt_lengths: str
+    files: list[FileSummary] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    def count(self, level: str) -> int:
+        return sum(finding.level == level for finding in self.findings)
+
+    @property
+    def sound(self) -> bool:
+        return self.count("error") == 0
+
+    def as_json(self) -> dict[str, Any]:
+        rows = [{"level": f.level, **dataclasses.asdict(f)} for f in self.findings]
+        return {**dataclasses.asdict(self), "sound": self.sound, "findings": rows}
+
+
+def places(config: RunConfig, task: TaskConfig) -> list[Place]:
+    """The annotation files of a task, train first; a task that is never trained has no train file."""
+    folder = config.data_folder() / config.benchmark.instructions
+    metric = get(task.metric)
+    result = []
+    named = {"train": (task.train, task.n_train, None), "val": (task.val, None, task.val_references),
+             "test": (task.test, task.n_test, task.references)}  # fmt: skip
+    for split, (name, expected, references) in named.items():
+        if name is not None:
+            images, suffix = image_root(config, task, test=split != "train"), task.prompt_suffix or ""
+            answered = metric.needs == "questions" and references is None
+            result.append(Place(task.id, split, folder / name, images, expected, answered, suffix))
+    return result
+
+
+def check(config: RunConfig, deep: bool = False) -> CheckReport:
+    """Read every annotation file once and look at every image (deep: decode it and compare it by content).
+
+    Raises:
+        UserError: an unknown metric. Faults of the data are findings, not exceptions.
+    """
+    prepare(config)
+    lengths = PromptLengths(config)
+    root = str(config.data_folder())
+    report = CheckReport(config.benchmark.name, root, deep, f"{lengths.how} (limit {lengths.limit})")
+    prompts: dict[str, dict[str, list[str]]] = defaultdict(dict)  # constant prompt -> task -> splits
+    for task in [*config.benchmark.tasks, *config.benchmark.general]:
+        scans = {}
+        for place in places(config, task):
+            if not place.file.is_file():
+                report.findings.append(_missing(place.task, place.split, place.file))
+                continue
+            found = scan(place, lengths, deep)
+            report.files.append(_summary(found))
+            report.findings += findings(found)
+            scans[place.split] = found
+            if found.constant_prompt is not None:
+                prompts[found.constant_prompt].setdefault(task.id, []).append(place.split)
+        report.findings += _references(config, task)
+        if "train" in scans and "test" in scans:
+            report.findings += overlap(scans["train"], scans["test"])
+    report.findings += [finding for prompt, owners in prompts.items() for finding in _constant(prompt, owners)]
+    report.findings.sort(key=lambda finding: ORDER.index(finding.level))
+    return report
+
+
+def _missing(task: str, split: str, file: Path) -> Finding:
+    return Finding("missing file", task, split, 1, f"{file} is missing")
+
+
+def _constant(prompt: str, owners: dict[str, list[str]]) -> list[Finding]:
+    """Tasks whose prompts are all the same; two with the same one are separable by their images only."""
+    result = [
+        Finding("constant prompt", task, ", ".join(splits), 1, f"all prompts are the same: {prompt!r}")
+        for task, splits in owners.items()
+    ]
+    if len(owners) > 1:
+        first, *others = owners
+        text = f"has the constant prompt of {', '.join(others)}, so only the images tell these tasks apart: {prompt!r}"
+        result.append(Finding("shared prompt", first, ", ".join(owners[first]), len(owners), text))
+    return result
+
+
+def _summary(found: Scan) -> FileSummary:
+    place = found.place
+    answers = {form: found.formats[form] for form in FORMATS if found.formats[form]}
+    return FileSummary(
+        place.task, place.split, str(place.file), found.records, place.expected, len(found.questions),
+        found.distinct_images, answers, found.long_prompts, found.constant_prompt,
+    )  # fmt: skip
+
+
+def _references(config: RunConfig, task: TaskConfig) -> list[Finding]:
+    """Files of references must be there and, where they are JSON, parse to the end."""
+    result = []
+    for split, name in (("val", task.val_references), ("test", task.references)):
+        if name is None:
+            continue
+        file = config.data_folder() / config.benchmark.instructions / name
+        if not file.exists():
+            result.append(_missing(task.id, f"{split} references", file))
+        elif file.suffix == ".json":
+            try:
+                with file.open("rb") as handle:
+                    deque(ijson.basic_parse(handle), maxlen=0)
+            except (ijson.JSONError, UnicodeDecodeError) as error:
+                text = f"{file} is not valid JSON: {' '.join(str(error).split())}"
+                result.append(Finding("broken JSON", task.id, f"{split} references", 1, text))
+    return result

@@ -1,0 +1,115 @@
+"""What an audit asks about texts: form of an answer, questions of a record, prompts too long for the text encoder."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from hide_llava.config import RunConfig
+from hide_llava.data.conversation import IMAGE_TEXT
+
+FORMATS = ("empty", "letter", "yes/no", "number", "list", "short", "sentence")
+SHORT = 5  # words
+LETTER = re.compile(r"\(?[A-Za-z]\)?[.)]?")
+NUMBER = re.compile(r"[-+]?[\d.,]*\d\s*%?")
+# The pieces CLIP's tokenizer splits a text into before it splits them further (openai/CLIP's pattern).
+PIECES = re.compile(r"'s|'t|'re|'ve|'m|'ll|'d|[^\W\d_]+|\d|(?:[^\s\w]|_)+", re.IGNORECASE)
+PARTS = re.compile(r"[0-9]|[^\s0-9]+")  # none of CLIP's pieces crosses a blank or holds two digits
+# Lines that say how to answer, which one data set has in several wordings.
+FORMAT_LINES = {
+    "answer the question using a single word or phrase.",
+    "answer with the option's letter from the given choices directly.",
+    "answer with the option's letter from the given choices.",
+    "when the provided information is insufficient, respond with 'unanswerable'.",
+}
+
+
+def answer_format(answer: Any) -> str:
+    """One of FORMATS. "list": several references, a bracketed list, or commas between short items."""
+    if isinstance(answer, list):
+        return "list" if any(str(item).strip() for item in answer) else "empty"
+    text = str(answer).strip() if answer is not None else ""
+    if not text:
+        return "empty"
+    if LETTER.fullmatch(text):
+        return "letter"
+    if text.lower().rstrip(".") in ("yes", "no"):
+        return "yes/no"
+    if NUMBER.fullmatch(text):
+        return "number"
+    items = [item.split() for item in text.split(",")]
+    if text[0] + text[-1] in ("[]", "()") or (len(items) > 2 and all(0 < len(item) <= 2 for item in items)):
+        return "list"
+    return "short" if len(text.split()) <= SHORT else "sentence"
+
+
+def questions_of(record: Mapping[str, Any]) -> list[str]:
+    """The questions of a training record (one per human turn) or a test question, without `<image>`."""
+    turns = record.get("conversations")
+    if turns is None:
+        texts = [record.get("text")]
+    else:
+        texts = [turn.get("value") for turn in turns if isinstance(turn, Mapping) and turn.get("from") == "human"]
+    return [text.replace(IMAGE_TEXT, "").strip() for text in texts if isinstance(text, str)]
+
+
+def bare_question(text: str) -> str:
+    """A question as it is compared between data sets: lower case, single blanks, without the lines that prescribe
+    the answer's form (FORMAT_LINES) or list OCR tokens. A text made of such lines alone is kept."""
+    lines = [" ".join(line.lower().split()) for line in text.replace(IMAGE_TEXT, "").splitlines()]
+    kept = [line for line in lines if line not in FORMAT_LINES and not line.startswith("reference ocr token")]
+    return " ".join(kept).strip() or " ".join(lines).strip()
+
+
+class PromptLengths:
+    """Counts the tokens of prompts with the text encoder's own tokenizer, or, without it, bounds them from below.
+
+    `how` says which. The lower bound counts CLIP's word pieces, each of which is at least one token, and is
+    certain for what it finds; it misses long prompts made of rare words.
+    """
+
+    def __init__(self, config: RunConfig):
+        self.limit, self.tokenizer = 77, None
+        found = _clip_tokenizer(config)
+        if found is not None:
+            self.tokenizer, self.limit = found
+        name = config.model.clip
+        self.how = f"tokens of {name}" if found else f"lower bound: the tokenizer of {name} is not on this machine"
+        self._tokens = lru_cache(maxsize=1 << 16)(self._count_tokens)
+
+    def is_long(self, text: str) -> bool:
+        """Whether the text encoder would cut this prompt."""
+        room = self.limit - 2  # start and end
+        if len(text) * 4 <= room or len(text.encode("utf-8", "replace")) <= room:  # a token is at least one byte
+            return False
+        return self.count(text) > room
+
+    def count(self, text: str) -> int:
+        """Tokens of a text, without start and end; part by part, as the same words come again and again."""
+        return sum(map(self._tokens, PARTS.findall(text)))
+
+    def _count_tokens(self, word: str) -> int:
+        if self.tokenizer is None:
+            return sum(1 for _ in PIECES.finditer(word))
+        return len(self.tokenizer(word, add_special_tokens=False)["input_ids"])
+
+
+def _clip_tokenizer(config: RunConfig) -> tuple[Any, int] | None:
+    """The tokenizer of model.clip and its encoder's positions, if it lies on this machine; nothing is downloaded."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    from hide_llava.model.load import resolve
+
+    name, root = config.model.clip, config.model_folder()
+    if name is None:
+        return None
+    if name.startswith("package:") or (root / name).is_dir() or Path(name).is_dir():
+        name = resolve(name, root)
+    try:
+        text = AutoConfig.from_pretrained(name, local_files_only=True).text_config
+        return AutoTokenizer.from_pretrained(name, local_files_only=True), text.max_position_embeddings
+    except (OSError, ValueError, AttributeError):
+        return None

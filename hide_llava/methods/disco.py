@@ -1,0 +1,49 @@
+"""DISCO, without its federation: Federated Continual Instruction Tuning (ICCV 2025, arXiv 2503.12897), methods.md §3.15.
+
+Training of task t: a LoRA subspace of its own, alone:  y = W x + s B_t A_t x.
+Inference, on every adapted linear:  y = W x + s Σ_{i≤t} w_i B_i A_i x,  w = softmax(cos(f, e_i) / τ)
+f is the CLIP text embedding of the sample's question, e_i the identity token of task i: the mean of its questions'
+embeddings. That is HiDe with all layers expanded and routed by the text alone, so it is written as that.
+
+Published code (MCITlib) differs where this project allows no option: it averages f over the batch, so that an answer
+depends on its neighbours; it keeps the sum instead of the mean, in bf16 (the direction is the same but for rounding);
+a weight of exactly 0 leaves the block of the call before switched on. Its scale is alpha / (slots · rank); give `alpha`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hide_llava.adapters.core import LoraSpec
+from hide_llava.methods.base import Task, register
+from hide_llava.methods.hide import PROJECTORS, HiDe
+from hide_llava.values import above_zero, one_of
+
+
+@register
+class Disco(HiDe):
+    name = "disco"
+
+    @dataclass
+    class Config(LoraSpec):
+        rank: int = 16  # of one subspace
+        alpha: float = 32.0
+        init_std: float | None = 0.01
+        targets: str = "ffn"
+        temperature: float = 0.05  # τ
+        projector: str = "shared"  # shared | frozen | per_task
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            one_of(self, projector=PROJECTORS)
+            above_zero(self, "temperature")
+
+    def __init__(self, config: Any, core: Any, tasks: list[Task]):
+        shape = {name: getattr(config, name) for name in LoraSpec.__dataclass_fields__}
+        rest = {"temperature": config.temperature, "projector": config.projector}
+        super().__init__(HiDe.Config(**shape, **rest, image_weight=0.0, text_weight=1.0), core, tasks)
+
+    def setup(self) -> None:
+        self.config.expanded_layers = list(range(self.core.num_layers))
+        super().setup()

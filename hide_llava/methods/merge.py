@@ -1,0 +1,65 @@
+"""Model merging: one expert per task, trained alone from the base model, all merged into one without data or training.
+
+Each combination is upstream peft's `add_weighted_adapter` of that name, in weights w, applied to every linear:
+    cat              Δ = Σ w s B_i A_i, exactly: task arithmetic on the updates (Ilharco et al., arXiv 2212.04089)
+    linear           on factors: Δ = (Σ √(ws) B_i)(Σ √(ws) A_i); has cross terms B_i A_j
+    magnitude_prune  as linear, of each factor only the fraction `density` with the largest magnitude
+    ties             as magnitude_prune; then per element only the values of the majority's sign, and their mean
+                     (Yadav et al., arXiv 2306.01708)
+    dare_linear      as linear, each element kept with probability `density` and divided by it (Yu et al., arXiv 2311.03099)
+    dare_ties        the same before the sign vote
+    svd, …_svd       the same on the updates s B_i A_i instead of the factors, cut back to the rank of one expert
+Default w: 1 where the combination averages by itself (ties), 1 / number of tasks elsewhere. The projector stays the
+base model's: the experts must be independent of each other.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from hide_llava.methods.base import register
+from hide_llava.methods.experts import TaskExperts
+from hide_llava.values import above_zero, at_least, one_of
+
+DENSE = ("cat", "linear", "svd")  # these take no density
+SPARSE = ("magnitude_prune", "ties", "dare_linear", "dare_ties")
+COMBINATIONS = (*DENSE, *SPARSE, *(f"{name}_svd" for name in SPARSE))
+
+
+@register
+class Merge(TaskExperts):
+    name = "merge"
+    merged = "routed-merged"  # of one inference: the engine deletes it
+
+    @dataclass
+    class Config(TaskExperts.Config):
+        projector: str = "frozen"
+        combination: str = "linear"
+        weight: float | None = None  # w, of every expert; None: see the module
+        density: float = 0.2  # fraction of values that survive
+        seed: int = 0  # of the random drop
+
+        projectors = ("frozen",)
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            one_of(self, combination=COMBINATIONS)
+            above_zero(self, "weight")
+            above_zero(self, "density", most=1)
+            at_least(self, seed=0)
+
+    def prepare_inference(self) -> None:
+        how = self.config.combination
+        weight = self.config.weight or (1.0 if "ties" in how else 1.0 / len(self.learned))
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            self.core.combine(
+                self.merged,
+                self.experts,
+                [weight] * len(self.learned),
+                how,
+                None if how in DENSE else self.config.density,
+            )
+        self.core.fold([self.merged], [1.0], "delta_sum", [])

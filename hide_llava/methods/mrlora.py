@@ -1,0 +1,178 @@
+"""MR-LoRA: independent experts, and a router that is asked in words (Zhao et al., MLLM-CL, arXiv 2506.05453;
+methods.md §3.16).
+
+y = W x + s B_e A_e x,  e = argmax over the tasks' letters of p(letter | image, question, list of task descriptions)
+
+Expert e trains on task e alone, from the base model. After each task from the second on, a router LoRA is trained from
+scratch to answer with a task's letter, on `router_samples` records of every task so far (kept: list it with the replay
+methods), on top of the base model plus `router_merge` times every expert. The letter is the likeliest of those allowed,
+so there is no illegal answer (published code then picks an expert at random), and one forward decides, per sample.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from string import ascii_uppercase
+from typing import Any
+
+import torch
+from datasets import Dataset, concatenate_datasets
+from torch import Tensor
+from torch.nn.functional import one_hot
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Subset
+
+from hide_llava.adapters.core import LoraSpec
+from hide_llava.adapters.observe import sample
+from hide_llava.adapters.probe import logits, without_dropout
+from hide_llava.data.conversation import IMAGE_TEXT, ROLES, encode_question, routing_text
+from hide_llava.data.dataset import expand_image
+from hide_llava.data.records import FEATURES
+from hide_llava.data.tokenizer import encode
+from hide_llava.errors import UserError
+from hide_llava.methods.base import Context, Features, Route, Task, register
+from hide_llava.methods.experts import IndependentExperts
+from hide_llava.model.load import image_tokens
+from hide_llava.training.fit import fit
+from hide_llava.values import above_zero, at_least
+
+MENU = "{question}\nWhich kind of task is this?\n{options}\nAnswer with the option's letter from the given choices directly."
+
+
+@register
+class MrLora(IndependentExperts):
+    name = "mrlora"
+    router = "router"
+
+    @dataclass
+    class Config(IndependentExperts.Config):
+        rank: int = 32
+        alpha: float = 64.0
+        descriptions: dict[str, str] = field(default_factory=dict)  # task id → what the router reads; default: the id
+        router_samples: int = 20  # of each task
+        router_rank: int = 128
+        router_lr: float = 5e-6
+        router_epochs: int = 40
+        router_batch: int = 4
+        router_merge: float = 0.2  # weight of every expert under the router
+        router_seed: int = 0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            at_least(self, router_samples=1, router_rank=1, router_epochs=1, router_batch=1, router_seed=0)
+            at_least(self, router_merge=0)
+            above_zero(self, "router_lr")
+
+    def setup(self) -> None:
+        super().setup()
+        self.fitting = False  # the router is being trained
+
+    def adapters(self) -> list[str]:
+        return [self.adapter, *([self.router] if len(self.learned) > 1 else [])]
+
+    # ---- the router's question -----------------------------------------------------------------------------------
+    def ask(self, question: str) -> str:
+        """The question as the router is asked it: with the list of learned tasks."""
+        ids = [self.tasks[task].id for task in self.learned]
+        texts = [f"{self.letter(i)}. {self.config.descriptions.get(name, name)}" for i, name in enumerate(ids)]
+        return MENU.format(question=question, options="\n".join(texts))
+
+    @cached_property
+    def letters(self) -> tuple[list[int], dict[str, int]]:
+        """Token ids that every answer begins with, and the letters that differ in the one token after them.
+
+        LLaMA's vocabulary has every letter with its space as one token; a smaller one has some, and spells the rest as
+        space and letter. The larger of such groups is used, so that one position of one forward decides.
+        """
+        start = f"{ROLES['gpt']}:"
+        skip = len(encode(start, self.core.tokenizer))
+        groups: dict[tuple[int, ...], dict[str, int]] = {}
+        for letter in ascii_uppercase:
+            *before, token = encode(f"{start} {letter}", self.core.tokenizer)[skip:]
+            groups.setdefault(tuple(before), {})[letter] = token
+        before, letters = max(groups.items(), key=lambda group: len(group[1]))
+        if len(letters) < len(self.tasks):
+            raise UserError(
+                f"mrlora: the tokenizer tells {len(letters)} letters apart, too few for {len(self.tasks)} tasks."
+            )
+        return list(before), letters
+
+    def letter(self, place: int) -> str:
+        """What the router calls the `place`-th learned task."""
+        return list(self.letters[1])[place]
+
+    def choose(self, batch: dict[str, Any]) -> Tensor:
+        """[B] place in `learned` of each sample's expert."""
+        if len(self.learned) == 1:
+            return torch.zeros_like(batch["has_image"], dtype=torch.long)
+        before, tokens = self.letters[0], list(self.letters[1].values())[: len(self.learned)]
+        places, rows = image_tokens(self.core.llava), []
+        for text, has_image in zip(batch["texts"], batch["has_image"].tolist()):
+            ids = encode_question(self.ask(text), has_image, self.core.tokenizer) + before
+            rows.append(torch.tensor(expand_image(ids, None, places, None)[0], device=batch["has_image"].device))
+        asked = {
+            **{key: batch[key] for key in ("has_image", "pixel_values")},
+            "input_ids": pad_sequence(rows, True, 0, padding_side="left"),
+            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True, 0, padding_side="left"),
+        }
+        gate = torch.full((len(self.learned) * self.config.rank,), self.config.router_merge, device=rows[0].device)
+        route = Route(["routed", self.router], {"routed": gate})
+        return logits(self.core, asked, route, last=1)[:, -1, tokens].argmax(1)
+
+    # ---- routes --------------------------------------------------------------------------------------------------
+    def route(self, batch: dict, features: Features, train: bool) -> Route:
+        if self.fitting:
+            gate = torch.full((self.config.rank,), self.config.router_merge, device=batch["has_image"].device)
+            ones = torch.ones_like(batch["has_image"], dtype=torch.float32)
+            projectors = self.chosen_projectors({"base": ones})
+            return Route([*self.experts, self.router], dict.fromkeys(self.experts, gate), projectors=projectors)
+        if train:
+            return Route([self.adapter])
+        weights = one_hot(self.choose(batch), len(self.learned)).float()
+        named = {expert: weights[:, i] for i, expert in enumerate(self.experts)}
+        gate = weights.repeat_interleave(self.config.rank, 1)
+        return Route(["routed"], {"routed": gate}, projectors=self.chosen_projectors(named), weights=named)
+
+    def prepare_inference(self) -> None:
+        super().prepare_inference()
+        self.core.concatenate("routed", self.experts, list(range(self.core.num_layers)))
+
+    # ---- training the router -------------------------------------------------------------------------------------
+    def after_task(self, task: Task, context: Context) -> None:
+        super().after_task(task, context)
+        if len(self.learned) == 1:
+            return
+        dataset = context.dataset(self.router_records(context))
+        items = [dataset[i] for i in range(len(dataset))]  # few, and seen in every epoch
+        if self.router in self.core.names():
+            self.core.delete(self.router)
+        rank = self.config.router_rank
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.router_seed)
+            self.core.add(self.router, LoraSpec(rank, 2.0 * rank, 0.0, self.config.targets))
+
+        def loss(places: list[int]) -> Tensor:
+            return context.forward(next(iter(context.loader(Subset(items, places), len(places))))).loss
+
+        self.fitting, self.core.projectors["base"] = True, self.initial_projector
+        with without_dropout(self.core):
+            fit(loss, len(items), self.core.parameters_of(self.router), self.config.router_lr,
+                self.config.router_epochs, self.config.router_batch, self.config.router_seed)  # fmt: skip
+        del self.core.projectors["base"]
+        self.fitting = False
+
+    def router_records(self, context: Context) -> Dataset:
+        """Records of all learned tasks, asked for the letter of their task."""
+        tables = []
+        for i, task in enumerate(self.learned):
+            records = context.records(task)
+            records = records.select(sample(len(records), self.config.router_samples, self.config.router_seed + task))
+            rows = []
+            for record in records:
+                image = f"{IMAGE_TEXT}\n" if record["image"] is not None else ""
+                question = image + self.ask(routing_text(record["conversations"]))
+                turns = [{"from": "human", "value": question}, {"from": "gpt", "value": self.letter(i)}]
+                rows.append({**record, "conversations": turns})
+            tables.append(Dataset.from_list(rows, features=FEATURES))
+        return concatenate_datasets(tables)

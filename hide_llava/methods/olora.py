@@ -1,0 +1,57 @@
+"""O-LoRA: a LoRA per task in a subspace of its own (Wang et al., arXiv 2310.14152; methods.md §3.8).
+
+y = W x + s Σ_{i≤t} B_i A_i x,  A_i, B_i frozen for i < t, s = alpha / rank of one task
+L = CE + λ Σ_modules Σ_{i<t} ‖A_t A_iᵀ‖      norm: fro2  squared Frobenius (the paper)    norm: l1  Σ |·| (all published code)
+
+Differences of published code and the option that restores each:
+    norm: l1              authors, MCITlib, Prism; λ: 0.5, 0.05, 0.5. The authors' second term (λ2, 0 by default) is left out
+    forward_past: false   MCITlib, Prism: task t trains without the past experts, which answer together with it later
+    alpha                 MCITlib and Prism divide by the rank of all tasks: give alpha / number of tasks
+MCITlib's penalty also moves the past A_i, which it neither freezes nor detaches; that is a defect and not offered.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hide_llava.methods.base import Features, Route, register
+from hide_llava.methods.experts import SummedExperts
+from hide_llava.values import at_least, one_of
+
+NORMS = {"fro2": lambda product: product.square().sum(), "l1": lambda product: product.abs().sum()}
+
+
+@register
+class OLora(SummedExperts):
+    name = "olora"
+    reads_parameters = True
+
+    @dataclass
+    class Config(SummedExperts.Config):
+        strength: float = 0.5  # λ
+        norm: str = "fro2"  # fro2 | l1
+        forward_past: bool = True
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            at_least(self, strength=0)
+            one_of(self, norm=tuple(NORMS))
+
+    def route(self, batch: dict, features: Features, train: bool) -> Route:
+        if train and not self.config.forward_past:
+            return Route([self.adapter])
+        return super().route(batch, features, train)
+
+    def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
+        *past, current = self.experts
+        if not past:
+            return {}
+        terms = []
+        for _, _, layer in self.core.layers(current):
+            others = torch.cat([layer.lora_A[name].weight for name in past])
+            terms.append(NORMS[self.config.norm](layer.lora_A[current].weight @ others.T))
+        return {"orthogonality": self.config.strength * torch.stack(terms).sum()}

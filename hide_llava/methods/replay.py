@@ -1,0 +1,68 @@
+"""Experience replay: sequential LoRA that also trains on records kept from earlier tasks (methods.md §3.4).
+
+Task t trains on D_t ∪ M_{t−1} with cross-entropy alone. M holds, of every earlier task i, the first m_i records of a
+permutation of D_i that is drawn from `buffer_seed`: a uniform sample, nested when the share shrinks.
+    unit: records   m_i = ⌊C / t⌋ (one more for the first C mod t tasks): C records in total, balanced over t past tasks
+    unit: percent   m_i = ⌈C/100 · |D_i|⌉
+
+State: (task, place of the record in its table); never the records. Prism's buffer (the first records that rank 0 meets
+and that win a coin toss) is not offered: it is not a sample of the task, and depends on the number of processes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from datasets import concatenate_datasets
+
+from hide_llava.adapters.observe import sample
+from hide_llava.methods.base import Context, Task, register
+from hide_llava.methods.lora import SequentialLora
+from hide_llava.values import above_zero, at_least, one_of
+
+
+@register
+class Replay(SequentialLora):
+    name = "replay"
+
+    @dataclass
+    class Config(SequentialLora.Config):
+        buffer: float = 180  # C
+        unit: str = "records"  # records (of all tasks together) | percent (of each task)
+        buffer_seed: int = 0
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            one_of(self, unit=("records", "percent"))
+            above_zero(self, "buffer", most=100 if self.unit == "percent" else math.inf)
+            at_least(self, buffer_seed=0)
+            if self.unit == "records" and self.buffer != int(self.buffer):
+                raise ValueError(f"buffer={self.buffer}: must be a whole number of records")
+
+    def setup(self) -> None:
+        self.buffer: dict[int, list[int]] = {}  # past task → places of the records to replay
+
+    def share(self, count: int, position: int, tasks: int) -> int:
+        """m_i of a task with `count` records, the `position`-th of `tasks` past ones."""
+        if self.config.unit == "percent":
+            return math.ceil(count * self.config.buffer / 100)
+        whole, rest = divmod(int(self.config.buffer), tasks)
+        return whole + (position < rest)
+
+    def train_data(self, task: Task, records: Any, context: Context) -> Any:
+        self.buffer = {}
+        tables = [records]
+        for i in range(task.index):
+            past = context.records(i)
+            size = self.share(len(past), i, task.index)
+            self.buffer[i] = sample(len(past), size, self.config.buffer_seed + i)
+            tables.append(past.select(self.buffer[i]))
+        return concatenate_datasets(tables)
+
+    def state(self) -> dict[str, Any]:
+        return {"buffer": {str(task): places for task, places in self.buffer.items()}}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.buffer = {int(task): places for task, places in state["buffer"].items()}

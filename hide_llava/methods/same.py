@@ -1,0 +1,182 @@
+"""SAME: Stabilized Mixture-of-Experts for Multimodal Continual Instruction Tuning (arXiv 2602.01990), methods.md §3.18.
+
+y = W x + s Σ_i ω_i B_i A_i x,  ω = softmax(W_G x) per token. After each task the inputs' C = V Σ Vᵀ (mean of x xᵀ over all
+tasks so far, truncated to the share δ of its energy) is kept for every linear; from task 2 on it shapes what changes:
+    router      ΔW_G ← ΔW_G V g(Σ) Vᵀ + ΔW_G (I − V Vᵀ),   g(σ)_j = min_i σ̃_i / σ̃_j,  σ̃: trailing mean of `window` values
+    experts     ΔA   ← ΔA [V (Σ + μ I)^{-1} Vᵀ + (1/μ)(I − V Vᵀ)]
+    freezing    expert i is not trained in this task if ũ_i − m̃_i < τ; u: mean ω_i on the new task's data, m: mean
+                ω_i |x|² over the earlier tasks, both scaled to [0, 1] over the experts. The highest score always trains
+`applies_to: update` transforms the change that the optimizer made; `gradient` what it gets, of which Adam's
+normalisation leaves little. The paper's exact g is not public; ours is the published code's without its clamp.
+
+Differences from published code (Prism) and the option that restores them:
+    reference: prism       (Σ_j ω_j B_j)(Σ_i ω_i A_i) x; g clamped to [.8, 1.2]; σ = √ of the eigenvalues in both formulas;
+                           gradients are transformed
+Not offered: one ω for all tokens and samples of a batch, and a CLIP prototype gate at inference over it (an answer would
+depend on its neighbours); masks that follow a running mean inside the forward and soon leave one expert; a basis from a
+single micro-batch by one random projection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hide_llava.adapters.observe import from_main, observe
+from hide_llava.adapters.spectrum import Spectrum, leading
+from hide_llava.adapters.token_gates import per_rank
+from hide_llava.methods.base import Context, Task, register
+from hide_llava.methods.moelora import MoELora
+from hide_llava.values import above_zero, at_least, one_of
+
+SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # these linears read the same x
+
+
+def router_factors(values: Tensor, window: int, low: float, high: float) -> Tensor:
+    """g [K] of the spectrum `values` [K]."""
+    smooth = torch.stack([values[max(0, i - window + 1) : i + 1].mean() for i in range(len(values))])
+    return (smooth.min() / smooth).clamp(low, high)
+
+
+def rescale(change: Tensor, basis: Tensor, inside: Tensor, outside: float) -> Tensor:
+    """change [.., d] → its part along column j of `basis` [d, K] times inside_j, the rest times `outside`."""
+    along = change @ basis
+    return outside * change + ((inside - outside) * along) @ basis.T
+
+
+def unit_range(values: Tensor) -> Tensor:
+    """[M, E] → each row scaled to [0, 1]; a constant row to 0."""
+    low, high = values.amin(-1, keepdim=True), values.amax(-1, keepdim=True)
+    return (values - low) / (high - low).clamp(min=torch.finfo(values.dtype).tiny)
+
+
+@register
+class Same(MoELora):
+    name = "same"
+
+    @dataclass
+    class Config(MoELora.Config):
+        rank: int = 64  # of all experts together
+        alpha: float = 128.0
+        targets: str = "ffn"
+        energy: float = 0.9  # δ
+        components: int = 64  # directions kept per linear at most
+        window: int = 3
+        mu: float = 0.9  # μ
+        tau: float = 0.1  # τ
+        applies_to: str = "update"  # update | gradient
+        samples: int = 256  # records by which a task's inputs and experts are measured
+        tokens: int = 64  # of each record, evenly spaced, that enter C
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            one_of(self, applies_to=("update", "gradient"))
+            at_least(self, components=1, window=1, tau=-1, samples=1, tokens=1)
+            above_zero(self, "energy", most=1)
+            above_zero(self, "mu")
+            if self.reference == "prism":
+                self.applies_to = "gradient"
+
+    def setup(self) -> None:
+        super().setup()
+        self.layers = list(self.core.layers(self.adapter))
+        self.spectra: dict[str, Spectrum] = {}
+        shape = (len(self.layers), self.config.experts)
+        self.importance = torch.zeros(shape, dtype=torch.float64, device=self.core.llava.device)  # Σ over past tasks
+        self.training = torch.ones(shape, dtype=torch.bool, device=self.core.llava.device)  # not frozen in this task
+        self.steps: list[tuple[torch.nn.Parameter, Tensor]] = []  # parameters before the optimizer's step
+
+    @staticmethod
+    def source(path: str) -> str:
+        """The linear under whose name the inputs of `path` are kept."""
+        home, _, name = path.rpartition(".")
+        return f"{home}.{SAME_INPUT.get(name, name)}"
+
+    # ---- at task boundaries ------------------------------------------------------------------------------------------
+    def before_task(self, task: Task, context: Context) -> None:
+        self.training.fill_(True)
+        if task.index:
+            self.training = self.unfrozen(self.measure(task, context, learn=False)[0])
+
+    def after_task(self, task: Task, context: Context) -> None:
+        self.importance += self.measure(task, context, learn=True)[1]
+
+    def measure(self, task: Task, context: Context, learn: bool) -> tuple[Tensor, Tensor]:
+        """Mean ω and mean ω |x|² [linears, E] fp64 of a sample of the task; `learn`: its inputs enter the spectra too."""
+        places = {path: i for i, (path, _, _) in enumerate(self.layers)}
+        used, energy = torch.zeros_like(self.importance), torch.zeros_like(self.importance)
+        seen = torch.zeros(len(self.layers), 1, dtype=torch.float64, device=used.device)
+
+        def see(path: str, x: Tensor, batch: dict) -> None:
+            x, i = x.flatten(0, 1).float(), places[path]
+            weights = self.expert_weights(path, x).double()
+            used[i] += weights.sum(0)
+            energy[i] += (weights * x.double().square().sum(-1, keepdim=True)).sum(0)
+            seen[i] += len(x)
+            if learn and self.source(path) == path:
+                rows = torch.linspace(0, len(x) - 1, min(self.config.tokens, len(x)), device=x.device).long()
+                self.spectra.setdefault(path, Spectrum(self.config.components)).add(x[rows])
+
+        observe(self.core, self.adapter, context, self.config.samples, task.index, see)
+        from_main(used, energy, *(t for s in self.spectra.values() for t in (s.basis, s.values)))
+        return used / seen, energy / seen
+
+    def unfrozen(self, used: Tensor) -> Tensor:
+        """[linears, E] bool: the experts that train in the task whose mean ω is `used`."""
+        score = unit_range(used) - unit_range(self.importance)
+        best = torch.zeros_like(score, dtype=torch.bool).scatter(-1, score.argmax(-1, keepdim=True), True)
+        return (score >= self.config.tau) | best
+
+    # ---- every step --------------------------------------------------------------------------------------------------
+    def shaped(self, path: str, router: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
+        """Changes of W_G [E, d] and A [r, d] → what the formulas make of them; as they are before the second task."""
+        spectrum = self.spectra.get(self.source(path))
+        if spectrum is None:
+            return router, a
+        prism, mu = self.config.reference == "prism", self.config.mu
+        k = leading(spectrum.values, self.config.energy)
+        basis, values = spectrum.basis[:, :k], spectrum.values[:k]
+        values = values.sqrt() if prism else values
+        factors = router_factors(values, self.config.window, *((0.8, 1.2) if prism else (0.0, 1.0)))
+        return rescale(router, basis, factors, 1.0), rescale(a, basis, 1 / (values + mu), 1 / mu)
+
+    def on_gradients(self, step: int) -> None:
+        self.steps = []
+        for path, _, layer in self.layers:
+            router = self.modules["router"].weight(path)
+            a, b = layer.lora_A[self.adapter].weight, layer.lora_B[self.adapter].weight
+            if self.config.applies_to == "gradient":
+                router.grad, a.grad = self.shaped(path, router.grad, a.grad)
+            self.steps += [(p, p.detach().clone()) for p in (router, a, b)]
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        for i, (path, _, _) in enumerate(self.layers):
+            (router, router_before), (a, a_before), (b, b_before) = self.steps[3 * i : 3 * i + 3]
+            if self.config.applies_to == "update" and self.source(path) in self.spectra:
+                changes = self.shaped(path, router - router_before, a - a_before)
+                router.copy_(router_before + changes[0])
+                a.copy_(a_before + changes[1])
+            keep = per_rank(self.training[i], self.config.rank)
+            a.copy_(torch.where(keep[:, None], a, a_before))
+            b.copy_(torch.where(keep, b, b_before))
+        self.steps = []
+
+    # ---- state -------------------------------------------------------------------------------------------------------
+    def state(self) -> dict[str, Any]:
+        tensors: dict[str, Any] = {"importance": self.importance, "training": self.training}
+        for path, spectrum in self.spectra.items():
+            tensors |= {f"basis.{path}": spectrum.basis, f"values.{path}": spectrum.values}
+        return {**tensors, "counts": {path: spectrum.count for path, spectrum in self.spectra.items()}}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        device = self.core.llava.device
+        self.importance, self.training = state["importance"].to(device), state["training"].to(device)
+        self.spectra = {}
+        for path, count in state["counts"].items():
+            spectrum = self.spectra[path] = Spectrum(self.config.components)
+            spectrum.count = count
+            spectrum.basis, spectrum.values = (state[f"{k}.{path}"].to(device) for k in ("basis", "values"))

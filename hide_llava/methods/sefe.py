@@ -1,0 +1,87 @@
+"""SEFE: RegLoRA against the loss of knowledge, answer style diversification against the loss of formats
+(Chen et al., arXiv 2505.02486; methods.md §3.14).
+
+y = W x + s Σ_{i≤t} B_i A_i x,  past experts frozen
+L = CE + λ · mean over linears of mean_{(j,k)∈K} |(B_t A_t)_jk|       (no factor α/r)
+K = ∪_{i<t} K_i,  K_i: the `fraction` largest |B_i A_i| of each linear after task i
+
+`rewritten` percent of a task's records train with another form of answer (data/answer_styles.py). The authors let a
+multimodal model rewrite offline; to use their files, name them in the benchmark and set rewritten=0.
+
+reference: authors   an element selected by two tasks counts twice in the mean, and the sum over linears is divided by 224
+                     (32 layers × 7 linears) whatever the model
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hide_llava.adapters.key_elements import key_mean, pack, select
+from hide_llava.data.answer_styles import diversify
+from hide_llava.methods.base import Context, Features, Task, register
+from hide_llava.methods.experts import SummedExperts
+from hide_llava.values import above_zero, at_least, one_of
+
+
+@register
+class Sefe(SummedExperts):
+    name = "sefe"
+    reads_parameters = True
+
+    @dataclass
+    class Config(SummedExperts.Config):
+        strength: float = 2500.0  # λ
+        fraction: float = 0.02  # M
+        rewritten: float = 20.0  # X, percent of the records; 0: RegLoRA alone
+        style_seed: int = 0
+        reference: str = "none"  # none | authors
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            at_least(self, strength=0, rewritten=0, style_seed=0)
+            above_zero(self, "fraction", most=1)
+            if self.rewritten > 100:
+                raise ValueError(f"rewritten={self.rewritten}: must be in [0, 100]")
+            one_of(self, reference=("none", "authors"))
+
+    def setup(self) -> None:
+        super().setup()
+        self.keys: dict[str, list[Tensor]] = {}  # linear → packed masks: one of all tasks (authors: one of each)
+
+    def train_data(self, task: Task, records: Any, context: Context) -> Any:
+        if not self.config.rewritten:
+            return records
+        return diversify(records, self.config.rewritten, self.config.style_seed + task.index)
+
+    def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
+        if not self.keys:
+            return {}
+        expert = self.adapter
+        linears = list(self.core.layers(expert))
+        means = [key_mean(m.lora_A[expert].weight, m.lora_B[expert].weight, self.keys[path]) for path, _, m in linears]
+        divisor = 224 if self.config.reference == "authors" else len(linears)
+        return {"key_elements": self.config.strength * torch.stack(means).sum() / divisor}
+
+    @torch.no_grad()
+    def after_task(self, task: Task, context: Context) -> None:
+        expert = self.adapter
+        for path, _, layer in self.core.layers(expert):
+            mask = pack(select(layer.lora_A[expert].weight, layer.lora_B[expert].weight, self.config.fraction))
+            past = self.keys.get(path, [])
+            if past and self.config.reference == "none":
+                past, mask = [], past[0] | mask
+            self.keys[path] = [*past, mask]
+
+    def state(self) -> dict[str, Any]:
+        keys = {f"keys.{i}.{path}": mask for path, masks in self.keys.items() for i, mask in enumerate(masks)}
+        return {**super().state(), **keys}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        super().load_state(state)
+        self.keys = {}
+        for key in sorted((k for k in state if k.startswith("keys.")), key=lambda k: int(k.split(".")[1])):
+            self.keys.setdefault(key.split(".", 2)[2], []).append(state[key].to(self.core.llava.device))

@@ -1,0 +1,152 @@
+"""SMoLoRA: Exploring and Defying Dual Catastrophic Forgetting in Continual Visual Instruction Tuning (arXiv 2411.13949).
+
+E experts, half for visual understanding (V), half for instruction following (I), methods.md §3.13. On every adapted
+linear, for a sample with prompt inputs x_1 … x_p of that linear and instruction embedding e:
+    v = argmax W_v mean(x_1 … x_p),   i = argmax W_i e                one expert of each half
+    o_v = s B_v A_v x,  o_i = s B_i A_i x                             for every token x
+    y = W x + w_1 o_v + w_2 o_i,   (w_1, w_2) = softmax(f_v·o_v, f_i·o_i)
+The scores are computed in the rank space, f·(B u) = (Bᵀf)·u, at cost r instead of d_out. Both gates are learned with
+the first task and then kept. The mean is taken at prefill, over the prompt alone, and holds for the whole answer.
+
+Differences from published code and the option that restores each:
+    gates: random          its one-hot is a constant, so no gradient ever reaches a gate: it routes by a random draw.
+                           Ours are learned straight through (one-hot forward, softmax gradient)
+    pool: call             mean over every position of the call: answer and padding in training, a single token while
+                           decoding. Then an answer depends on the batch and may change experts from token to token
+    instruction: oracle    one embedding per task, chosen by the task id: here the mean over its training instructions
+The reference also puts experts on the projector and draws one dropout mask per expert; ours trains the projector whole.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+from torch.utils.data import Subset
+
+from hide_llava.adapters.observe import from_main, sample
+from hide_llava.adapters.route import RankMap
+from hide_llava.adapters.token_gates import PromptView, Routers, per_rank, straight_through
+from hide_llava.methods.base import Context, Features, Route, Task, register
+from hide_llava.methods.lora import SequentialLora
+from hide_llava.values import at_least, one_of
+
+
+@register
+class SMoLora(SequentialLora):
+    name = "smolora"
+    adapter = "experts"
+    needs = frozenset({"sentence"})
+    reads_parameters = True  # B and the fusion heads, in the gate
+
+    @dataclass
+    class Config(SequentialLora.Config):
+        rank: int = 128  # r, of all experts together
+        alpha: float = 256.0
+        targets: str = "ffn"
+        experts: int = 8  # E
+        gates: str = "trained"  # trained | random (published code)
+        pool: str = "prompt"  # prompt | call (published code)
+        instruction: str = "text"  # text | oracle (published code)
+        samples: int = 256  # instruction: oracle, the number of records whose instructions are averaged
+
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            one_of(self, gates=("trained", "random"), pool=("prompt", "call"), instruction=("text", "oracle"))
+            at_least(self, experts=2, samples=1)
+            if self.experts % 2:
+                raise ValueError(f"experts={self.experts}: must be even, half of them for each gate")
+            if self.rank % self.experts:
+                raise ValueError(f"rank={self.rank}: must be a multiple of experts={self.experts}")
+
+    def setup(self) -> None:
+        self.oracle = self.config.instruction == "oracle"
+        self.current = 0
+        self.instructions: dict[int, Tensor] = {}  # task → mean embedding, for the oracle
+        self.core.add(self.adapter, self.config)
+        self.modules["visual"] = Routers(self.core, self.adapter, self.config.experts // 2)
+        self.modules["fusion"] = Routers(self.core, self.adapter, 2, lambda layer: layer.out_features)
+
+    def before_task(self, task: Task, context: Context) -> None:
+        self.current = task.index
+        self._add_instruction_gate(context.widths["sentence"])
+        if self.oracle:
+            self.instructions[task.index] = self._mean_instruction(context)
+
+    def _add_instruction_gate(self, width: int) -> None:
+        if "instruction" not in self.modules:
+            half = self.config.experts // 2
+            self.modules["instruction"] = Routers(self.core, self.adapter, half, lambda _: width)
+            self.width = width
+
+    def _mean_instruction(self, context: Context) -> Tensor:
+        chosen = sample(len(context.train_data), self.config.samples, self.current)
+        batches = context.loader(Subset(context.train_data, chosen), 16)
+        mean = torch.cat([context.features(batch).sentence for batch in batches]).mean(0)
+        from_main(mean)
+        return mean
+
+    def params(self) -> list[dict[str, Any]]:
+        learned = ["fusion"]
+        if self.config.gates == "trained" and self.current == 0:
+            learned += ["visual", "instruction"]
+        parameters = [p for name in learned for p in self.modules[name].parameters()]
+        return [*super().params(), {"params": parameters, "lr": "adapter"}]
+
+    # ---- routing ---------------------------------------------------------------------------------------------------
+    def route(self, batch: dict, features: Features, train: bool) -> Route:
+        embedding = features.sentence
+        if self.oracle:
+            task = self.current if train else batch["task"]
+            embedding = self.instructions[task].expand(len(embedding), -1)
+        gate = partial(self.gate, PromptView(batch, train), embedding)
+        return Route([self.adapter], {self.adapter: gate})
+
+    def gate(self, prompt: PromptView, embedding: Tensor, path: str, layer: nn.Module, x: Tensor) -> RankMap:
+        if self.config.pool == "call":
+            hard = self.choices(path, x.float().mean(1), embedding)
+        else:
+            hard = prompt.once(path, lambda: self.choices(path, prompt.mean(x), embedding))
+        return partial(self.fuse, path, layer, per_rank(hard, self.config.rank).unsqueeze(1))
+
+    def choices(self, path: str, pooled: Tensor, embedding: Tensor) -> Tensor:
+        """[B, E]: one-hot over the visual half, one-hot over the instruction half."""
+        logits = (self.modules["visual"](path, pooled), self.modules["instruction"](path, embedding))
+        return torch.cat([self.choose(z) for z in logits], -1)
+
+    def choose(self, logits: Tensor) -> Tensor:
+        """[B, E/2] → one-hot."""
+        if self.config.gates == "trained":
+            return straight_through(logits)
+        return one_hot(logits.argmax(-1), logits.shape[-1]).to(logits.dtype)
+
+    def fuse(self, path: str, layer: nn.Module, hard: Tensor, u: Tensor) -> Tensor:
+        """u = A x [B, n, r] → w ⊗ (hard ⊙ u): the two chosen experts, weighed for every token."""
+        with torch.autocast(u.device.type, enabled=False):
+            u = u.float() * hard
+            b = layer.scaling[self.adapter] * layer.lora_B[self.adapter].weight.float()
+            in_rank_space = (self.modules["fusion"].weight(path) @ b).unflatten(
+                1, (2, -1)
+            )  # f_head B_half, [2, 2, r/2]
+            heads = torch.stack([in_rank_space[0, 0], in_rank_space[1, 1]])
+            scores = (u.unflatten(-1, (2, -1)) * heads).sum(-1)
+            return u * per_rank(scores.softmax(-1), self.config.rank)
+
+    def prepare_inference(self) -> None:
+        """Nothing is folded: every gate depends on the sample."""
+
+    # ---- state -----------------------------------------------------------------------------------------------------
+    def state(self) -> dict[str, Any]:
+        means = {f"instruction.{task}": mean for task, mean in self.instructions.items()}
+        return {**means, "sentence_width": self.width, "current": self.current}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.current = state["current"]
+        self._add_instruction_gate(state["sentence_width"])
+        device = self.core.llava.device
+        means = {k: v for k, v in state.items() if k.startswith("instruction.")}
+        self.instructions = {int(k.split(".")[1]): mean.to(device) for k, mean in means.items()}

@@ -1,0 +1,224 @@
+"""LLaVA-1.5-7B's shape on one GPU, random weights: LoRA step, answers, folding. One table, under 10 minutes.
+
+    bash perf/gpu.sh               # needs torch, transformers and peft; downloads nothing
+    bash perf/gpu.sh --small       # the same code at toy size on a CPU; the times then mean nothing
+
+training step  peft   upstream LoRA on transformers' own LLaVA; hide: this package at task 6 of 6; naive: every task's
+                      expert in the optimizer, as in the reference. One answer of 10 tokens per sample is trained on.
+answers        base   transformers' generate without adapters; hide: folded; naive: batch 1, all experts summed anew in
+                      every forward (perf/generation.py, weights not initialised first). 10 new tokens each.
+stages         fold, unfold, and swap = unfold, read every expert from its folder, fold (what `Session.restore` does).
+
+tokens/s counts all positions of the padded sequence, image tokens included. MFU and HFU: see perf/flops.py. The CLIP
+text tower that HiDe routes by is inside `hide` and `naive`. Not inside: reading and resizing pictures, metrics.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from statistics import median
+
+import flops
+import torch
+from generation import base_call, naive, routed_call
+from measure import Call, clocks, machine, start, table
+from shapes import Shape, build_batch, build_hide, build_llava
+from training_step import Variant
+from transformers.utils import is_flash_attn_2_available
+
+from hide_llava.methods.routed import RoutedLlava
+
+REAL = Shape(
+    hidden=4096, layers=32, heads=32, vocabulary=32_000, vision_hidden=1024, vision_layers=24, vision_heads=16,
+    vision_mlp=4, image_tokens=576, prompt_tokens=40, answer_tokens=10, new_tokens=10, experts=6, rank=8,
+    device="cuda", dtype="bfloat16", routing="clip",
+)  # fmt: skip
+TOY = replace(
+    REAL, hidden=32, layers=2, heads=2, vocabulary=64, vision_hidden=16, vision_layers=2, vision_heads=4,
+    image_tokens=4, prompt_tokens=8, answer_tokens=3, new_tokens=3, experts=2, rank=2, device="cpu",
+)  # fmt: skip
+CELLS, ANSWERS = 21, 63_000  # of a UCIT run: the lower triangle of six tasks, 3,000 answers a cell
+HEADER = ["part", "variant", "setting", "batch", "ms", "rate", "MFU", "HFU", "ratio", "peak GiB"]
+
+
+class Report:
+    """The rows so far, and the time that is left for more."""
+
+    def __init__(self, device: str, repeats: int, seconds: float):
+        self.device, self.repeats, self.rows = device, repeats, []
+        self.end = time.monotonic() + seconds
+        self.flops = flops.peak(torch.cuda.get_device_name()) if device == "cuda" else None
+
+    def add(self, part: str, variant: str, setting: str, batch: object, *cells: str) -> None:
+        """One row; also to stderr at once, so that a run that is stopped has shown what it measured."""
+        row = [part, variant, setting, str(batch), *cells]
+        self.rows.append(row + [""] * (len(HEADER) - len(row)))
+        print(" | ".join(self.rows[-1]), file=sys.stderr, flush=True)
+
+    def measure(self, part: str, variant: str, setting: str, size: int, make: Callable[[], Call],
+                cells: Callable[[float], list[str]]) -> float | None:  # fmt: skip
+        """Time `make()()` and add a row; `cells(seconds)`: rate, MFU, HFU, ratio. None: not measured."""
+        if time.monotonic() > self.end:
+            self.add(part, variant, setting, size, "not run (time)")
+            return None
+        seconds, peak = self._attempt(make)
+        if seconds is None:
+            self.add(part, variant, setting, size, "does not fit")
+        else:
+            self.add(part, variant, setting, size, f"{1000 * seconds:.1f}", *cells(seconds), peak)
+        return seconds
+
+    def _attempt(self, make: Callable[[], Call]) -> tuple[float | None, str]:
+        """(median seconds, peak memory) after one warm-up call; (None, "") when memory runs out."""
+        result: tuple[float | None, str] = None, ""
+        with contextlib.suppress(torch.OutOfMemoryError):
+            call = make()
+            call()
+            if self.device == "cuda":
+                torch.cuda.reset_peak_memory_stats()
+            seconds = median(clocks(call, self.device)[0] for _ in range(self.repeats))
+            result = seconds, f"{torch.cuda.max_memory_allocated() / 2**30:.1f}" if self.device == "cuda" else ""
+        release(self.device)
+        return result
+
+    def share(self, work: float, seconds: float) -> str:
+        """FLOPs per second as a share of the device's peak."""
+        return "" if self.flops is None else f"{100 * work / seconds / self.flops:.1f} %"
+
+
+def release(device: str) -> None:
+    """Give memory back between measurements."""
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.empty_cache()
+
+
+def over(seconds: float, baseline: float | None, name: str) -> str:
+    return "" if baseline is None else f"{seconds / baseline:.3f} × {name}"
+
+
+# ---- training ----------------------------------------------------------------------------------------------------
+def training(report: Report, shape: Shape, sizes: list[int]) -> None:
+    """peft and hide over all batch sizes, with and without checkpointing; naive at two."""
+    kinds = ["sdpa"] + (["flash_attention_2"] if is_flash_attn_2_available() and shape.device == "cuda" else [])
+    base: dict[tuple[str, int], float | None] = {}
+    for name in ("peft", "hide", "naive"):
+        variant = Variant(name, shape)
+        for attention in kinds if name == "peft" else kinds[:1]:
+            variant.llava.set_attn_implementation(attention)
+            for recompute in (True, False):
+                if recompute:
+                    variant.llava.gradient_checkpointing_enable({"use_reentrant": False})
+                else:
+                    variant.llava.gradient_checkpointing_disable()
+                setting = f"{attention}, checkpointing {'on' if recompute else 'off'}"
+                for size in sizes if name != "naive" else sizes[:1] + sizes[3:4]:
+                    seconds = report.measure(
+                        "training step", name, setting, size, lambda size=size, variant=variant: variant.step(size),
+                        lambda s, size=size, recompute=recompute, before=base.get((setting, size)): [
+                            *step_rates(report, shape, size, recompute, s), over(s, before, "peft")
+                        ],
+                    )  # fmt: skip
+                    base.setdefault((setting, size), seconds)
+        state = f"{variant.state_bytes() / 2**20:.2f} MiB"
+        report.add("optimizer state", name, "AdamW moments, fp32", "", "", state)
+        del variant
+        release(shape.device)
+
+
+def step_rates(report: Report, shape: Shape, size: int, recompute: bool, seconds: float) -> list[str]:
+    """tokens/s, MFU and HFU of one step."""
+    positions = build_batch(shape, 1, "right")["input_ids"].shape[1]  # the longest sample, to which all are padded
+    useful, again = flops.step(shape, positions)
+    executed = useful + again * recompute
+    return [f"{size * positions / seconds:,.0f} tokens/s",
+            report.share(size * useful, seconds), report.share(size * executed, seconds)]  # fmt: skip
+
+
+# ---- answers -----------------------------------------------------------------------------------------------------
+def answers(report: Report, shape: Shape, sizes: list[int]) -> dict[str, float]:
+    """Best answers per second of hide and naive."""
+    best: dict[str, float] = {}
+    times: dict[tuple[str, int], float | None] = {}
+
+    def row(name: str, size: int, make: Callable[[], Call], baseline: str) -> None:
+        before = times.get((baseline, size))
+        seconds = report.measure("answers", name, shape.attention, size, make, lambda s: [
+            f"{size / s:.2f} answers/s", "", "", over(s, before, baseline)
+        ])  # fmt: skip
+        times[name, size] = seconds
+        if seconds is not None:
+            best[name] = max(best.get(name, 0.0), size / seconds)
+
+    llava = build_llava(shape)
+    for size in sizes:
+        row("base", size, lambda size=size: base_call(llava, shape, size), "base")
+    del llava
+    release(shape.device)
+    routed = build_hide(shape, training=False).eval().requires_grad_(False)
+    stages(report, routed)
+    for size in sizes:
+        row("hide", size, lambda size=size: routed_call(routed, shape, size), "base")
+    routed.core.unfold()
+    del routed
+    release(shape.device)
+    routed = naive(shape, initialise=False).eval().requires_grad_(False)
+    row("naive", 1, lambda: routed_call(routed, shape, 1), "hide")
+    return best
+
+
+def stages(report: Report, routed: RoutedLlava) -> None:
+    """Time to fold, unfold and swap; the model ends folded."""
+    core, method = routed.core, routed.method
+    names = [method.expert(t) for t in method.learned]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in names:
+            core.save(name, Path(folder) / name)
+
+        def swap() -> None:
+            core.unfold()
+            for name in names:
+                core.load(name, Path(folder) / name)
+            method.prepare_inference()
+
+        for label, call in (("fold", method.prepare_inference), ("unfold", core.unfold), ("swap", swap)):
+            seconds = clocks(call, report.device)[0]
+            report.add("stages", label, f"{len(names)} experts", "", f"{1000 * seconds:.1f}")
+
+
+def projection(best: dict[str, float]) -> str:
+    """What the best rates mean for one UCIT run."""
+    parts = [f"{name} {ANSWERS / rate / 60:,.1f} minutes" for name, rate in best.items()]
+    return (f"UCIT's {CELLS} cells ({ANSWERS:,} answers of ~10 tokens), generation alone, at the best batch measured: "
+            f"{', '.join(parts)}.")  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--small", action="store_true", help="toy size on a CPU")
+    parser.add_argument("--minutes", type=float, default=9.0, help="no new row is begun after this time")
+    parser.add_argument("--repeats", type=int, default=3, help="timed calls per row; the median is shown")
+    args = parser.parse_args()
+    if not args.small and not torch.cuda.is_available():
+        raise SystemExit("perf/gpu.py: torch sees no CUDA device; use a machine with a GPU, or --small for the CPU.")
+    shape = TOY if args.small else REAL
+    start(1 if args.small else torch.get_num_threads())
+    begun = time.monotonic()
+    report = Report(shape.device, 1 if args.small else args.repeats, 60 * args.minutes)
+    best = answers(report, shape, [1, 2] if args.small else [1, 2, 4, 8, 16, 32, 64, 128])
+    training(report, shape, [1] if args.small else [1, 2, 4, 8, 16, 32])
+    print(f"{shape}\n{machine(shape.device, torch.get_num_threads())}\n{shape.note}\n")
+    print(table(HEADER, report.rows))
+    print(f"\n{projection(best)}\ntotal: {time.monotonic() - begun:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
