@@ -10,14 +10,23 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TOY = {"hidden": 32, "layers": 2, "heads": 2, "vocabulary": 64, "vision-hidden": 16, "image-tokens": 4,
        "prompt-tokens": 6, "experts": 2, "rank": 2, "rounds": 1}  # fmt: skip
+# what the package needs beyond torch, transformers and peft (and their own requirements)
+ABSENT = ("omegaconf", "ijson", "datasets", "pyarrow", "sentencepiece", "PIL", "bitsandbytes", "deepspeed")
+
+
+def output_of(words: list[str], **environment: str) -> str:
+    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(words, capture_output=True, text=True, env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def harness(name: str, *more: str) -> str:
-    words = [sys.executable, str(ROOT / "perf" / f"{name}.py"), *(f"--{k}={v}" for k, v in TOY.items()), *more]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(words, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return output_of([sys.executable, str(ROOT / "perf" / f"{name}.py"), *more])
+
+
+def toy(name: str, *more: str) -> str:
+    return harness(name, *(f"--{k}={v}" for k, v in TOY.items()), *more)
 
 
 def rows(output: str) -> list[dict[str, str]]:
@@ -27,7 +36,7 @@ def rows(output: str) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def generation() -> str:
-    return harness("generation", "--batch", "1,2", "--new-tokens", "3", "--no-memory")
+    return toy("generation", "--batch", "1,2", "--new-tokens", "3", "--no-memory")
 
 
 def test_generation_prints_every_variant(generation: str) -> None:
@@ -43,9 +52,73 @@ def test_the_folded_and_the_naive_model_are_the_same_function(generation: str) -
 
 
 def test_training_step_prints_every_variant_and_trains_one_task_only() -> None:
-    table = rows(harness("training_step", "--batch", "1", "--answer-tokens", "3"))
+    table = rows(toy("training_step", "--batch", "1", "--answer-tokens", "3"))
     assert [row["variant"] for row in table] == ["peft", "hide", "naive"]
     for row in table:
         assert all(float(row[key]) > 0 for key in ("ms/sample", "ratio to peft", "CPU-time ratio", "peak MiB"))
     peft, hide, naive = (int(row["optimizer state bytes"]) for row in table)
     assert hide == peft < naive
+
+
+def test_gpu_runs_with_torch_transformers_and_peft_alone(tmp_path: Path) -> None:
+    lines = ["import sys", *(f"sys.modules[{name!r}] = None" for name in ABSENT)]
+    (tmp_path / "sitecustomize.py").write_text("\n".join(lines))
+    out = output_of(["bash", str(ROOT / "perf" / "gpu.sh"), "--small"], PYTHON=sys.executable, PYTHONPATH=str(tmp_path))
+    table = rows(out)
+    measured = [
+        (row["part"], row["variant"], row["batch"]) for row in table if row["part"] in ("answers", "training step")
+    ]
+    wanted = [("answers", name, batch) for name in ("base", "hide") for batch in "12"] + [("answers", "naive", "1")]
+    wanted += [("training step", name, "1") for name in ("peft", "hide", "naive") for _ in ("on", "off")]
+    assert measured == wanted
+    assert all(float(row["ms"]) > 0 for row in table if row["part"] != "optimizer state")
+    assert [row["variant"] for row in table if row["part"] == "stages"] == ["fold", "unfold", "swap"]
+    assert "63,000 answers" in out
+
+
+COUNTED = """
+import sys
+sys.path.insert(0, "perf")
+import flops
+from shapes import Shape
+from torch.utils.flop_counter import FlopCounterMode
+from training_step import Variant
+
+# eager: torch counts the attention's two products as they are written
+shape = Shape(hidden=64, layers=2, heads=2, vocabulary=96, vision_hidden=32, image_tokens=16, prompt_tokens=6,
+              answer_tokens=3, experts=2, rank=2, attention="eager")
+for recompute in (False, True):
+    variant = Variant("hide" if recompute else "peft", shape)
+    if recompute:
+        variant.llava.gradient_checkpointing_enable({"use_reentrant": False})
+    call = variant.step(2)
+    with FlopCounterMode(display=False) as counter:
+        call()
+    useful, again = flops.step(shape, 1 + 16 + 6 + 3)
+    print(counter.get_total_flops(), 2 * (useful + again * recompute))
+"""
+
+
+def test_the_formula_of_a_step_is_what_torch_counts() -> None:
+    plain, checkpointed = output_of([sys.executable, "-c", COUNTED.replace('"perf"', repr(str(ROOT / "perf")))]).split(
+        "\n"
+    )[:2]
+    counted, formula = map(int, plain.split())
+    assert counted == formula
+    counted, formula = map(int, checkpointed.split())  # plus routing's one matmul, less what recomputation stops before
+    assert abs(counted / formula - 1) < 0.002
+
+
+def test_growth_counts_bytes_that_are_flat_in_the_number_of_tasks() -> None:
+    table = {row[""]: row["2"] for row in rows(harness("growth", "--axis", "tasks", "--points", "2", "--rounds", "1"))}
+    assert len(table) == 13
+    assert table["activations"] == table["state"] == "1.00 / 1.00"
+    assert table["gates"] == "2.00 / 2.00"
+    assert table["kept"].split(" / ")[0] == table["kept"].split(" / ")[1]
+
+
+def test_evaluation_divides_the_time_of_a_cell(tmp_path: Path) -> None:
+    table = rows(harness("evaluation", "--folder", str(tmp_path), "--task", "flickr30k", "--rounds", "1", "limit=6"))
+    assert [(row["task"], row["answers"]) for row in table] == [("flickr30k", "6")]
+    shares = [float(table[0][part].rstrip(" %")) for part in ("generation", "pictures", "score", "rest")]
+    assert all(share > 0 for share in shares) and abs(sum(shares) - 100) < 0.3

@@ -303,6 +303,7 @@ class Core:
 
     def combine(self, name: str, experts: list[str], weights: list[float], how: str, density: float | None) -> None:
         """One adapter `name` merged from experts by peft's `add_weighted_adapter` (its `combination_type`: `how`)."""
+        self._wrap()
         flags = self._flags()
         self.peft.base_model.add_weighted_adapter(experts, weights, name, how, density=density)
         self._restore(flags)

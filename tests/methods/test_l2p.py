@@ -22,7 +22,7 @@ def test_selection_and_pull_against_loops() -> None:
     expected, chosen = torch.zeros((), dtype=torch.float64), []
     for row in range(4):
         cosines = [naive_cosine(naive_query(features, row), list(key)) for key in keys]
-        order = sorted(range(5), key=lambda m: -float(cosines[m]))[:3]
+        order = sorted(range(5), key=lambda m: -float(cosines[m].detach()))[:3]
         chosen.append(order)
         expected = expected - 0.3 * sum(cosines[m] for m in order) / 4
     route = method.route({}, features, True)
