@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -21,32 +20,8 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from hide_llava.adapters.folding import Factors, Folds, low_rank
 from hide_llava.adapters.route import Route
+from hide_llava.adapters.spec import TARGETS, LoraSpec
 from hide_llava.errors import UserError
-
-TARGETS = {
-    "all": r"self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj)",
-    "attention": r"self_attn\.(q_proj|k_proj|v_proj|o_proj)",
-    "ffn": r"mlp\.(gate_proj|up_proj|down_proj)",
-}
-
-
-@dataclass
-class LoraSpec:
-    """Shape of one adapter. scale = alpha / rank. init_std: A ~ N(0, init_std²); None: peft's Kaiming. B = 0."""
-
-    rank: int = 8
-    alpha: float = 16.0
-    dropout: float = 0.05
-    targets: str = "all"  # all | attention | ffn
-    init_std: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"rank={self.rank}: must be at least 1")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout}: must be in [0, 1)")
-        if self.targets not in TARGETS:
-            raise ValueError(f"targets={self.targets}: expected one of {', '.join(TARGETS)}")
 
 
 class Core:
@@ -297,7 +272,9 @@ class Core:
         self.add(name, LoraSpec(rank, float(rank), 0.0), list(factors))
         for path, _, m in self.layers(name):
             weight = m.get_base_layer().weight
-            dtype = weight.dtype if weight.is_floating_point() else self.llava.dtype  # one compute dtype (hide.md §7.1, 27)
+            dtype = (
+                weight.dtype if weight.is_floating_point() else self.llava.dtype
+            )  # one compute dtype (hide.md §7.1, 27)
             m.lora_A[name].weight.data, m.lora_B[name].weight.data = (f.detach().to(dtype) for f in factors[path])
         return rank
 
