@@ -23,6 +23,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -106,32 +107,43 @@ def over(seconds: float, baseline: float | None, name: str) -> str:
 
 
 # ---- training ----------------------------------------------------------------------------------------------------
+Times = dict[tuple[str, str, int], "float | None"]  # (variant, setting, batch) → seconds
+
+
 def training(report: Report, shape: Shape, sizes: list[int]) -> None:
-    """peft and hide over all batch sizes, with and without checkpointing; naive at two."""
-    kinds = ["sdpa"] + (["flash_attention_2"] if is_flash_attn_2_available() and shape.device == "cuda" else [])
-    base: dict[tuple[str, int], float | None] = {}
+    """peft with every attention; hide and naive with sdpa; naive at two batch sizes."""
+    flash = is_flash_attn_2_available() and shape.device == "cuda"
+    times: Times = {}
     for name in ("peft", "hide", "naive"):
         variant = Variant(name, shape)
-        for attention in kinds if name == "peft" else kinds[:1]:
+        few = sizes[:1] + sizes[3:4] if name == "naive" else sizes
+        for attention in ("sdpa", "flash_attention_2") if flash and name == "peft" else ("sdpa",):
             variant.llava.set_attn_implementation(attention)
             for recompute in (True, False):
-                if recompute:
-                    variant.llava.gradient_checkpointing_enable({"use_reentrant": False})
-                else:
-                    variant.llava.gradient_checkpointing_disable()
-                setting = f"{attention}, checkpointing {'on' if recompute else 'off'}"
-                for size in sizes if name != "naive" else sizes[:1] + sizes[3:4]:
-                    seconds = report.measure(
-                        "training step", name, setting, size, lambda size=size, variant=variant: variant.step(size),
-                        lambda s, size=size, recompute=recompute, before=base.get((setting, size)): [
-                            *step_rates(report, shape, size, recompute, s), over(s, before, "peft")
-                        ],
-                    )  # fmt: skip
-                    base.setdefault((setting, size), seconds)
+                train_rows(report, variant, name, attention, recompute, few, times)
         state = f"{variant.state_bytes() / 2**20:.2f} MiB"
         report.add("optimizer state", name, "AdamW moments, fp32", "", "", state)
         del variant
         release(shape.device)
+
+
+def train_rows(
+    report: Report, variant: Variant, name: str, attention: str, recompute: bool, sizes: list[int], times: Times
+) -> None:
+    """One row per batch size, with or without activation checkpointing."""
+    if recompute:
+        variant.llava.gradient_checkpointing_enable({"use_reentrant": False})
+    else:
+        variant.llava.gradient_checkpointing_disable()
+    setting = f"{attention}, checkpointing {'on' if recompute else 'off'}"
+    for size in sizes:
+        before = times.get(("peft", setting, size))
+
+        def cells(seconds: float, size: int = size, before: float | None = before) -> list[str]:
+            return [*step_rates(report, variant.shape, size, recompute, seconds), over(seconds, before, "peft")]
+
+        seconds = report.measure("training step", name, setting, size, partial(variant.step, size), cells)
+        times[name, setting, size] = seconds
 
 
 def step_rates(report: Report, shape: Shape, size: int, recompute: bool, seconds: float) -> list[str]:
@@ -145,34 +157,42 @@ def step_rates(report: Report, shape: Shape, size: int, recompute: bool, seconds
 
 # ---- answers -----------------------------------------------------------------------------------------------------
 def answers(report: Report, shape: Shape, sizes: list[int]) -> dict[str, float]:
-    """Best answers per second of hide and naive."""
+    """All rows on answering, one model in memory at a time. Returns the best answers per second of each variant."""
+    times: Times = {}
+    base_answers(report, shape, sizes, times)
+    release(shape.device)
+    hide_answers(report, shape, sizes, times)
+    release(shape.device)
+    routed = naive(shape, initialise=False).eval().requires_grad_(False)
+    answer_row(report, shape, "naive", 1, partial(routed_call, routed, shape, 1), "hide", times)
     best: dict[str, float] = {}
-    times: dict[tuple[str, int], float | None] = {}
-
-    def row(name: str, size: int, make: Callable[[], Call], baseline: str) -> None:
-        before = times.get((baseline, size))
-        seconds = report.measure("answers", name, shape.attention, size, make, lambda s: [
-            f"{size / s:.2f} answers/s", "", "", over(s, before, baseline)
-        ])  # fmt: skip
-        times[name, size] = seconds
+    for (name, _, size), seconds in times.items():
         if seconds is not None:
             best[name] = max(best.get(name, 0.0), size / seconds)
+    return best
 
+
+def base_answers(report: Report, shape: Shape, sizes: list[int], times: Times) -> None:
     llava = build_llava(shape)
     for size in sizes:
-        row("base", size, lambda size=size: base_call(llava, shape, size), "base")
-    del llava
-    release(shape.device)
+        answer_row(report, shape, "base", size, partial(base_call, llava, shape, size), "", times)
+
+
+def hide_answers(report: Report, shape: Shape, sizes: list[int], times: Times) -> None:
     routed = build_hide(shape, training=False).eval().requires_grad_(False)
     stages(report, routed)
     for size in sizes:
-        row("hide", size, lambda size=size: routed_call(routed, shape, size), "base")
-    routed.core.unfold()
-    del routed
-    release(shape.device)
-    routed = naive(shape, initialise=False).eval().requires_grad_(False)
-    row("naive", 1, lambda: routed_call(routed, shape, 1), "hide")
-    return best
+        answer_row(report, shape, "hide", size, partial(routed_call, routed, shape, size), "base", times)
+
+
+def answer_row(
+    report: Report, shape: Shape, name: str, size: int, make: Callable[[], Call], baseline: str, times: Times
+) -> None:
+    """One row; the ratio is to `baseline` at the same batch size."""
+    before = times.get((baseline, "", size))
+    times[name, "", size] = report.measure("answers", name, shape.attention, size, make, lambda seconds: [
+        f"{size / seconds:.2f} answers/s", "", "", over(seconds, before, baseline)
+    ])  # fmt: skip
 
 
 def stages(report: Report, routed: RoutedLlava) -> None:

@@ -13,16 +13,17 @@ step         one step of `MethodTrainer`: collation, forward, backward, clipping
 activations  bytes that autograd keeps for the backward pass, parameters not counted
 state        bytes of gradients and AdamW's moments
 decode       `RoutedLlava.generate` of one batch after folding
-route        `method.route` on given features
+route        `method.route` on given features, 20 calls
 gates        bytes of the route's gates
 fold         `prepare_inference` (fusion=delta_sum);  kept: bytes of the original weights and of the gated top layer
 restore      unfold, then every expert from its folder (reading a stage);  add: a new task's adapter
-checkpoint   `save_trained`, time and bytes;  stage: bytes of `Session.save_stage`
+checkpoint   `save_trained`: time (predicted: by number of tensors) and bytes;  stage: bytes of `Session.save_stage`
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import tempfile
 import time
 from collections.abc import Callable
@@ -94,10 +95,10 @@ def trained(s: Shape) -> int:
 
 
 def activations(p: Point) -> int:
-    """What LoRA keeps at least: the input of every linear, A x twice (before and after a gate), the logits."""
+    """What LoRA keeps at least: the input of every linear, A x twice, the logits, and the attention mask."""
     s = p.shape
     per_layer = sum(i for i, _ in widths(s)) + 7 * 2 * s.rank
-    return p.size * p.positions * (s.layers * per_layer + s.vocabulary)
+    return p.size * p.positions * (s.layers * per_layer + s.vocabulary + p.positions)
 
 
 def decode(p: Point) -> int:
@@ -108,9 +109,14 @@ def decode(p: Point) -> int:
     return p.size * positions * (weights + s.experts * adapter(s) + 2 * s.layers * positions * s.hidden)
 
 
-def anchors(s: Shape) -> int:
-    """Bytes of all anchors: an fp64 sum of each feature and an int64 count per task and kind."""
-    return s.experts * 2 * (64 + 1) * 8
+def tensors(s: Shape) -> int:
+    """Tensors in a checkpoint: A and B of every linear, the projector's four, sum and count of two anchors per task."""
+    return 2 * 7 * s.layers + 4 + 4 * s.experts
+
+
+def stored(s: Shape) -> int:
+    """Bytes of a checkpoint: fp32 weights, anchors (fp64 sums, int64 counts), about 100 bytes of header per tensor."""
+    return 4 * trained(s) + s.experts * 2 * (64 + 1) * 8 + 100 * tensors(s)
 
 
 def kept(s: Shape) -> int:
@@ -129,9 +135,9 @@ FORMULAS: dict[str, Callable[[Point], float]] = {
     "kept": lambda p: kept(p.shape),
     "restore": lambda p: p.shape.experts * p.shape.rank,
     "add": lambda p: p.shape.experts * p.shape.rank,
-    "checkpoint": lambda p: 4 * trained(p.shape) + anchors(p.shape),
-    "checkpoint bytes": lambda p: 4 * trained(p.shape) + anchors(p.shape),
-    "stage bytes": lambda p: 4 * trained(p.shape) + anchors(p.shape),
+    "checkpoint": lambda p: tensors(p.shape),
+    "checkpoint bytes": lambda p: stored(p.shape),
+    "stage bytes": lambda p: stored(p.shape),
 }
 TIMES = ("step", "decode", "route", "fold", "restore", "add", "checkpoint")
 
@@ -173,7 +179,12 @@ class Trained:
         self.batch = build_batch(point.shape, point.size, "right")
 
     def step(self) -> tuple[float, float]:
-        self.trainer.train()
+        gc.collect()
+        gc.disable()  # a collection of all models' objects would fall into some point's step
+        try:
+            self.trainer.train()
+        finally:
+            gc.enable()
         return self.clock.taken()
 
     def counted(self) -> dict[str, float]:
@@ -236,30 +247,31 @@ class Folded:
 
     def counted(self) -> dict[str, float]:
         """Bytes of the gates, and of what folding keeps."""
+        held, folded = self.core.parameters_of("routed"), self.core.folds._kept.values()
         gates = self.method.route(self.batch, self.features, False).gates.values()
-        held = sum(p.nbytes for p in self.core.parameters_of("routed"))
-        return {"gates": sum(g.nbytes for g in gates), "kept": held + sum(t.nbytes for t in self.core.folds._kept.values())}
+        return {"gates": sum(g.nbytes for g in gates), "kept": sum(p.nbytes for p in [*held, *folded])}
 
 
 def rounds_of(calls: dict[str, Callable[[], tuple[float, float]]], rounds: int) -> dict[str, list]:
     """Like `interleave`, for calls that time themselves."""
-    times: dict[str, list] = {name: [] for name in calls}
+    names, times = list(calls), {name: [] for name in calls}
     for turn in range(rounds + 1):
-        for name, call in calls.items():
-            taken = call()
+        for i in range(len(names)):
+            name = names[(turn + i) % len(names)]
+            taken = calls[name]()
             if turn:
                 times[name].append(taken)
     return times
 
 
 def measured(points: list[Point], rounds: int, folder: Path) -> dict[str, dict[int, float]]:
-    """measure → point label → ratio to the first point (times), or bytes."""
+    """measure → point label → milliseconds (first point's median × ratio to it), or bytes."""
     values: dict[str, dict[int, float]] = {name: {} for name in FORMULAS}
 
     def timed(name: str, times: dict[str, list]) -> None:
         first = times[str(points[0].label)]
         for point in points:
-            values[name][point.label] = ratios(times[str(point.label)], first)[1]
+            values[name][point.label] = 1000 * median(c for _, c in first) * ratios(times[str(point.label)], first)[1]
 
     def turns(name: str, make: Callable[[Any], Call], models: dict[str, Any]) -> None:
         timed(name, interleave({label: make(m) for label, m in models.items()}, rounds, "cpu"))
@@ -284,9 +296,10 @@ def compare(points: list[Point], values: dict[str, dict[int, float]]) -> tuple[l
     """Table rows `measured / predicted`, and what grew faster than predicted."""
     rows, faster = [], []
     for name, formula in FORMULAS.items():
-        cells = []
+        first = values[name][points[0].label]
+        cells = [f"{first:.2f} ms" if name in TIMES else f"{first / 1024:.1f} KiB"]
         for point in points:
-            ratio = values[name][point.label] / values[name][points[0].label]
+            ratio = values[name][point.label] / first
             predicted = formula(point) / formula(points[0])
             cells.append(f"{ratio:.2f} / {predicted:.2f}")
             if ratio > predicted * (1.25 if name in TIMES else 1.05):
@@ -308,7 +321,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="growth-") as folder:
             values = measured(points, args.rounds, Path(folder))
         rows, faster = compare(points, values)
-        print(f"\n{axis}\n\n{table(['', *(str(p.label) for p in points)], rows)}\n")
+        print(f"\n{axis}\n\n{table(['', 'first', *(str(p.label) for p in points)], rows)}\n")
         print("faster than predicted: " + ("; ".join(faster) or "nothing"), flush=True)
 
 

@@ -136,6 +136,8 @@ class Core:
             raise UserError(f"{folder}: not a readable peft adapter ({' '.join(str(error).split())}).") from None
         if name not in self.names():
             self._insert(name, config)
+        if self._fill(name, state):
+            return
         try:
             result = set_peft_model_state_dict(self.peft, state, adapter_name=name)
         except RuntimeError as error:  # torch's list of all shapes that differ; the first says enough
@@ -145,6 +147,18 @@ class Core:
         if result.unexpected_keys or lacking:
             bad = [*result.unexpected_keys, *lacking]
             raise UserError(f"{folder}: adapter does not fit this model; {len(bad)} keys differ, first: {bad[0]}.")
+
+    def _fill(self, name: str, state: dict[str, Tensor]) -> bool:
+        """Copy a state of just this adapter's keys and shapes. peft's loader, for all others, also maps older layouts, but
+        walks over the modules of every adapter several times for each one it reads."""
+        own = {f"base_model.model.{path}.lora_{x}.weight": getattr(m, f"lora_{x}")[name].weight
+               for path, _, m in self.layers(name) for x in "AB"}  # fmt: skip
+        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state.items()}:
+            return False
+        with torch.no_grad():
+            for key, parameter in own.items():
+                parameter.copy_(state[key])
+        return True
 
     def projector_state(self) -> dict[str, Tensor]:
         """A copy of the projector's weights, on their device."""

@@ -183,8 +183,8 @@ def _configuration(
     ]  # fmt: skip
     if benchmark is None:
         folder = out.parent / f".{out.name}.import"
-        tasks = [{"id": f"task-{i + 1}", "title": f"Task {i + 1}", "test": "unknown.json", "metric": "exact_upper"}
-                 for i in range(last.expert_num)]  # fmt: skip
+        tasks = [{"id": f"task-{i + 1}", "title": f"Task {i + 1}", "train": "unknown.json", "test": "unknown.json",
+                  "metric": "exact_upper"} for i in range(last.expert_num)]  # fmt: skip
         write_json(folder / "benchmark.yaml", {"benchmark": {"name": "imported", "tasks": tasks}})
         benchmark = str(folder / "benchmark.yaml")
     model = out.parent / f".{out.name}.import" / "model.yaml"

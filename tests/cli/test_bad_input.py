@@ -236,7 +236,7 @@ def test_only_evaluation_of_an_existing_run_may_change(run: Path) -> None:
     refused("eval", run, "train.epochs=3", says=("'train.epochs=3'", "only eval.*"))
     refused("eval", run, "eval.batchsize=3", says=("unknown key 'eval.batchsize'", "Did you mean 'eval.batch_size'?"))
     refused("eval", run, "eval.batch_size=many", says=("eval.batch_size", "many"))
-    refused("eval", run, "eval.max_new_tokens=3", says=("01-task0/task0", "other settings", "delete it"))
+    refused("eval", run, "eval.max_new_tokens=3", says=("01-task0/task0", "other weights, settings", "delete it"))
     assert content(run) == before
 
 

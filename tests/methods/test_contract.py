@@ -27,12 +27,12 @@ from hide_llava.training.sequence import Interrupted, build_trainer, training_da
 from hide_llava.training.session import Session
 from tests.tiny import configuration, write_world
 
+# One preset of each method, and the presets that change its code path; HIDE_ALL_PRESETS=1 tests all of them.
+CODE_PATHS = ("hide-official", "hide-mcitlib", "hide-prism", "ewc-online", "merge-ties", "modalprompt-mcitlib")
 TESTED = sorted({*names("method"), *(n for n in REGISTRY if n.startswith("test_"))})
+if not os.environ.get("HIDE_ALL_PRESETS"):
+    TESTED = [n for n in TESTED if n in REGISTRY or n in CODE_PATHS]
 TRAINED = [n for n in TESTED if n != "zero_shot"]
-# The slow half of the suite runs one preset of each method, and the presets that change its code path; HIDE_ALL_PRESETS=1
-# runs all of them.
-DISTINCT = [n for n in TRAINED if n in REGISTRY or n in ("hide-official", "hide-prism", "ewc-online", "merge-ties")]
-SLOW = TRAINED if os.environ.get("HIDE_ALL_PRESETS") else DISTINCT
 QUICK = {"mrlora": ("method.router_epochs=1", "method.router_rank=4")}  # settings that only take time
 ORACLES = ["individual"]  # upper references: they are told the task at inference, and every table says so
 
@@ -142,7 +142,7 @@ def test_batch_of_eight_answers_as_batch_of_one(method: str, finished: dict[str,
         assert len({tuple(r["routing"].values()) for r in together}) >= 6  # every row really routes on its own
 
 
-@pytest.mark.parametrize("method", each(SLOW))
+@pytest.mark.parametrize("method", each(TRAINED))
 def test_stored_stages_answer_as_the_run_did(method: str, finished: dict[str, Path], world: Path) -> None:
     """Every stage, restored in a new session in reverse order, gives the answers that the run wrote."""
     folder = RunFolder(finished[method])
@@ -157,7 +157,7 @@ def test_stored_stages_answer_as_the_run_did(method: str, finished: dict[str, Pa
         assert {r["question_id"]: r["token_ids"] for r in rows} == {r["question_id"]: r["token_ids"] for r in stored}
 
 
-@pytest.mark.parametrize("method", each(SLOW))
+@pytest.mark.parametrize("method", each(TRAINED))
 def test_resumed_equals_uninterrupted(method: str, finished: dict, world: Path, tmp_path: Path, monkeypatch) -> None:
     """Stopped after every second step, again and again, the stages come out bit for bit the same."""
     undisturbed = tensors_of(finished[method])
@@ -187,7 +187,7 @@ def test_resumed_equals_uninterrupted(method: str, finished: dict, world: Path, 
     assert_same(tensors_of(tmp_path / "run"), undisturbed)
 
 
-@pytest.mark.parametrize("method", each(SLOW))
+@pytest.mark.parametrize("method", each(TRAINED))
 def test_only_what_the_method_trains_changes(method: str, world: Path, tmp_path: Path) -> None:
     """With weight decay 0.1: base, towers and the adapters of earlier tasks stay bit-identical."""
     config = setup(world, method, tmp_path / "run", "train.weight_decay=0.1")
@@ -214,7 +214,7 @@ def hashes(session: Session) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("method", each(SLOW))
+@pytest.mark.parametrize("method", each(TRAINED))
 @pytest.mark.parametrize(
     "change",
     ["train.gradient_checkpointing=true", "train.per_device_batch_size=2"],
@@ -276,7 +276,7 @@ def test_first_task_equals_plain_lora(method: str, world: Path, tmp_path: Path) 
     assert_same(a, b)
 
 
-@pytest.mark.parametrize("method", each(SLOW))
+@pytest.mark.parametrize("method", each(TRAINED))
 def test_two_processes_equal_one(method: str, world: Path, tmp_path: Path) -> None:
     """torchrun with two gloo processes at the same global batch."""
     if method in ("hide-official", "hide-mcitlib"):
