@@ -34,8 +34,7 @@ if not os.environ.get("HIDE_ALL_PRESETS"):
     TESTED = [n for n in TESTED if n in REGISTRY or n in CODE_PATHS]
 TRAINED = [n for n in TESTED if n != "zero_shot"]
 # What differs between processes is what a method gathers, mixes or draws; one of each kind.
-GATHERING = ["hide", "hide-official", "lora", "multitask", "replay", "ewc", "moelora", "clmoe", "same", "modalprompt", "llavac",
-             "test_token_gate"]  # fmt: skip
+GATHERING = ["hide", "lora", "multitask", "ewc", "clmoe", "same"]
 TWO_PROCESSES = TRAINED if os.environ.get("HIDE_ALL_PRESETS") else GATHERING
 QUICK = {"mrlora": ("method.router_epochs=1", "method.router_rank=4")}  # settings that only take time
 ORACLES = ["individual"]  # upper references: they are told the task at inference, and every table says so
