@@ -16,7 +16,13 @@ from hide_llava.training.run_folder import RunFolder
 from tests.tiny import arguments, configuration, write_world
 
 CHECKOUT = Path(__file__).parent.parent.parent
-MORE = ("method.dropout=0", "train.epochs=1", "train.per_device_batch_size=2", "eval.max_new_tokens=4", "eval.batch_size=2")
+MORE = (
+    "method.dropout=0",
+    "train.epochs=1",
+    "train.per_device_batch_size=2",
+    "eval.max_new_tokens=4",
+    "eval.batch_size=2",
+)
 
 
 @pytest.fixture(scope="module")
@@ -106,5 +112,7 @@ def test_sharded_evaluation_writes_the_same_files(processes: int, world: Path, a
     assert done.returncode == 0, err[-2000:]
     assert answers(folder) == answers(alone)
     for file in alone.rglob("score.json"):
-        assert json.loads((folder / file.relative_to(alone)).read_text())["score"] == json.loads(file.read_text())["score"]
+        assert (
+            json.loads((folder / file.relative_to(alone)).read_text())["score"] == json.loads(file.read_text())["score"]
+        )
     assert not list(folder.rglob("part-*.jsonl"))
