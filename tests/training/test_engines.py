@@ -22,6 +22,7 @@ from tests.tiny import arguments, configuration, write_world
 
 CHECKOUT = Path(__file__).parent.parent.parent
 pytestmark = [
+    pytest.mark.xdist_group("deepspeed"),  # its first start builds an extension
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"),
     pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed builds its CPU communication with g++"),
 ]
