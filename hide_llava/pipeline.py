@@ -60,10 +60,17 @@ class Pipeline:
             return
         session = self.session(stage.index - 1)
         say(f"{name}: training")
-        start = time.time()
+        start, whole = time.monotonic(), not self.run.state(name).exists()
         self._session = train_stage(session, self.run, stage)
         self._at = stage.index
-        say(f"{name}: trained in {time.time() - start:.0f} s")
+        seconds = time.monotonic() - start
+        self._took(name, "train_seconds", seconds if whole else None)
+        say(f"{name}: trained in {seconds:.0f} s")
+
+    def _took(self, stage: str, key: str, seconds: float | None) -> None:
+        """Note in the manifest how long a piece of work took; None when it was done in several goes."""
+        if is_main():
+            self.run.update_stage(stage, **{key: seconds and round(seconds, 2)})
 
     def _session_trains(self) -> bool:
         return method_class(self.config.method["name"]).trains
@@ -79,13 +86,16 @@ class Pipeline:
             torch.distributed.barrier()
         if not todo:
             return
-        with self.session(stage.index if trained else -1) as session:
+        whole = not any(self.run.cell(name, task.id).exists() for task in wanted)
+        session, begun = self.session(stage.index if trained else -1), time.monotonic()
+        with session:
             for task in todo:
-                start = time.time()
+                start = time.monotonic()
                 result = evaluate_cell(session, task, self.run.cell(name, task.id), weights, f"{name} on {task.id}")
                 if result is not None:
-                    took = f"{result['n_scored']} answers, {time.time() - start:.0f} s"
+                    took = f"{result['n_scored']} answers, {time.monotonic() - start:.0f} s"
                     say(f"{name} on {task.id}: {result['score']:.2f} ({took})")
+        self._took(name, "eval_seconds", time.monotonic() - begun if whole else None)
 
     def _is_scored(self, stage: str, task: TaskConfig, weights: str | None) -> bool:
         folder = self.run.cell(stage, task.id)

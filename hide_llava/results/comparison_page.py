@@ -20,6 +20,7 @@ from hide_llava.results.comparison_text import (
     published_rows,
     stat_text,
 )
+from hide_llava.results.costs import NOTE, cost_table
 from hide_llava.results.grouping import Stat
 from hide_llava.results.tables import named
 
@@ -70,7 +71,12 @@ def _view(view: View, figure: Path, several: bool) -> list[str]:
         columns = [[values[key] for values in view.aggregates] for key in others]
         aggregates = _table(view, [TITLES[key] for key in others], columns, [key in LOWER for key in others])
         parts.append(html.section("Other aggregates", aggregates))
-    parts += [_against(view), _published(view), html.section("Mean over the tasks seen so far", _curve(view, figure))]
+    parts += [
+        _costs(view),
+        _against(view),
+        _published(view),
+        html.section("Mean over the tasks seen so far", _curve(view, figure)),
+    ]
     return parts
 
 
@@ -102,6 +108,14 @@ def _best(values: list[Stat | None], lower: bool) -> float | None:
     if len(present) < 2:
         return None
     return min(present) if lower else max(present)
+
+
+def _costs(view: View) -> str:
+    titles, rows = cost_table(view.table)
+    if not titles:
+        return ""
+    body = [[name, *row] for name, row in zip(view.names, rows)]
+    return html.section("Costs", html.table(["Method preset", *titles], body), f'<p class="note">{NOTE}</p>')
 
 
 def _against(view: View) -> str:

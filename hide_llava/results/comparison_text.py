@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hide_llava.results.aggregates import AGGREGATES
 from hide_llava.results.bootstrap import Difference, Interval
+from hide_llava.results.costs import NOTE, cost_table
 from hide_llava.results.grouping import Stat
 from hide_llava.results.published import Spread
 from hide_llava.results.tables import latex_row, markdown_table, number
@@ -90,6 +91,14 @@ def _markdown(view: View) -> list[str]:
     lines += markdown_table(["Method preset", *titles], [[name, *row] for name, row in zip(names, rows(view, keys))])
     lines += ["", "Task columns: score after the last stage (percent). An empty cell was not evaluated.", ""]
     lines += [f"[{i}] {view.names[k]}: {note}" for i, (k, note) in enumerate(view.notes, 1)]
+    titles, costs = cost_table(view.table)
+    if titles:
+        lines += [
+            "",
+            NOTE,
+            "",
+            *markdown_table(["Method preset", *titles], [[n, *c] for n, c in zip(view.names, costs)]),
+        ]
     if any(interval for row in view.intervals for interval in row):
         body = [[name, *map(interval_text, row)] for name, row in zip(view.names, view.intervals) if any(row)]
         lines += ["", "95 % bootstrap intervals over the questions, after the last stage:", ""]
@@ -116,18 +125,22 @@ def csv_text(view: View) -> str:
     writer = csv.writer(out, lineterminator="\n")
     count = len(view.table.tasks)
     spreads = [f"{title} {kind}" for title in view.table.task_titles for kind in ("low", "high")]
-    writer.writerow(["Method preset", *titles, *(f"{t} sd" for t in titles), *spreads, "Runs", "Notes"])
+    cost_titles, costs = cost_table(view.table)
+    writer.writerow(["Method preset", *titles, *(f"{t} sd" for t in titles), *spreads, *cost_titles, "Runs", "Notes"])
     for k, row in enumerate(view.table.rows):
         values = [*view.last[k], *(view.aggregates[k][key] for key in keys)]
         limits = [number(x) for i in view.intervals[k] for x in ((i.low, i.high) if i else (None, None))]
         notes = "; ".join(note for owner, note in view.notes if owner == k)
         means, sds = ([number(getattr(v, part) if v else None) for v in values] for part in ("mean", "sd"))
-        writer.writerow([row.name, *means, *sds, *limits, "; ".join(run.path.name for run in row.runs), notes])
+        paths = "; ".join(run.path.name for run in row.runs)
+        writer.writerow([row.name, *means, *sds, *limits, *costs[k], paths, notes])
     for name, row in zip(names_of_published(view), view.published):
         values = [*row.tasks, *(row.values.get(key) for key in keys)]
         middle = [number(v.low) if v and v.low == v.high else "" for v in values]
         limits = [number(x) for v in values[:count] for x in ((v.low, v.high) if v else (None, None))]
-        writer.writerow([f"published: {name}", *middle, *[""] * len(values), *limits, "", "; ".join(row.labels)])
+        blank = [""] * len(values)
+        limits += [""] * len(cost_titles)
+        writer.writerow([f"published: {name}", *middle, *blank, *limits, "", "; ".join(row.labels)])
     return out.getvalue()
 
 

@@ -177,6 +177,8 @@ def train_stage(session: Session, run: RunFolder, stage: Stage) -> Session:
         files = {config.benchmark.tasks[t].id: sha256(train_file(config, t)) for t in stage.train}
         run.update_stage(name, status="training", records=len(dataset), skipped=dataset.skipped, data=files)
     trainer, callback = build_trainer(session, run, stage, dataset)
+    if is_main():
+        run.update_stage(name, trainable=sum(p.numel() for g in session.method.params() for p in g["params"]))
     checkpoint = latest_checkpoint(run.state(name), config.train.engine) if run.state(name).exists() else None
     if checkpoint and trainer.is_deepspeed_enabled:  # the Trainer leaves all loading to DeepSpeed
         load_trained(session.routed, checkpoint)

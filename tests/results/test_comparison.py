@@ -13,6 +13,7 @@ from test_report import Page
 
 from hide_llava.errors import UserError
 from hide_llava.results.comparison import compare, write_comparison
+from hide_llava.results.costs import costs
 from hide_llava.results.grouping import differences, tables_of
 from hide_llava.results.run_reader import read_run
 from tests.cli.call import call
@@ -95,6 +96,29 @@ def test_seeds_and_orders_are_one_row(tmp_path: Path) -> None:
     write(runs[2] / "manifest.json", reordered)
     (view,) = compare(runs)
     assert view.names == ["hide"] and any("2 task orders" in note for _, note in view.notes)
+
+
+def test_costs_are_told_as_multiples_of_sequential_lora(tmp_path: Path) -> None:
+    """Training time over all stages, time of an answer over all answers; an interrupted run counts for neither."""
+
+    def timed(run: Path, trained: int, *seconds: tuple[float | None, float]) -> Path:
+        stages = json.loads((run / "manifest.json").read_text())["stages"]
+        for stage, (train, evaluation) in zip(stages, seconds):
+            stage |= {"trainable": trained, "train_seconds": train, "eval_seconds": evaluation}
+        return edited(run, {"stages": stages})
+
+    lora = timed(seeds(tmp_path, [0.0], "lora")[0], 1000, *[(10.0, 4.0)] * 6)
+    hide = [timed(run, 250, *[(s, 10.0)] * 6) for run, s in zip(seeds(tmp_path, [0.0, 1.0, 2.0]), (5.0, 7.0, None))]
+    (view,) = compare([lora, *hide])
+    base, ours = costs(view.table)
+    answers = 20 * 21
+    assert (base.trainable, base.train.mean, base.answer.mean) == (1000, 60, pytest.approx(1000 * 24 / answers))
+    assert (ours.trainable, ours.train.mean, ours.train.count) == (250, 36, 2)
+    assert (ours.train_ratio, ours.answer_ratio) == (pytest.approx(0.6), pytest.approx(2.5))
+    page = write_comparison([lora, *hide], tmp_path / "out")
+    assert "| 0.60" in page.with_suffix(".md").read_text() and "Training ÷ lora" in page.read_text()
+    row = list(csv.DictReader(page.with_suffix(".csv").open()))[1]
+    assert (row["Trained in one task"], row["Training ÷ lora"], row["Answer ÷ lora"]) == ("250", "0.60", "2.50")
 
 
 def test_an_unfinished_seed_is_named_and_left_out(tmp_path: Path) -> None:
