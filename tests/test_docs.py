@@ -6,6 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -54,17 +55,36 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The guide's files as an installed package: the module, its entry points, and the preset beside it."""
+    """The guide's files as a package that pip installs, with its entry point; the preset lies beside it."""
     folder = tmp_path_factory.mktemp("plugin")
     (code,), (preset,), (project,) = (blocks("ADD_A_METHOD.md", x) for x in ("python", "yaml", "toml"))
-    (folder / "orthogonal.py").write_text(code)
-    (folder / "orthogonal.yaml").write_text(preset)
-    info = folder / "orthogonal_method-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: orthogonal-method\nVersion: 1.0\n")
     group, entry, target = re.fullmatch(r'\[project\.entry-points\."(\S+)"\]\n(\S+) = "(\S+)"\n', project).groups()
-    (info / "entry_points.txt").write_text(f"[{group}]\n{entry} = {target}\n")
-    return folder
+    info = "orthogonal_method-1.0.dist-info"
+    files = {
+        "orthogonal.py": code,
+        f"{info}/METADATA": "Metadata-Version: 2.1\nName: orthogonal-method\nVersion: 1.0\n",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: hand\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        f"{info}/entry_points.txt": f"[{group}]\n{entry} = {target}\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{name},,\n" for name in [*files, f"{info}/RECORD"])
+    wheel = folder / "orthogonal_method-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    pip = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-index",
+        "--no-deps",
+        "--target",
+        str(folder / "site"),
+    ]
+    subprocess.run([*pip, str(wheel)], check=True, timeout=120)
+    (folder / "site" / "orthogonal.yaml").write_text(preset)
+    return folder / "site"
 
 
 def test_the_guides_method_runs(plugin: Path, world: Path, tmp_path: Path) -> None:

@@ -82,15 +82,6 @@ def test_killed_and_resumed_under_deepspeed_equals_one_process(
     assert isinstance(PeftModel.from_pretrained(llava, expert), PeftModel)
 
 
-@pytest.mark.skipif(not os.environ.get("HIDE_ALL_PRESETS"), reason="slow; HIDE_ALL_PRESETS=1 runs it")
-@pytest.mark.parametrize("engine", ["zero2"])
-def test_sequential_lora_under_deepspeed_equals_one_process(engine: str, world: Path, tmp_path: Path) -> None:
-    run(configuration(world, "lora", tmp_path / "one", *PLAIN), evaluate=False, report=False)
-    done = launch(arguments(world, "lora", tmp_path / "two", *PLAIN, f"train.engine={engine}"), "tests.methods.run_cli")
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert_near(tmp_path / "two", tmp_path / "one")
-
-
 def test_engines_refuse_what_they_cannot_do(world: Path, tmp_path: Path) -> None:
     class ByGradient(SequentialLora):
         name = "by-gradient"
