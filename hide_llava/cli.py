@@ -55,8 +55,9 @@ def build_parser() -> argparse.ArgumentParser:
         f"hide-llava eval {example}",
         True,
     )
-    verb("plan", commands.plan, "Steps, batches, parameters and sizes of a run, before anything runs.",
-         f"hide-llava plan {example}", True)  # fmt: skip
+    sub = verb("plan", commands.plan, "Steps, parameters, files, extra passes, memory and hours, before anything runs.",
+               f"hide-llava plan {example}", True)  # fmt: skip
+    sub.add_argument("--tflops", type=float, default=100.0, help="what the GPUs sustain together (100)")
     verb(
         "doctor",
         commands.doctor,
@@ -205,6 +206,7 @@ def main(argv: list[str] | None = None) -> None:
     """Entry point of `hide-llava`."""
     args = build_parser().parse_args(argv)
     _quiet()
+    from hide_llava.storage import disk_error
     from hide_llava.training.sequence import Interrupted
 
     def stop(*_: object) -> None:
@@ -227,6 +229,12 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
+    except OSError as error:
+        sentence = disk_error(error)
+        if sentence is None:
+            raise
+        print(f"error: {sentence}", file=sys.stderr)
+        sys.exit(2)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

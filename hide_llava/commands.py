@@ -81,7 +81,7 @@ def report(args: argparse.Namespace) -> None:
 def plan(args: argparse.Namespace) -> None:
     from hide_llava.training.plan import plan
 
-    print(plan(_compose(args)))
+    print(plan(_compose(args), args.tflops))
 
 
 def predict(args: argparse.Namespace) -> None:

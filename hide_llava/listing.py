@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from importlib.metadata import entry_points
 from pathlib import Path
 
@@ -21,9 +22,10 @@ def listing(what: str) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
-def _first_comments(path: Path) -> str:
+def _first_sentence(path: Path) -> str:
+    """Of the comment that stands below the command in a preset's file."""
     lines = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    return lines[1] if len(lines) > 1 else ""
+    return re.split(r"(?<=\.) (?=[A-Z0-9])", " ".join(lines[1:]), maxsplit=1)[0]
 
 
 def _methods() -> list[tuple[str, ...]]:
@@ -32,7 +34,7 @@ def _methods() -> list[tuple[str, ...]]:
         path = configs_folder() / "method" / f"{name}.yaml"
         cls = method_class(read_yaml(path)["method"]["name"])
         module = __import__(cls.__module__, fromlist=["x"]).__doc__ or ""
-        what = _first_comments(path) or module.strip().splitlines()[0]
+        what = _first_sentence(path) or module.strip().splitlines()[0]
         rows.append((name, cls.name, "".join(f"[{label}] " for label in cls.labels) + what))
     for plugin in entry_points(group="hide_llava.methods"):
         rows.append((plugin.name, plugin.name, f"from {plugin.value}"))

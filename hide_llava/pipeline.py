@@ -16,10 +16,10 @@ from hide_llava.evaluation.cells import evaluate_cell
 from hide_llava.evaluation.questions import generation_settings, question_file
 from hide_llava.methods.base import Stage, method_class
 from hide_llava.preflight import preflight
-from hide_llava.storage import read_json, sha256, stage_hash
+from hide_llava.storage import check_stage, read_json, sha256, stage_hash
 from hide_llava.training.engines import check_engine, start_processes
 from hide_llava.training.run_folder import RunFolder, general_tasks, open_run, stage_name, stages_of
-from hide_llava.training.sequence import train_stage
+from hide_llava.training.sequence import refuse_changed_data, train_stage
 from hide_llava.training.session import Session
 
 
@@ -103,6 +103,8 @@ class Pipeline:
             return False
         stored, settings = read_json(folder / "score.json"), generation_settings(self.config, task)
         same = all(stored.get(k) == v for k, v in settings.items()) and stored.get("weights_sha256") == weights
+        if not same and weights is not None:
+            check_stage(self.run.stage(stage))
         if not same or stored["questions_sha256"] != sha256(question_file(self.config, task)):
             raise UserError(
                 f"{folder}: was answered with other weights, settings or questions; delete it to evaluate again."
@@ -134,6 +136,8 @@ def run(
         say(f"warning: {warning}")
     with RunFolder(config.run_folder()).lock() if is_main() else contextlib.nullcontext():
         pipeline = Pipeline(config, existing)
+        if train and is_main():
+            refuse_changed_data(pipeline.run, config)
         for stage in pipeline.stages:
             if train:
                 pipeline.train(stage)

@@ -2,30 +2,85 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from hide_llava.errors import UserError
 
+REMEDIES = {
+    errno.ENOSPC: "make space there",
+    errno.EDQUOT: "make space there",
+    errno.EFBIG: "raise the limit on file sizes (ulimit -f)",
+    errno.EROFS: "make it writable or choose another folder",
+    errno.EACCES: "give this user the right to it",
+    errno.EPERM: "give this user the right to it",
+}
+
+
+def disk_error(error: Exception, path: Path | None = None) -> UserError | None:
+    """The sentence for what a full, read-only or forbidden disk raises; None for every other error.
+
+    `path`: what was written, for errors that do not name a file. safetensors and torch.save tell the cause only in their
+    text, and torch.save often not even there.
+    """
+    text = " ".join(str(error).split())
+    number = getattr(error, "errno", None) or next((n for n in REMEDIES if os.strerror(n) in text), None)
+    where = getattr(error, "filename", None) or path or "a file"
+    if number is None and isinstance(error, RuntimeError) and ("inline_container" in text or "iostream" in text):
+        if path is None or shutil.disk_usage(path.parent).free >= 1 << 20:
+            return UserError(f"{where}: cannot be written; look for space, rights and limits there ({text[:200]}).")
+        number = errno.ENOSPC
+    if number not in REMEDIES:
+        return None
+    return UserError(f"{where}: {os.strerror(number)}; {REMEDIES[number]} and run the same command again.")
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Around everything that writes `path`.
+
+    Raises:
+        UserError: the disk is full, read-only or forbidden.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError, RuntimeError) as error:
+        sentence = disk_error(error, path)
+        if sentence is None:
+            raise
+        raise sentence from None
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new one, never half of it."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
+
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -44,9 +99,10 @@ def read_json(path: Path) -> Any:
 
 def save_state(folder: Path, name: str, state: dict[str, Any]) -> None:
     """Tensors of `state` to `<name>.safetensors`, the rest to `<name>.json`."""
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items() if isinstance(v, Tensor)}
-    save_file(tensors, folder / f"{name}.safetensors")
+    with writing(folder / f"{name}.safetensors"):
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, folder / f"{name}.safetensors")
     write_json(folder / f"{name}.json", {k: v for k, v in state.items() if not isinstance(v, Tensor)})
 
 
@@ -88,6 +144,18 @@ def sha256(path: Path) -> str:
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
     write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def check_stage(folder: Path) -> None:
+    """Raises UserError naming the first safetensors file of a stage folder that is cut or damaged."""
+    for file in sorted(folder.rglob("*.safetensors")):
+        try:
+            safe_open(file, "pt").keys()
+        except SafetensorError as error:
+            raise UserError(
+                f"{file}: not a complete safetensors file ({error}); delete {folder} and run again: that task is trained "
+                "again."
+            ) from None
 
 
 def stage_hash(folder: Path) -> str:

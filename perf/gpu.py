@@ -9,6 +9,9 @@ answers        base   transformers' generate without adapters; hide: folded; nai
                       every forward (perf/generation.py, weights not initialised first). 10 new tokens each.
 stages         fold, unfold, and swap = unfold, read every expert from its folder, fold (what `Session.restore` does).
 
+Every section has its share of the time (`SHARES`). A row that would not end in it, judged by the row before, is not
+begun. Each row also goes to stderr at once, and a run that is stopped prints the table of what it has.
+
 tokens/s counts all positions of the padded sequence, image tokens included. MFU and HFU: see perf/flops.py. The CLIP
 text tower that HiDe routes by is inside `hide` and `naive`. Not inside: reading and resizing pictures, metrics.
 """
@@ -47,6 +50,9 @@ TOY = replace(
     image_tokens=4, prompt_tokens=8, answer_tokens=3, new_tokens=3, experts=2, rank=2, device="cpu",
 )  # fmt: skip
 CELLS, ANSWERS = 21, 63_000  # of a UCIT run: the lower triangle of six tasks, 3,000 answers a cell
+# of the whole time, at which each section's last row must be done
+SHARES = {("answers", "base"): 0.15, ("answers", "hide"): 0.40, ("answers", "naive"): 0.45,
+          ("training step", "peft"): 0.70, ("training step", "hide"): 0.92, ("training step", "naive"): 1.0}  # fmt: skip
 HEADER = ["part", "variant", "setting", "batch", "ms", "rate", "MFU", "HFU", "ratio", "peak GiB"]
 
 
@@ -55,8 +61,21 @@ class Report:
 
     def __init__(self, device: str, repeats: int, seconds: float):
         self.device, self.repeats, self.rows = device, repeats, []
-        self.end = time.monotonic() + seconds
+        self.begun, self.seconds, self.end = time.monotonic(), seconds, 0.0
+        self.took: dict[tuple[str, str, str], float] = {}  # row but its batch size → seconds of the last one per sample
         self.flops = flops.peak(torch.cuda.get_device_name()) if device == "cuda" else None
+
+    def section(self, part: str, variant: str, rows: Callable[[], None]) -> None:
+        """One model at a time: its share of the time, a row instead of a crash if it does not fit, its memory back."""
+        self.end = self.begun + SHARES[part, variant] * self.seconds
+        try:
+            if time.monotonic() < self.end:
+                rows()
+            else:
+                self.add(part, variant, "", "", "not run (time)")
+        except torch.OutOfMemoryError:
+            self.add(part, variant, "", "", "model does not fit")
+        release(self.device)
 
     def add(self, part: str, variant: str, setting: str, batch: object, *cells: str) -> None:
         """One row; also to stderr at once, so that a run that is stopped has shown what it measured."""
@@ -67,10 +86,12 @@ class Report:
     def measure(self, part: str, variant: str, setting: str, size: int, make: Callable[[], Call],
                 cells: Callable[[float], list[str]]) -> float | None:  # fmt: skip
         """Time `make()()` and add a row; `cells(seconds)`: rate, MFU, HFU, ratio. None: not measured."""
-        if time.monotonic() > self.end:
+        series, begun = (part, variant, setting), time.monotonic()
+        if begun + size * self.took.get(series, 0.0) > self.end:
             self.add(part, variant, setting, size, "not run (time)")
             return None
         seconds, peak = self._attempt(make)
+        self.took[series] = (time.monotonic() - begun) / size
         if seconds is None:
             self.add(part, variant, setting, size, "does not fit")
         else:
@@ -115,16 +136,21 @@ def training(report: Report, shape: Shape, sizes: list[int]) -> None:
     flash = is_flash_attn_2_available() and shape.device == "cuda"
     times: Times = {}
     for name in ("peft", "hide", "naive"):
-        variant = Variant(name, shape)
         few = sizes[:1] + sizes[3:4] if name == "naive" else sizes
-        for attention in ("sdpa", "flash_attention_2") if flash and name == "peft" else ("sdpa",):
-            variant.llava.set_attn_implementation(attention)
-            for recompute in (True, False):
-                train_rows(report, variant, name, attention, recompute, few, times)
+        attentions = ("sdpa", "flash_attention_2") if flash and name == "peft" else ("sdpa",)
+        report.section("training step", name, partial(train, report, shape, name, attentions, few, times))
+
+
+def train(report: Report, shape: Shape, name: str, attentions: tuple[str, ...], sizes: list[int], times: Times) -> None:
+    """All rows of one variant."""
+    variant = Variant(name, shape)
+    for attention in attentions:
+        variant.llava.set_attn_implementation(attention)
+        for recompute in (True, False):
+            train_rows(report, variant, name, attention, recompute, sizes, times)
+    if variant.optimizer.state:
         state = f"{variant.state_bytes() / 2**20:.2f} MiB"
         report.add("optimizer state", name, "AdamW moments, fp32", "", "", state)
-        del variant
-        release(shape.device)
 
 
 def train_rows(
@@ -159,12 +185,8 @@ def step_rates(report: Report, shape: Shape, size: int, recompute: bool, seconds
 def answers(report: Report, shape: Shape, sizes: list[int]) -> dict[str, float]:
     """All rows on answering, one model in memory at a time. Returns the best answers per second of each variant."""
     times: Times = {}
-    base_answers(report, shape, sizes, times)
-    release(shape.device)
-    hide_answers(report, shape, sizes, times)
-    release(shape.device)
-    routed = naive(shape, initialise=False).eval().requires_grad_(False)
-    answer_row(report, shape, "naive", 1, partial(routed_call, routed, shape, 1), "hide", times)
+    for name, rows in (("base", base_answers), ("hide", hide_answers), ("naive", naive_answers)):
+        report.section("answers", name, partial(rows, report, shape, sizes, times))
     best: dict[str, float] = {}
     for (name, _, size), seconds in times.items():
         if seconds is not None:
@@ -183,6 +205,11 @@ def hide_answers(report: Report, shape: Shape, sizes: list[int], times: Times) -
     stages(report, routed)
     for size in sizes:
         answer_row(report, shape, "hide", size, partial(routed_call, routed, shape, size), "base", times)
+
+
+def naive_answers(report: Report, shape: Shape, sizes: list[int], times: Times) -> None:
+    routed = naive(shape, initialise=False).eval().requires_grad_(False)
+    answer_row(report, shape, "naive", 1, partial(routed_call, routed, shape, 1), "hide", times)
 
 
 def answer_row(
@@ -224,20 +251,23 @@ def projection(best: dict[str, float]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="toy size on a CPU")
-    parser.add_argument("--minutes", type=float, default=9.0, help="no new row is begun after this time")
+    parser.add_argument("--minutes", type=float, default=9.0, help="the time to divide among the sections")
     parser.add_argument("--repeats", type=int, default=3, help="timed calls per row; the median is shown")
     args = parser.parse_args()
     if not args.small and not torch.cuda.is_available():
         raise SystemExit("perf/gpu.py: torch sees no CUDA device; use a machine with a GPU, or --small for the CPU.")
     shape = TOY if args.small else REAL
     start(1 if args.small else torch.get_num_threads())
-    begun = time.monotonic()
+    print(f"{shape}\n{machine(shape.device, torch.get_num_threads())}\n{shape.note}\n", flush=True)
+    if args.small:
+        print("Toy size on a CPU: this shows that everything runs, its times and ratios mean nothing.\n")
     report = Report(shape.device, 1 if args.small else args.repeats, 60 * args.minutes)
-    best = answers(report, shape, [1, 2] if args.small else [1, 2, 4, 8, 16, 32, 64, 128])
-    training(report, shape, [1] if args.small else [1, 2, 4, 8, 16, 32])
-    print(f"{shape}\n{machine(shape.device, torch.get_num_threads())}\n{shape.note}\n")
-    print(table(HEADER, report.rows))
-    print(f"\n{projection(best)}\ntotal: {time.monotonic() - begun:.0f} s")
+    try:
+        best = answers(report, shape, [1, 2] if args.small else [1, 2, 4, 8, 16, 32, 64, 128])
+        training(report, shape, [1] if args.small else [1, 2, 4, 8, 16, 32])
+    finally:
+        print(table(HEADER, report.rows), flush=True)
+    print(f"\n{projection(best)}\ntotal: {time.monotonic() - report.begun:.0f} s")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
     python perf/growth.py --axis tasks --rounds 7
 
 Every cell is `measured / predicted`, both as a ratio to the axis's first point. Times are CPU times of this process, the
-points of an axis taking turns; bytes are counted, not estimated. The formulas are in `FORMULAS`. They leave out fixed
+points of an axis taking turns; bytes are counted, not estimated. The formulas are in perf/formulas.py. They leave out fixed
 costs, so what grows as they say shows at most their ratio. A time more than 25 % above it, or bytes more than 5 %
 (headers of files), is named under the table. Targets: none is; step and decoding are flat in the number of tasks, but
 for the top layer's gated experts in decoding.
@@ -27,14 +27,14 @@ import gc
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
-import flops
 import torch
+from formulas import FORMULAS, Point
 from measure import Call, clocks, interleave, machine, ratios, start, table
 from shapes import Shape, build_batch, build_hide, build_samples
 from torch import Tensor
@@ -54,21 +54,6 @@ SMALL = Shape(
 STEPS = 4  # optimizer steps per timed call of the Trainer, one of them to warm up
 
 
-@dataclass(frozen=True)
-class Point:
-    """One model and batch on an axis."""
-
-    label: int
-    shape: Shape
-    size: int = 2
-
-    @property
-    def positions(self) -> int:
-        """Tokens of the longest training sample."""
-        s = self.shape
-        return 1 + s.image_tokens + s.prompt_tokens + s.answer_tokens
-
-
 AXES: dict[str, list[Point]] = {
     "tasks": [Point(n, replace(SMALL, experts=n)) for n in (1, 2, 4, 8, 16, 32, 64)],
     "rank": [Point(n, replace(SMALL, rank=n)) for n in (2, 4, 8, 16, 32, 64)],
@@ -77,68 +62,6 @@ AXES: dict[str, list[Point]] = {
 }
 
 
-# ---- the method's formulas ---------------------------------------------------------------------------------------
-def widths(s: Shape) -> list[tuple[int, int]]:
-    """(d_in, d_out) of the seven linears of a decoder layer."""
-    m = int(s.hidden * 2.6875)
-    return [(s.hidden, s.hidden)] * 4 + [(s.hidden, m)] * 2 + [(m, s.hidden)]
-
-
-def adapter(s: Shape) -> int:
-    """Numbers in one layer of one expert: r Σ (d_in + d_out)."""
-    return s.rank * sum(i + o for i, o in widths(s))
-
-
-def trained(s: Shape) -> int:
-    """Numbers that train: one expert on every layer, and the projector. Not a function of the number of tasks."""
-    return s.layers * adapter(s) + s.vision_hidden * s.hidden + s.hidden**2 + 2 * s.hidden
-
-
-def activations(p: Point) -> int:
-    """What LoRA keeps at least: the input of every linear, A x twice, the logits, and the attention mask."""
-    s = p.shape
-    per_layer = sum(i for i, _ in widths(s)) + 7 * 2 * s.rank
-    return p.size * p.positions * (s.layers * per_layer + s.vocabulary + p.positions)
-
-
-def decode(p: Point) -> int:
-    """Multiply-adds of the positions answered: base weights once, the top layer's E r ranks."""
-    s = p.shape
-    weights = s.layers * sum(i * o for i, o in widths(s)) + s.hidden * s.vocabulary
-    positions = p.positions - s.answer_tokens + s.new_tokens
-    return p.size * positions * (weights + s.experts * adapter(s) + 2 * s.layers * positions * s.hidden)
-
-
-def tensors(s: Shape) -> int:
-    """Tensors in a checkpoint: A and B of every linear, the projector's four, sum and count of two anchors per task."""
-    return 2 * 7 * s.layers + 4 + 4 * s.experts
-
-
-def stored(s: Shape) -> int:
-    """Bytes of a checkpoint: fp32 weights, anchors (fp64 sums, int64 counts), about 100 bytes of header per tensor."""
-    return 4 * trained(s) + s.experts * 2 * (64 + 1) * 8 + 100 * tensors(s)
-
-
-def kept(s: Shape) -> int:
-    lower = (s.layers - 1) * sum(i * o for i, o in widths(s))
-    return 4 * (lower + s.experts * adapter(s))
-
-
-FORMULAS: dict[str, Callable[[Point], float]] = {
-    "step": lambda p: p.size * flops.step(p.shape, p.positions)[0],
-    "activations": activations,
-    "state": lambda p: 12 * trained(p.shape),
-    "decode": decode,
-    "route": lambda p: p.size * p.shape.experts,
-    "gates": lambda p: 4 * p.size * p.shape.experts * p.shape.rank,
-    "fold": lambda p: p.shape.experts * p.shape.rank,
-    "kept": lambda p: kept(p.shape),
-    "restore": lambda p: p.shape.experts * p.shape.rank,
-    "add": lambda p: p.shape.experts * p.shape.rank,
-    "checkpoint": lambda p: tensors(p.shape),
-    "checkpoint bytes": lambda p: stored(p.shape),
-    "stage bytes": lambda p: stored(p.shape),
-}
 TIMES = ("step", "decode", "route", "fold", "restore", "add", "checkpoint")
 
 

@@ -87,9 +87,8 @@ def shape_of(args: argparse.Namespace) -> Shape:
     return Shape(**{field.name: getattr(args, field.name) for field in fields(Shape)})
 
 
-def build_llava(shape: Shape) -> LlavaForConditionalGeneration:
-    """The same random, frozen LLaVA for the same shape. It has no end-of-sequence token, so no answer stops early."""
-    torch.manual_seed(0)
+def config_of(shape: Shape) -> LlavaConfig:
+    """The shape as transformers has it."""
     vision = CLIPVisionConfig(
         hidden_size=shape.vision_hidden, intermediate_size=shape.vision_mlp * shape.vision_hidden,
         num_hidden_layers=shape.vision_layers, num_attention_heads=shape.vision_heads,
@@ -100,12 +99,17 @@ def build_llava(shape: Shape) -> LlavaForConditionalGeneration:
         num_attention_heads=shape.heads, num_key_value_heads=shape.heads, vocab_size=shape.vocabulary,
         max_position_embeddings=4096, bos_token_id=1, eos_token_id=None, pad_token_id=0,
     )  # fmt: skip
-    config = LlavaConfig(
+    return LlavaConfig(
         vision_config=vision, text_config=text, image_token_id=shape.vocabulary - 1, vision_feature_layer=-2
     )
+
+
+def build_llava(shape: Shape) -> LlavaForConditionalGeneration:
+    """The same random, frozen LLaVA for the same shape. It has no end-of-sequence token, so no answer stops early."""
+    torch.manual_seed(0)
     with torch.device(shape.device):  # weights are drawn where they stay
         llava = LlavaForConditionalGeneration._from_config(
-            config, dtype=shape.torch_dtype, attn_implementation=shape.attention
+            config_of(shape), dtype=shape.torch_dtype, attn_implementation=shape.attention
         )
     llava.generation_config.eos_token_id = None
     return llava.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ hide   RoutedLlava at the last task: its expert trains, the older ones are prese
 naive  the same, but every expert is trainable and in the optimizer, as in the reference (hide.md §7.1, 18);
        experts that are not used have zero gradients, which is what its flat buffers hold
 
-Target: hide at most 1.05 × peft. Optimizer state of hide must be one task's: that of peft.
+Targets: hide at most 1.03 × peft in time and 1.01 × in memory. Optimizer state of hide must be one task's: that of peft.
 """
 
 from __future__ import annotations

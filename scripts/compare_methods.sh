@@ -12,14 +12,13 @@ settings() { # preset → its overrides; what is not said here is the preset's o
     zero_shot) ;;
     lora | individual | lwf | olora | sefe | llavac | disco | merge*) echo "$LORA" ;;
     multitask) echo "$LORA train.max_steps=360" ;;
-    hide-mini) echo "method.targets=all" ;;
+    hide-mini | mrlora-mini) echo "method.targets=all" ;;
     replay) echo "$LORA method.buffer=60" ;;
     ewc) echo "$LORA method.fisher_examples=120" ;;
-    mrlora) echo "$LORA method.router_rank=4 method.router_lr=5e-3 method.router_epochs=10" ;;
     moelora | smolora) echo "$MOE" ;;
     clmoe | same) echo "$MOE method.samples=64" ;;
     branchlora) echo "$LORA method.branches=6 method.samples=64" ;;
-    l2p | dualprompt | modalprompt) ;;
+    l2p | dualprompt | modalprompt) echo "method.lr=0.1" ;; # at 0.005 their loss hardly falls in 60 steps
     *) echo "no settings for $1" >&2; return 2 ;;
   esac
 }
@@ -35,7 +34,7 @@ run() { # seed preset [key=value …]
 }
 export -f run settings
 export OUT LORA MOE OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-METHODS="${METHODS:-zero_shot lora multitask individual replay ewc lwf l2p dualprompt olora moelora clmoe smolora same branchlora disco modalprompt sefe mrlora llavac merge merge-ties hide-mini}"
+METHODS="${METHODS:-zero_shot lora multitask individual replay ewc lwf l2p dualprompt olora moelora clmoe smolora same branchlora disco modalprompt sefe mrlora-mini llavac merge hide-mini}"
 for seed in ${SEEDS:-0 1 2}; do
   for preset in $METHODS; do printf '%s %s\n' "$seed" "$preset"; done
 done | xargs -P "${JOBS:-1}" -L 1 bash -c 'run "${@: -2}" "${@:1:$#-2}"' _ "$@"

@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 TOY = {"hidden": 32, "layers": 2, "heads": 2, "vocabulary": 64, "vision-hidden": 16, "image-tokens": 4,
@@ -74,6 +77,28 @@ def test_gpu_runs_with_torch_transformers_and_peft_alone(tmp_path: Path) -> None
     assert all(float(row["ms"]) > 0 for row in table if row["part"] != "optimizer state")
     assert [row["variant"] for row in table if row["part"] == "stages"] == ["fold", "unfold", "swap"]
     assert "63,000 answers" in out
+
+
+def test_gpu_shows_what_it_had_no_time_or_memory_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "perf"))
+    from gpu import Report
+
+    def out_of_memory() -> None:
+        raise torch.OutOfMemoryError
+
+    def rows_of(part: str, seconds: float, rows: Callable[[Report], object]) -> list[list[str]]:
+        report = Report("cpu", 1, seconds)
+        report.section(part, "hide", lambda: rows(report))
+        return [[cell for cell in row if cell] for row in report.rows]
+
+    def two_sizes(report: Report) -> None:
+        for size in (1, 1000):  # the second is expected to take 1000 times the first
+            report.measure("training step", "hide", "sdpa", size, lambda: lambda: time.sleep(0.05), lambda _: [])
+
+    assert rows_of("answers", 0.0, two_sizes) == [["answers", "hide", "not run (time)"]]
+    assert rows_of("answers", 60.0, lambda _: out_of_memory()) == [["answers", "hide", "model does not fit"]]
+    first, second = rows_of("training step", 60.0, two_sizes)
+    assert float(first[-1]) >= 50 and second[-2:] == ["1000", "not run (time)"]
 
 
 COUNTED = """

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
+from hide_llava.adapters import peft_folder
 from hide_llava.adapters.folding import Factors, Folds, low_rank
 from hide_llava.adapters.route import Route
 from hide_llava.adapters.spec import TARGETS, LoraSpec
@@ -33,7 +33,7 @@ class Core:
         self.peft: PeftModel | None = None
         self.route = Route()
         self._active: list[str] | None = None
-        self._lora_layers: list[LoraLayer] | None = None  # all of them; None: look again
+        self._lora_layers: dict[str, LoraLayer] | None = None  # module name → layer, all of them; None: look again
         self._hooks: dict[str, list[RemovableHandle]] = {}
         self._inputs: dict[nn.Module, Tensor] = {}
         self.projectors: dict[str, dict[str, Tensor]] = {}
@@ -64,9 +64,16 @@ class Core:
 
     def layers(self, name: str) -> Iterator[tuple[str, int, LoraLayer]]:
         """(module name, decoder layer index, peft layer) of every linear that holds adapter `name`."""
-        for path, module in self.llava.named_modules():
-            if isinstance(module, LoraLayer) and name in module.lora_A:
+        for path, module in self._all_layers().items():
+            if name in module.lora_A:
                 yield path, int(re.search(r"layers\.(\d+)\.", path).group(1)), module
+
+    def _all_layers(self) -> dict[str, LoraLayer]:
+        """Kept between calls: a walk over all modules takes longer with every adapter. It is dropped only where `_wrap` has
+        put folded layers back, so none is missing."""
+        if self._lora_layers is None:
+            self._lora_layers = {path: m for path, m in self.llava.named_modules() if isinstance(m, LoraLayer)}
+        return self._lora_layers
 
     def names(self) -> list[str]:
         return list(self.peft.peft_config) if self.peft is not None else []
@@ -74,20 +81,19 @@ class Core:
     def parameters_of(self, name: str) -> list[nn.Parameter]:
         return [p for _, _, m in self.layers(name) for p in (m.lora_A[name].weight, m.lora_B[name].weight)]
 
+    def size(self, name: str) -> int:
+        """Numbers in adapter `name`."""
+        return sum(p.numel() for p in self.parameters_of(name))
+
     # ---- adding, saving, loading ---------------------------------------------------------------------------------
     def add(self, name: str, spec: LoraSpec, modules: list[str] | None = None) -> None:
         """Add a frozen fp32 adapter on all decoder linears of `spec.targets`, or on the named modules only."""
         target = modules if modules is not None else rf".*language_model\.layers\.\d+\.({TARGETS[spec.targets]})"
         self._insert(
             name,
-            LoraConfig(
-                r=spec.rank,
-                lora_alpha=spec.alpha,
-                lora_dropout=spec.dropout,
-                target_modules=target,
-                task_type="CAUSAL_LM",
-            ),
-        )
+            LoraConfig(r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=target,
+                       task_type="CAUSAL_LM"),
+        )  # fmt: skip
         if spec.init_std is not None:
             for _, _, module in self.layers(name):
                 nn.init.normal_(module.lora_A[name].weight, std=spec.init_std)
@@ -99,10 +105,10 @@ class Core:
             self.peft = get_peft_model(self.llava, config, adapter_name=name)
         else:
             self.peft.add_adapter(name, config)
+        self._active = self._lora_layers = None
         for parameter in self.parameters_of(name):
             parameter.data = parameter.data.float()
         self._restore(flags)
-        self._active = self._lora_layers = None
 
     def delete(self, name: str) -> None:
         self._wrap()
@@ -114,14 +120,8 @@ class Core:
         self._active = self._lora_layers = None
 
     def save(self, name: str, folder: Path) -> None:
-        """Write adapter `name` as a plain peft folder (`adapter_config.json`, `adapter_model.safetensors`)."""
-        folder.mkdir(parents=True, exist_ok=True)
-        state = get_peft_model_state_dict(self.peft, adapter_name=name)
-        save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, folder / "adapter_model.safetensors")
-        config = self.peft.peft_config[name]
-        was, config.inference_mode = config.inference_mode, True
-        config.save_pretrained(folder)
-        config.inference_mode = was
+        """Write adapter `name` as a plain peft folder."""
+        peft_folder.write(self.peft, name, folder)
 
     def load(self, name: str, folder: Path) -> None:
         """Add or overwrite adapter `name` from a plain peft folder.
@@ -129,40 +129,18 @@ class Core:
         Raises:
             UserError: missing file, or keys that do not fit this model.
         """
-        try:
-            config = LoraConfig.from_pretrained(str(folder))
-            state = load_file(folder / "adapter_model.safetensors")
-        except Exception as error:
-            raise UserError(f"{folder}: not a readable peft adapter ({' '.join(str(error).split())}).") from None
+        config, state = peft_folder.read(folder)
         if name not in self.names():
             self._insert(name, config)
-        if self._fill(name, state):
-            return
-        try:
-            result = set_peft_model_state_dict(self.peft, state, adapter_name=name)
-        except RuntimeError as error:  # torch's list of all shapes that differ; the first says enough
-            first = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), str(error))
-            raise UserError(f"{folder}: adapter does not fit this model; {' '.join(first.split())[:300]}") from None
-        lacking = [k for k in result.missing_keys if f".{name}." in k]
-        if result.unexpected_keys or lacking:
-            bad = [*result.unexpected_keys, *lacking]
-            raise UserError(f"{folder}: adapter does not fit this model; {len(bad)} keys differ, first: {bad[0]}.")
-
-    def _fill(self, name: str, state: dict[str, Tensor]) -> bool:
-        """Copy a state of just this adapter's keys and shapes. peft's loader, for all others, also maps older layouts, but
-        walks over the modules of every adapter several times for each one it reads."""
-        own = {f"base_model.model.{path}.lora_{x}.weight": getattr(m, f"lora_{x}")[name].weight
-               for path, _, m in self.layers(name) for x in "AB"}  # fmt: skip
-        if {k: v.shape for k, v in own.items()} != {k: v.shape for k, v in state.items()}:
-            return False
-        with torch.no_grad():
-            for key, parameter in own.items():
-                parameter.copy_(state[key])
-        return True
+        peft_folder.fill(self.peft, name, self.layers(name), state, folder)
 
     def projector_state(self) -> dict[str, Tensor]:
         """A copy of the projector's weights, on their device."""
         return {k: v.detach().clone() for k, v in self.projector.state_dict().items()}
+
+    def projector_bytes(self) -> int:
+        """Of the projector's weights in fp32."""
+        return 4 * sum(p.numel() for p in self.projector.parameters())
 
     def load_projector(self, state: dict[str, Tensor]) -> None:
         with torch.no_grad():
@@ -195,9 +173,7 @@ class Core:
 
         It runs twice in every training step, so it may not walk over all modules and parameters as `set_adapter` does.
         """
-        if self._lora_layers is None:
-            self._lora_layers = [m for m in self.llava.modules() if isinstance(m, LoraLayer)]
-        for layer in self._lora_layers:
+        for layer in self._all_layers().values():
             layer._active_adapter = list(active)
         self.peft.base_model.active_adapter = list(active)
         self._active = list(active)

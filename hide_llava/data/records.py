@@ -21,6 +21,7 @@ from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
 from hide_llava.errors import UserError
+from hide_llava.storage import writing
 
 # `id` is JSON text: 7 and "7" are different ids in the answer files, and a column has one type.
 FEATURES = datasets.Features(
@@ -80,7 +81,7 @@ def _build_table(json_file: Path, image_root: Path, table: Path) -> None:
     temporary = table.with_name(f"{table.name}.{uuid.uuid4().hex}.tmp")
     try:
         count = 0
-        with ArrowWriter(features=FEATURES, path=str(temporary)) as writer:
+        with writing(table), ArrowWriter(features=FEATURES, path=str(temporary)) as writer:
             records = tqdm(stream(json_file), desc=f"reading {json_file.name}", delay=5, disable=None)
             for index, record in enumerate(records):
                 writer.write(check_record(record, f"{json_file}: record {index}", image_root))

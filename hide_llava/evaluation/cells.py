@@ -28,7 +28,7 @@ from hide_llava.evaluation.questions import (
     with_suffix,
 )
 from hide_llava.metrics import score
-from hide_llava.storage import read_json, sha256, write_json, write_jsonl
+from hide_llava.storage import read_json, sha256, write_json, write_jsonl, writing
 from hide_llava.training.sequence import image_root
 from hide_llava.training.session import Session
 
@@ -100,9 +100,10 @@ def answer(
     ]  # fmt: skip
     workers = (4 if session.core.llava.device.type == "cuda" else 0) if workers is None else workers
     loader = DataLoader(data, batch_sampler=mine, collate_fn=_Collate(), num_workers=workers)
-    with open(folder / f"part-{rank}.jsonl", "a", encoding="utf-8") as file:
+    part = folder / f"part-{rank}.jsonl"
+    with writing(part), open(part, "a", encoding="utf-8") as file:
         for batch in tqdm(loader, desc=label, disable=rank > 0 or not os.isatty(2), leave=False):
-            rows = within_memory(lambda part: answer_batch(session, part, settings["max_new_tokens"], task), batch)
+            rows = within_memory(lambda b: answer_batch(session, b, settings["max_new_tokens"], task), batch)
             fresh = [row for row in rows if json.dumps(row["question_id"]) not in done]
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh))
             file.flush()
@@ -157,8 +158,9 @@ def read_part(path: Path) -> list[dict[str, Any]]:
     *lines, rest = path.read_bytes().split(b"\n")
     if rest:
         temporary = path.with_suffix(".tmp")
-        temporary.write_bytes(b"".join(line + b"\n" for line in lines))
-        os.replace(temporary, path)
+        with writing(path):
+            temporary.write_bytes(b"".join(line + b"\n" for line in lines))
+            os.replace(temporary, path)
     rows = []
     for number, line in enumerate(lines, 1):
         try:

@@ -19,6 +19,7 @@ from hide_llava.adapters.anchors import all_reduce, is_main
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.route import Route
 from hide_llava.errors import UserError
+from hide_llava.methods.cost import Cost
 
 
 @dataclass(frozen=True)
@@ -128,6 +129,10 @@ class Method:
 
     def prepare_inference(self) -> None:
         """Once before generation: fold what does not depend on the input (`core.fold`); the engine unfolds."""
+
+    def cost(self) -> Cost:
+        """What it costs beside plain training and answering, for `plan`; called in the first task, without weights."""
+        return Cost()
 
     def state(self) -> dict[str, Any]:
         """What is not an adapter or the projector: tensors and JSON values. Called on every rank; may all-reduce."""

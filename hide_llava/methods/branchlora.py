@@ -29,8 +29,9 @@ from torch.nn.functional import cosine_similarity, one_hot
 from hide_llava.adapters.observe import from_main, observe
 from hide_llava.adapters.token_gates import PromptView, Routers, per_rank, top_k_softmax
 from hide_llava.methods.base import Context, Features, Route, Task, register
+from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.lora import SequentialLora
-from hide_llava.values import above_zero, at_least, one_of
+from hide_llava.values import above_zero, at_least, one_of, rule
 
 
 class TaskRouter(nn.Module):
@@ -71,12 +72,12 @@ class BranchLora(SequentialLora):
     class Config(SequentialLora.Config):
         rank: int = 16  # of A and of every B
         alpha: float = 32.0
-        branches: int = 8  # N
-        top_k: int = 2  # K
+        branches: int = 8  # N, in every adapted linear
+        top_k: int = 2  # K, branches of a sample
         freeze: int = 1  # branches frozen after each task, per linear
-        reads: str = "prompt"  # prompt | first (token)
-        key_weight: float = 1.0  # λ
-        key_lr: float = 1e-2
+        reads: str = "prompt"  # what the router reads: the mean of the prompt | first (token)
+        key_weight: float = 1.0  # λ, weight of the two key terms
+        key_lr: float = 1e-2  # learning rate of the keys
         samples: int = 256  # records of a task by which its most used branches are found
 
         def __post_init__(self) -> None:
@@ -85,8 +86,7 @@ class BranchLora(SequentialLora):
             at_least(self, branches=2, top_k=1, freeze=0, key_weight=0, samples=1)
             above_zero(self, "key_lr")
             for name in ("top_k", "freeze"):
-                if getattr(self, name) > self.branches:
-                    raise ValueError(f"{name}={getattr(self, name)}: must be at most branches={self.branches}")
+                rule(self, name, getattr(self, name) <= self.branches, f"must be at most branches={self.branches}")
 
     def setup(self) -> None:
         self.branches = [f"branch-{i + 1:02d}" for i in range(self.config.branches)]
@@ -184,6 +184,12 @@ class BranchLora(SequentialLora):
         self.core.concatenate("routed", self.branches, list(range(self.core.num_layers)))
 
     # ---- state -------------------------------------------------------------------------------------------------------
+    def cost(self) -> Cost:
+        """Every branch multiplies with the shared A anew, in training and in answering. Routers read one vector a sample."""
+        limit, live = self.config.samples, sum(self.core.size(name) for name in self.branches)
+        usage = Pass(f"{limit} records of the task, for the branches' use", "task", records=lambda n: min(limit, n[-1]))
+        return Cost((usage,) if self.config.freeze else (), {"frozen branches": self.frozen.numel()}, live=live)
+
     def state(self) -> dict[str, Any]:
         return {"learned": list(self.learned), "widths": dict(self.widths), "frozen": self.frozen}
 

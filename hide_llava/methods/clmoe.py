@@ -20,7 +20,7 @@ Differences from published code and the option that restores them (no public cod
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -30,8 +30,9 @@ from torch import Tensor, nn
 from hide_llava.adapters.observe import from_main, observe
 from hide_llava.adapters.token_gates import per_rank
 from hide_llava.methods.base import Context, Features, Route, Task, register
+from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.moelora import MoELora
-from hide_llava.values import at_least, one_of
+from hide_llava.values import at_least, between, one_of, rule
 
 MOMENTUM = {"shared": 0.7, "old": 0.7, "new": 0.3, "neither": 0.7}
 SCRIPT = {"shared": 0.7, "old": 0.3, "new": 0.7, "neither": 0.7}
@@ -44,8 +45,8 @@ class ClMoe(MoELora):
     @dataclass
     class Config(MoELora.Config):
         REFERENCES: ClassVar[tuple[str, ...]] = ("none", "script")
-        top_k: int = 2  # K
-        beta: float = 0.5  # β
+        top_k: int = 2  # K, experts that count as a task's own
+        beta: float = 0.5  # β, share of the instance gate at inference
         momentum: dict[str, float] = field(default_factory=lambda: dict(MOMENTUM))  # λ by role
         task_gate: str = "mean"  # mean (of the learned tasks) | oracle
         samples: int = 256  # records of a task whose tokens are counted
@@ -54,16 +55,13 @@ class ClMoe(MoELora):
             super().__post_init__()
             one_of(self, task_gate=("mean", "oracle"))
             at_least(self, top_k=1, samples=1)
-            if self.top_k > self.experts:
-                raise ValueError(f"top_k={self.top_k}: must be at most experts={self.experts}")
-            for name, value in {"beta": self.beta, **{f"momentum.{r}": v for r, v in self.momentum.items()}}.items():
-                if not 0 <= value <= 1:
-                    raise ValueError(f"{name}={value}: must be in [0, 1]")
-            if self.momentum.keys() != MOMENTUM.keys():
-                raise ValueError(f"momentum={self.momentum}: needs a value for each of {', '.join(MOMENTUM)}")
+            rule(self, "top_k", self.top_k <= self.experts, f"must be at most experts={self.experts}")
+            between(self, 0, 1, "beta", *(f"momentum.{role}" for role in self.momentum))
+            keys = self.momentum.keys() == MOMENTUM.keys()
+            rule(self, "momentum", keys, f"needs a value for each of {', '.join(MOMENTUM)}")
             if self.reference == "script":
-                if self.momentum not in (MOMENTUM, SCRIPT):
-                    raise ValueError(f"momentum={self.momentum}: reference=script has its own, {SCRIPT}")
+                own = self.momentum in (MOMENTUM, SCRIPT)
+                rule(self, "momentum", own, f"reference=script has its own, {SCRIPT}")
                 self.momentum = dict(SCRIPT)
 
     def setup(self) -> None:
@@ -147,6 +145,12 @@ class ClMoe(MoELora):
         return per_rank(beta * self.expert_weights(path, x) + (1 - beta) * of_task, self.config.rank)
 
     # ---- state -------------------------------------------------------------------------------------------------------
+    def cost(self) -> Cost:
+        limit, counts = self.config.samples, len(self.places) * self.config.experts
+        usage = Pass(f"{limit} records of the task, for the experts' use", "task", records=lambda n: min(limit, n[-1]))
+        state = {"how often each expert was used, per task": 8 * len(self.tasks) * counts}
+        return replace(super().cost(), passes=(usage,), state=state)
+
     def state(self) -> dict[str, Any]:
         return {f"usage.{task}": counts for task, counts in self.usage.items()}
 

@@ -31,8 +31,8 @@ class Disco(HiDe):
         alpha: float = 32.0
         init_std: float | None = 0.01
         targets: str = "ffn"
-        temperature: float = 0.05  # τ
-        projector: str = "shared"  # shared | frozen | per_task
+        temperature: float = 0.05  # τ, of the softmax over experts
+        projector: str = "shared"  # shared (trained, carried from task to task) | frozen | per_task (mixed by w)
 
         def __post_init__(self) -> None:
             super().__post_init__()

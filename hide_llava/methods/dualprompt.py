@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from hide_llava.adapters.prompt_pool import best, chosen_weights, resize, word_prompts
 from hide_llava.methods.base import Features, Route, register
+from hide_llava.methods.cost import Cost
 from hide_llava.methods.prompts import Keyed
 from hide_llava.values import at_least
 
@@ -29,8 +30,8 @@ class DualPrompt(Keyed):
 
     @dataclass
     class Config(Keyed.Config):
-        general_length: int = 5  # L_g; `length` is that of E_t
-        strength: float = 1.0  # λ
+        general_length: int = 5  # L_g, tokens of the general prompt; `length` is that of E_t
+        strength: float = 1.0  # λ, weight of the key's pull
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -67,6 +68,9 @@ class DualPrompt(Keyed):
         general = self.modules["general"]["prompt"].expand(count, -1, -1)
         experts = torch.stack(list(self.modules["experts"].values()))[chosen[:, 0]]
         return Route(prompts=torch.cat([general, experts], 1), weights=chosen_weights(chosen, self.names))
+
+    def cost(self) -> Cost:
+        return Cost(prompts=(self.config.general_length + self.config.length,) * 2)
 
     def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
         cosines = self.cosines(features, [self.modules["task_keys"][self.names[-1]]])

@@ -27,6 +27,7 @@ from hide_llava.adapters.fisher import fisher_diagonal
 from hide_llava.adapters.observe import sample
 from hide_llava.adapters.probe import without_dropout
 from hide_llava.methods.base import Context, Features, Task, register
+from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.lora import SequentialLora
 from hide_llava.values import above_zero, at_least, one_of
 
@@ -38,9 +39,9 @@ class Ewc(SequentialLora):
 
     @dataclass
     class Config(SequentialLora.Config):
-        strength: float = 5000.0  # λ
-        mode: str = "per_task"  # per_task | online
-        gamma: float = 1.0  # γ; online only
+        strength: float = 5000.0  # λ, weight of the penalty
+        mode: str = "per_task"  # per_task (a penalty per past task) | online (one)
+        gamma: float = 1.0  # γ, decay of the Fisher per task; online only
         fisher_examples: int | None = None  # drawn uniformly from the task; None: all of them, one backward each
         fisher_batch: int = 1  # examples whose mean gradient is squared; more than 1: as Prism
 
@@ -90,6 +91,12 @@ class Ewc(SequentialLora):
             share = b / (a + b).clamp_min(torch.finfo(a.dtype).tiny)
             self.offset = self.offset.to(a) + (a * share * (p - q) ** 2).sum()
             self.fisher[i], self.center[i] = a + b, p + share * (q - p)
+
+    def cost(self) -> Cost:
+        limit, numbers = self.config.fisher_examples, sum(p.numel() for p in self.trained())
+        words = "every record" if limit is None else f"{limit} records"
+        fisher = Pass(f"{words} of the task, for the Fisher", "task", 1, 1, lambda n: min(limit or n[-1], n[-1]))
+        return Cost((fisher,), {"Fisher and centre, fp32, of all that trains": 8 * numbers})
 
     def state(self) -> dict[str, Any]:
         pairs = {"fisher": self.fisher, "center": self.center}

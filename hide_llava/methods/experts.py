@@ -5,13 +5,14 @@ Task t trains a fresh expert (A_t, B_t); experts of past tasks are frozen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from hide_llava.adapters.projectors import restore_projectors, stored_projectors
 from hide_llava.methods.base import Context, Features, Route, Task
+from hide_llava.methods.cost import Cost
 from hide_llava.methods.lora import SequentialLora
 
 
@@ -41,6 +42,9 @@ class TaskExperts(SequentialLora):
         self.learned.append(task.index)
         super().before_task(task, context)
 
+    def cost(self) -> Cost:
+        return Cost(kept=(len(self.tasks) - 1) * self.core.size(self.adapter))
+
     def state(self) -> dict[str, Any]:
         return {"learned": list(self.learned)}
 
@@ -63,6 +67,10 @@ class SummedExperts(TaskExperts):
 
     def prepare_inference(self) -> None:
         self.core.fold(self.experts, [1.0] * len(self.learned), "delta_sum", [])
+
+    def cost(self) -> Cost:
+        cost = super().cost()
+        return replace(cost, past=cost.kept)
 
 
 class IndependentExperts(TaskExperts):
@@ -96,6 +104,12 @@ class IndependentExperts(TaskExperts):
     def chosen_projectors(self, weights: dict[str, Tensor]) -> dict[str, Tensor] | None:
         """The projectors of a route whose samples use the experts with `weights` (expert → [B])."""
         return weights if self.config.projector == "per_task" else None
+
+    def cost(self) -> Cost:
+        cost = super().cost()
+        if self.config.projector != "per_task":
+            return cost
+        return replace(cost, state={"a projector per task": len(self.tasks) * self.core.projector_bytes()})
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), **stored_projectors(self.core)}

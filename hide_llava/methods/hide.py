@@ -27,6 +27,8 @@ from hide_llava.adapters.core import LoraSpec
 from hide_llava.adapters.folding import MODES
 from hide_llava.adapters.projectors import restore_projectors, stored_projectors
 from hide_llava.methods.base import Context, Features, Method, Route, Task, is_main, register
+from hide_llava.methods.cost import Cost
+from hide_llava.values import above_zero, at_least, one_of
 
 ROUTINGS = ("softmax_learned", "softmax_all", "top1", "oracle")
 PROJECTORS = ("shared", "frozen", "per_task")
@@ -43,26 +45,22 @@ class HiDe(Method):
         init_std: float | None = 0.01
         fusion: str = "delta_sum"  # delta_sum (the paper) | factor_sum (the authors' code)
         fusion_weight: float | None = 1.0  # ε; None: 1/t, the mean of the t experts learned so far
-        routing: str = "softmax_learned"  # softmax_learned | softmax_all | top1 | oracle
-        image_weight: float = 0.5  # α
-        text_weight: float = 0.5  # β
-        temperature: float = 0.1  # τ
-        expanded_layers: list[int] = field(default_factory=lambda: [-1])
-        projector: str = "shared"  # shared | frozen | per_task
-        anchors: str = "exact"  # exact | reference
+        routing: str = "softmax_learned"  # w: softmax_learned | softmax_all (slots) | top1 | oracle (task id)
+        image_weight: float = 0.5  # α, weight of the image's cosine
+        text_weight: float = 0.5  # β, weight of the text's cosine
+        temperature: float = 0.1  # τ, of the softmax over experts
+        expanded_layers: list[int] = field(default_factory=lambda: [-1])  # decoder layers that are routed
+        projector: str = "shared"  # shared (trained, carried from task to task) | frozen | per_task (mixed by w)
+        anchors: str = "exact"  # exact (means) | reference (the authors' running mean)
         text_only: str = "text"  # text (routed by text alone) | reference
         slots: int | None = None  # softmax_all: number of slots; None: number of tasks (experts beyond get weight 0)
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            for name, allowed in {
-                "fusion": MODES, "routing": ROUTINGS, "projector": PROJECTORS,
-                "anchors": ("exact", "reference"), "text_only": ("text", "reference"),
-            }.items():  # fmt: skip
-                if getattr(self, name) not in allowed:
-                    raise ValueError(f"{name}={getattr(self, name)}: expected one of {', '.join(allowed)}")
-            if self.temperature <= 0:
-                raise ValueError(f"temperature={self.temperature}: must be greater than 0")
+            one_of(self, fusion=MODES, routing=ROUTINGS, projector=PROJECTORS)
+            one_of(self, anchors=("exact", "reference"), text_only=("text", "reference"))
+            at_least(self, fusion_weight=0, image_weight=0, text_weight=0, slots=1)
+            above_zero(self, "temperature")
 
     def __init__(self, config: Any, core: Any, tasks: list[Task]):
         super().__init__(config, core, tasks)
@@ -120,6 +118,15 @@ class HiDe(Method):
         self.gathering = False
         if self.config.projector == "per_task":
             self.core.projectors[self.expert(task.index)] = self.core.projector_state()
+
+    def cost(self) -> Cost:
+        size, tasks = self.core.size(self.expert(self.current)), len(self.tasks)
+        held = [t for a in (self.image_anchors, self.text_anchors) for t in (*a.sums.values(), *a.counts.values())]
+        state = {"image and text anchor per task": tasks * sum(t.nbytes for t in held)}
+        if self.config.projector == "per_task":
+            state["a projector per task"] = tasks * self.core.projector_bytes()
+        live = tasks * size * len(self.expanded) // self.core.num_layers
+        return Cost(state=state, kept=(tasks - 1) * size, live=live)
 
     # ---- inference -------------------------------------------------------------------------------------------------
     def prepare_inference(self) -> None:

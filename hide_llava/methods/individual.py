@@ -6,9 +6,12 @@ A task that was not learned yet is answered by the base model.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from hide_llava.methods.base import Features, Route, register
+from hide_llava.methods.cost import Cost
 from hide_llava.methods.experts import IndependentExperts
 
 
@@ -16,6 +19,9 @@ from hide_llava.methods.experts import IndependentExperts
 class Individual(IndependentExperts):
     name = "individual"
     oracle = True
+
+    def cost(self) -> Cost:
+        return replace(super().cost(), live=self.core.size(self.adapter))
 
     def route(self, batch: dict, features: Features, train: bool) -> Route:
         if train:

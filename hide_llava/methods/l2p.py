@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from hide_llava.adapters.prompt_pool import best, chosen_weights, word_prompts
 from hide_llava.methods.base import Features, Route, register
+from hide_llava.methods.cost import Cost
 from hide_llava.methods.prompts import Keyed
-from hide_llava.values import at_least
+from hide_llava.values import at_least, rule
 
 
 @register
@@ -30,14 +31,13 @@ class L2P(Keyed):
 
     @dataclass
     class Config(Keyed.Config):
-        size: int = 10  # M
-        top_k: int = 5  # k
+        size: int = 10  # M, prompts in the pool
+        top_k: int = 5  # k, prompts of a sample
 
         def __post_init__(self) -> None:
             super().__post_init__()
             at_least(self, size=1, top_k=1)
-            if self.top_k > self.size:
-                raise ValueError(f"top_k={self.top_k}: must be in [1, size={self.size}]")
+            rule(self, "top_k", self.top_k <= self.size, f"must be in [1, size={self.size}]")
 
     def build(self) -> None:
         if "pool" not in self.modules:
@@ -58,6 +58,9 @@ class L2P(Keyed):
         names = [f"prompt-{m + 1:02d}" for m in range(self.config.size)]
         prompts = self.modules["pool"]["prompts"][chosen].flatten(1, 2)
         return Route(prompts=prompts, weights=chosen_weights(chosen, names))
+
+    def cost(self) -> Cost:
+        return Cost(prompts=(self.config.top_k * self.config.length,) * 2)
 
     def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
         cosines, chosen = self.scores(features)

@@ -20,7 +20,7 @@ LoRA in place of full fine-tuning. The projector is frozen; with `projector: sha
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,9 +36,10 @@ from hide_llava.adapters.probe import without_dropout
 from hide_llava.data.conversation import encode_question
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Route, Task, register
+from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.experts import SummedExperts
 from hide_llava.storage import read_json
-from hide_llava.values import above_zero, at_least, one_of
+from hide_llava.values import above_zero, at_least, one_of, rule
 
 
 def distance(kind: str, now: Tensor, then: Tensor, mask: Tensor) -> Tensor:
@@ -59,21 +60,22 @@ class LlavaC(SummedExperts):
     @dataclass
     class Config(SummedExperts.Config):
         projector: str = "frozen"
-        spectrum: str = "soft"  # soft | energy | constant
-        mix: float = 0.5  # α
-        energy: float = 0.9  # ρ
-        softness: float = 1.0  # c
-        strength: float = 1.0  # λ
-        distance: str = "mse"  # mse | kl
+        spectrum: str = "soft"  # g: soft | energy | constant
+        mix: float = 0.5  # α, factor of energy and constant
+        energy: float = 0.9  # share of Σ σ² that spectrum=energy leaves as it is
+        softness: float = 1.0  # c of spectrum=soft
+        strength: float = 1.0  # λ, weight of the inquiry term
+        distance: str = "mse"  # D: mse | kl
         layer: int = -1  # whose output is compared: 1 the first decoder layer, -1 the last
-        anchor: str = "base"  # base | previous
-        inquiries: str | None = None  # JSON file with a list of questions
+        anchor: str = "base"  # what the model is held near: the base | the previous model
+        inquiries: str | None = None  # JSON file with a list of questions; none: the record's own
 
         def __post_init__(self) -> None:
             super().__post_init__()
             one_of(self, spectrum=("soft", "energy", "constant"), distance=("mse", "kl"), anchor=("base", "previous"))
             at_least(self, softness=0, strength=0)
             above_zero(self, "mix", "energy", most=1)
+            rule(self, "layer", self.layer != 0, "must be a decoder layer from 1 on, or from −1 back")
 
     def setup(self) -> None:
         super().setup()
@@ -112,6 +114,11 @@ class LlavaC(SummedExperts):
         with torch.no_grad():
             then = self.view(ids, mask, Route([] if self.config.anchor == "base" else self.experts[:-1]))
         return {"inquiry": self.config.strength * distance(self.config.distance, now, then, mask)}
+
+    def cost(self) -> Cost:
+        now = Pass("the inquiry, with gradient", "step", 1, 1, text_only=True)
+        then = Pass(f"the inquiry by the {self.config.anchor} model", "step", text_only=True)
+        return replace(super().cost(), passes=(now, then))
 
     # ---- SAC ---------------------------------------------------------------------------------------------------------
     @torch.no_grad()

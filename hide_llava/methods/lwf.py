@@ -19,6 +19,7 @@ from torch.nn.functional import kl_div
 from hide_llava.adapters.probe import logits
 from hide_llava.data.conversation import IGNORE
 from hide_llava.methods.base import Context, Features, Route, Task, register
+from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.lora import SequentialLora
 from hide_llava.values import above_zero, at_least
 
@@ -30,8 +31,8 @@ class Lwf(SequentialLora):
 
     @dataclass
     class Config(SequentialLora.Config):
-        strength: float = 0.5  # α
-        temperature: float = 2.0  # T
+        strength: float = 0.5  # α, weight of the distillation
+        temperature: float = 2.0  # T, of both distributions
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -52,6 +53,9 @@ class Lwf(SequentialLora):
             for old, new in zip(self.core.parameters_of(self.teacher), self.core.parameters_of(self.adapter)):
                 old.copy_(new)
         self.core.projectors[self.teacher] = self.core.projector_state()
+
+    def cost(self) -> Cost:
+        return Cost((Pass("the teacher", "step", later=True),), kept=self.core.size(self.adapter))
 
     def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
         if not self.taught:

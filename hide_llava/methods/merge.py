@@ -35,9 +35,9 @@ class Merge(TaskExperts):
 
     @dataclass
     class Config(TaskExperts.Config):
-        projector: str = "frozen"
-        combination: str = "linear"
-        weight: float | None = None  # w, of every expert; None: see the module
+        projector: str = "frozen"  # the base model's
+        combination: str = "linear"  # how the experts become one, see above
+        weight: float | None = None  # w, of every expert; None: see above
         density: float = 0.2  # fraction of values that survive
         seed: int = 0  # of the random drop
 

@@ -28,8 +28,9 @@ from hide_llava.adapters.observe import from_main
 from hide_llava.adapters.prompt_pool import best, chosen_weights, resize, word_prompts
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Route, Task, register
+from hide_llava.methods.cost import Cost
 from hide_llava.methods.prompts import Prompted
-from hide_llava.values import at_least, one_of
+from hide_llava.values import at_least, between, one_of
 
 
 @register
@@ -38,17 +39,16 @@ class ModalPrompt(Prompted):
 
     @dataclass
     class Config(Prompted.Config):
-        length: int = 10  # p
-        top_k: int = 3  # K
-        image_share: float = 0.5  # λ
+        length: int = 10  # p, tokens of a task's prompt
+        top_k: int = 3  # K, past prompts per sample in training, prompts at inference
+        image_share: float = 0.5  # λ, share of the image in the guidance
         reference: str = "none"  # none (the paper) | mcitlib
 
         def __post_init__(self) -> None:
             super().__post_init__()
             at_least(self, top_k=1)
             one_of(self, reference=("none", "mcitlib"))
-            if not 0 <= self.image_share <= 1:
-                raise ValueError(f"image_share={self.image_share}: must be in [0, 1]")
+            between(self, 0, 1, "image_share")
 
     def setup(self) -> None:
         super().setup()
@@ -100,6 +100,13 @@ class ModalPrompt(Prompted):
         chosen = self.choose(features, train)
         prompts = torch.stack(list(self.modules["prompts"].values()))[chosen].flatten(1, 2)
         return Route(prompts=prompts, weights=chosen_weights(chosen, self.names))
+
+    def cost(self) -> Cost:
+        count, dropped = len(self.tasks), sum(p.numel() for p in self.modules["transform"].parameters())
+        past = min(self.config.top_k - (self.config.reference == "mcitlib"), count - 1)
+        tokens = ((past + 1) * self.config.length, min(self.config.top_k, count) * self.config.length)
+        prototypes = {"a prototype per task, fp32": 4 * count * self.modules["transform"][-1].out_features}
+        return Cost(state=prototypes, prompts=tokens, dropped=dropped)
 
     def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
         prototype = [self.prototype()]

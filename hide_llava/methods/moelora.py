@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from hide_llava.adapters.route import RankMap
 from hide_llava.adapters.token_gates import Routers, per_rank, product_of_sums
 from hide_llava.methods.base import Features, Route, register
+from hide_llava.methods.cost import Cost
 from hide_llava.methods.lora import SequentialLora
-from hide_llava.values import at_least, one_of
+from hide_llava.values import at_least, one_of, rule
 
 
 @register
@@ -36,15 +37,14 @@ class MoELora(SequentialLora):
         rank: int = 128  # r, of all experts together
         alpha: float = 256.0
         init_std: float | None = 0.01
-        experts: int = 8  # E
-        reference: str = "none"  # none (the paper) | prism
+        experts: int = 8  # E, in every adapted linear
+        reference: str = "none"  # none (the paper) | what published code computes, see above
 
         def __post_init__(self) -> None:
             super().__post_init__()
             one_of(self, reference=self.REFERENCES)
             at_least(self, experts=1)
-            if self.rank % self.experts:
-                raise ValueError(f"rank={self.rank}: must be a multiple of experts={self.experts}")
+            rule(self, "rank", self.rank % self.experts == 0, f"must be a multiple of experts={self.experts}")
 
     def setup(self) -> None:
         self.core.add(self.adapter, self.config)
@@ -65,6 +65,10 @@ class MoELora(SequentialLora):
 
     def route(self, batch: dict, features: Features, train: bool) -> Route:
         return Route([self.adapter], {self.adapter: self.gate})
+
+    def cost(self) -> Cost:
+        routers = sum(p.numel() for p in self.modules["router"].parameters())
+        return Cost(routers=routers, live=self.core.size(self.adapter))
 
     def prepare_inference(self) -> None:
         """Nothing is folded: every gate depends on its token."""

@@ -11,7 +11,7 @@ so there is no illegal answer (published code then picks an expert at random), a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from string import ascii_uppercase
 from typing import Any
@@ -32,6 +32,7 @@ from hide_llava.data.records import FEATURES
 from hide_llava.data.tokenizer import encode
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Route, Task, register
+from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.experts import IndependentExperts
 from hide_llava.model.load import image_tokens
 from hide_llava.training.fit import fit
@@ -50,13 +51,13 @@ class MrLora(IndependentExperts):
         rank: int = 32
         alpha: float = 64.0
         descriptions: dict[str, str] = field(default_factory=dict)  # task id → what the router reads; default: the id
-        router_samples: int = 20  # of each task
-        router_rank: int = 128
-        router_lr: float = 5e-6
-        router_epochs: int = 40
-        router_batch: int = 4
+        router_samples: int = 20  # records kept of each task, for the router
+        router_rank: int = 128  # of the router's LoRA; its alpha is twice that
+        router_lr: float = 5e-6  # learning rate of the router
+        router_epochs: int = 40  # over its samples
+        router_batch: int = 4  # samples per step of the router
         router_merge: float = 0.2  # weight of every expert under the router
-        router_seed: int = 0
+        router_seed: int = 0  # of its samples, weights and order
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -70,6 +71,16 @@ class MrLora(IndependentExperts):
 
     def adapters(self) -> list[str]:
         return [self.adapter, *([self.router] if len(self.learned) > 1 else [])]
+
+    def cost(self) -> Cost:
+        config, size, tasks = self.config, self.core.size(self.adapter), len(self.tasks)
+        router = size // config.rank * config.router_rank
+        under = tasks * size + router  # the router reads with every expert below it
+        ask = Pass("the router, asked for the task", "answer", later=True, adapters=under)
+        learn = Pass(f"{config.router_samples} records of every task × {config.router_epochs} epochs, for the router", "task",
+                     1, 1, lambda n: config.router_epochs * sum(min(config.router_samples, k) for k in n), later=True,
+                     adapters=under)  # fmt: skip
+        return replace(super().cost(), passes=(ask, learn), later={"router": router}, live=tasks * size)
 
     # ---- the router's question -----------------------------------------------------------------------------------
     def ask(self, question: str) -> str:

@@ -12,13 +12,14 @@ MCITlib's penalty also moves the past A_i, which it neither freezes nor detaches
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hide_llava.methods.base import Features, Route, register
+from hide_llava.methods.cost import Cost
 from hide_llava.methods.experts import SummedExperts
 from hide_llava.values import at_least, one_of
 
@@ -32,9 +33,9 @@ class OLora(SummedExperts):
 
     @dataclass
     class Config(SummedExperts.Config):
-        strength: float = 0.5  # λ
-        norm: str = "fro2"  # fro2 | l1
-        forward_past: bool = True
+        strength: float = 0.5  # λ, weight of the orthogonality term
+        norm: str = "fro2"  # of A_t A_iᵀ: fro2 | l1
+        forward_past: bool = True  # past experts are present while the new one trains
 
         def __post_init__(self) -> None:
             super().__post_init__()
@@ -45,6 +46,12 @@ class OLora(SummedExperts):
         if train and not self.config.forward_past:
             return Route([self.adapter])
         return super().route(batch, features, train)
+
+    def cost(self) -> Cost:
+        """The extra loss: A_t A_iᵀ for T − 1 past experts, and the gradient of A_t."""
+        cost, rank, past = super().cost(), self.config.rank, len(self.tasks) - 1
+        inputs = sum(layer.in_features for _, _, layer in self.core.layers(self.adapter))
+        return replace(cost, past=cost.kept * self.config.forward_past, extra=4 * rank * rank * past * inputs)
 
     def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
         *past, current = self.experts

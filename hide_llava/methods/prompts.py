@@ -69,8 +69,8 @@ class Keyed(Prompted):
     @dataclass
     class Config(Prompted.Config):
         lr: float | None = 7.5e-3  # .03 · batch / 256 at a batch of 64
-        strength: float = 0.1  # λ
-        query: str = "image_text"  # image_text | image
+        strength: float = 0.1  # λ, weight of the pull between queries and keys
+        query: str = "image_text"  # what is compared with the keys: image_text | image
 
         def __post_init__(self) -> None:
             super().__post_init__()

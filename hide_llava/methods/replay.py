@@ -19,8 +19,9 @@ from datasets import concatenate_datasets
 
 from hide_llava.adapters.observe import sample
 from hide_llava.methods.base import Context, Task, register
+from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.lora import SequentialLora
-from hide_llava.values import above_zero, at_least, one_of
+from hide_llava.values import above_zero, at_least, one_of, rule
 
 
 @register
@@ -29,17 +30,17 @@ class Replay(SequentialLora):
 
     @dataclass
     class Config(SequentialLora.Config):
-        buffer: float = 180  # C
+        buffer: float = 180  # C, size of the memory in `unit`
         unit: str = "records"  # records (of all tasks together) | percent (of each task)
-        buffer_seed: int = 0
+        buffer_seed: int = 0  # of the draw of the records
 
         def __post_init__(self) -> None:
             super().__post_init__()
             one_of(self, unit=("records", "percent"))
             above_zero(self, "buffer", most=100 if self.unit == "percent" else math.inf)
             at_least(self, buffer_seed=0)
-            if self.unit == "records" and self.buffer != int(self.buffer):
-                raise ValueError(f"buffer={self.buffer}: must be a whole number of records")
+            whole = self.unit != "records" or self.buffer % 1 == 0
+            rule(self, "buffer", whole, "must be a whole number of records, with unit=records")
 
     def setup(self) -> None:
         self.buffer: dict[int, list[int]] = {}  # past task → places of the records to replay
@@ -60,6 +61,14 @@ class Replay(SequentialLora):
             self.buffer[i] = sample(len(past), size, self.config.buffer_seed + i)
             tables.append(past.select(self.buffer[i]))
         return concatenate_datasets(tables)
+
+    def cost(self) -> Cost:
+        def kept(counts: list[int]) -> int:
+            *past, _ = counts
+            return sum(min(count, self.share(count, i, len(past))) for i, count in enumerate(past))
+
+        words = f"{self.config.buffer:g} {'records' if self.config.unit == 'records' else 'percent of the records'}"
+        return Cost((Pass(f"{words} of earlier tasks, trained along", "epoch", 1, 1, kept, later=True),))
 
     def state(self) -> dict[str, Any]:
         return {"buffer": {str(task): places for task, places in self.buffer.items()}}

@@ -19,7 +19,7 @@ single micro-batch by one random projection.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -29,6 +29,7 @@ from hide_llava.adapters.observe import from_main, observe
 from hide_llava.adapters.spectrum import Spectrum, leading
 from hide_llava.adapters.token_gates import per_rank
 from hide_llava.methods.base import Context, Task, register
+from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.moelora import MoELora
 from hide_llava.values import above_zero, at_least, one_of
 
@@ -62,12 +63,12 @@ class Same(MoELora):
         rank: int = 64  # of all experts together
         alpha: float = 128.0
         targets: str = "ffn"
-        energy: float = 0.9  # δ
+        energy: float = 0.9  # δ, share of the inputs' energy that the kept directions hold
         components: int = 64  # directions kept per linear at most
-        window: int = 3
-        mu: float = 0.9  # μ
-        tau: float = 0.1  # τ
-        applies_to: str = "update"  # update | gradient
+        window: int = 3  # values in the trailing mean of σ̃
+        mu: float = 0.9  # μ, damping of the experts' update
+        tau: float = 0.1  # τ, score below which an expert is frozen for a task
+        applies_to: str = "update"  # what is transformed: the optimizer's update | the gradient
         samples: int = 256  # records by which a task's inputs and experts are measured
         tokens: int = 64  # of each record, evenly spaced, that enter C
 
@@ -166,6 +167,15 @@ class Same(MoELora):
         self.steps = []
 
     # ---- state -------------------------------------------------------------------------------------------------------
+    def cost(self) -> Cost:
+        limit = self.config.samples
+        after = Pass(f"{limit} records of the task, for its inputs", "task", records=lambda n: min(limit, n[-1]))
+        before = replace(after, what=f"{limit} records, for what to freeze", later=True)
+        inputs = [layer.in_features for path, _, layer in self.layers if self.source(path) == path]
+        spectra = sum(4 * self.config.components * (width + 1) for width in inputs)
+        state = {"principal directions of the inputs, fp32": spectra, "use of the experts": 9 * self.importance.numel()}
+        return replace(super().cost(), passes=(after, before), state=state)
+
     def state(self) -> dict[str, Any]:
         tensors: dict[str, Any] = {"importance": self.importance, "training": self.training}
         for path, spectrum in self.spectra.items():

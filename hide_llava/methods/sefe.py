@@ -14,7 +14,7 @@ reference: authors   an element selected by two tasks counts twice in the mean, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,8 +23,9 @@ from torch import Tensor
 from hide_llava.adapters.key_elements import key_mean, pack, select
 from hide_llava.data.answer_styles import diversify
 from hide_llava.methods.base import Context, Features, Task, register
+from hide_llava.methods.cost import Cost
 from hide_llava.methods.experts import SummedExperts
-from hide_llava.values import above_zero, at_least, one_of
+from hide_llava.values import above_zero, at_least, between, one_of
 
 
 @register
@@ -34,18 +35,17 @@ class Sefe(SummedExperts):
 
     @dataclass
     class Config(SummedExperts.Config):
-        strength: float = 2500.0  # λ
-        fraction: float = 0.02  # M
+        strength: float = 2500.0  # λ, weight of the penalty
+        fraction: float = 0.02  # M, share of a linear's elements that are key
         rewritten: float = 20.0  # X, percent of the records; 0: RegLoRA alone
-        style_seed: int = 0
+        style_seed: int = 0  # of the draw of records and styles
         reference: str = "none"  # none | authors
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            at_least(self, strength=0, rewritten=0, style_seed=0)
+            at_least(self, strength=0, style_seed=0)
             above_zero(self, "fraction", most=1)
-            if self.rewritten > 100:
-                raise ValueError(f"rewritten={self.rewritten}: must be in [0, 100]")
+            between(self, 0, 100, "rewritten")
             one_of(self, reference=("none", "authors"))
 
     def setup(self) -> None:
@@ -75,6 +75,13 @@ class Sefe(SummedExperts):
             if past and self.config.reference == "none":
                 past, mask = [], past[0] | mask
             self.keys[path] = [*past, mask]
+
+    def cost(self) -> Cost:
+        """The extra loss: B A once forward, once again in backward, and the gradients of both; the masks, a bit an entry."""
+        entries = [layer.in_features * layer.out_features for _, _, layer in self.core.layers(self.adapter)]
+        masks = sum(-(-n // 8) for n in entries) * (len(self.tasks) if self.config.reference == "authors" else 1)
+        extra = 4 * 2 * self.config.rank * sum(entries)
+        return replace(super().cost(), state={"masks of the key elements": masks}, extra=extra)
 
     def state(self) -> dict[str, Any]:
         keys = {f"keys.{i}.{path}": mask for path, masks in self.keys.items() for i, mask in enumerate(masks)}

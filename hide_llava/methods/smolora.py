@@ -32,8 +32,9 @@ from hide_llava.adapters.observe import from_main, sample
 from hide_llava.adapters.route import RankMap
 from hide_llava.adapters.token_gates import PromptView, Routers, per_rank, straight_through
 from hide_llava.methods.base import Context, Features, Route, Task, register
+from hide_llava.methods.cost import Cost
 from hide_llava.methods.lora import SequentialLora
-from hide_llava.values import at_least, one_of
+from hide_llava.values import at_least, one_of, rule
 
 
 @register
@@ -48,7 +49,7 @@ class SMoLora(SequentialLora):
         rank: int = 128  # r, of all experts together
         alpha: float = 256.0
         targets: str = "ffn"
-        experts: int = 8  # E
+        experts: int = 8  # E, half of them visual
         gates: str = "trained"  # trained | random (published code)
         pool: str = "prompt"  # prompt | call (published code)
         instruction: str = "text"  # text | oracle (published code)
@@ -58,10 +59,8 @@ class SMoLora(SequentialLora):
             super().__post_init__()
             one_of(self, gates=("trained", "random"), pool=("prompt", "call"), instruction=("text", "oracle"))
             at_least(self, experts=2, samples=1)
-            if self.experts % 2:
-                raise ValueError(f"experts={self.experts}: must be even, half of them for each gate")
-            if self.rank % self.experts:
-                raise ValueError(f"rank={self.rank}: must be a multiple of experts={self.experts}")
+            rule(self, "experts", self.experts % 2 == 0, "must be even, half of them for each gate")
+            rule(self, "rank", self.rank % self.experts == 0, f"must be a multiple of experts={self.experts}")
 
     def setup(self) -> None:
         self.oracle = self.config.instruction == "oracle"
@@ -140,6 +139,11 @@ class SMoLora(SequentialLora):
         """Nothing is folded: every gate depends on the sample."""
 
     # ---- state -----------------------------------------------------------------------------------------------------
+    def cost(self) -> Cost:
+        """The gates read one vector per sample, the fusion r numbers per token: neither is counted."""
+        means = {"mean instruction per task, fp32": 4 * len(self.tasks) * self.width} if self.oracle else {}
+        return Cost(state=means, live=self.core.size(self.adapter))
+
     def state(self) -> dict[str, Any]:
         means = {f"instruction.{task}": mean for task, mean in self.instructions.items()}
         return {**means, "sentence_width": self.width, "current": self.current}

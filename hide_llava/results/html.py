@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import base64
-import os
 from html import escape
 from pathlib import Path
+
+from hide_llava.storage import write_bytes
 
 STYLE = """
 :root { color-scheme: light dark; --paper:#ffffff; --ink:#1b1f24; --muted:#5b6573; --line:#e2e6eb; --card:#f6f8fa;
@@ -142,9 +143,6 @@ def details(title: str, note: str, body: str, opened: bool = False) -> str:
 
 
 def write(path: Path, text: str | bytes) -> Path:
-    """Write a file under a temporary name, then rename: a killed report leaves the old one intact."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".part")
-    partial.write_bytes(text.encode("utf-8") if isinstance(text, str) else text)
-    os.replace(partial, path)
+    """A killed report leaves the old file intact."""
+    write_bytes(path, text.encode("utf-8") if isinstance(text, str) else text)
     return path

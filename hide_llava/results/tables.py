@@ -10,6 +10,7 @@ import csv
 import io
 from pathlib import Path
 
+from hide_llava.results import html
 from hide_llava.results.aggregates import AGGREGATES, Aggregate, aggregates, reason
 from hide_llava.results.matrix import AccuracyMatrix, Cell, column_means, last_row, row_means
 from hide_llava.results.run_reader import Run
@@ -190,10 +191,5 @@ def latex(run: Run) -> str:
 
 def write_tables(run: Run, folder: Path) -> list[Path]:
     """matrix.md, matrix.csv and matrix.tex in that folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    written = []
-    for suffix, text in (("md", markdown(run)), ("csv", comma_separated(run)), ("tex", latex(run))):
-        path = folder / f"matrix.{suffix}"
-        path.write_text(text, encoding="utf-8")
-        written.append(path)
-    return written
+    texts = {"md": markdown(run), "csv": comma_separated(run), "tex": latex(run)}
+    return [html.write(folder / f"matrix.{suffix}", text) for suffix, text in texts.items()]

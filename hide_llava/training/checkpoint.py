@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -11,10 +12,10 @@ from torch import nn
 from hide_llava.adapters.anchors import is_main
 from hide_llava.errors import UserError
 from hide_llava.methods.routed import RoutedLlava
-from hide_llava.storage import load_state, load_tensors, save_state
+from hide_llava.storage import load_state, load_tensors, save_state, write_text, writing
 from hide_llava.training.engines import whole
 
-COMPLETE = "complete"  # written last into a checkpoint folder, with the engine's name: without it it is not used
+COMPLETE = "complete"  # written last into a checkpoint folder: the engine's name, then the size of every file
 
 
 def trainable(routed: RoutedLlava) -> dict[str, nn.Parameter]:
@@ -28,9 +29,10 @@ def save_trained(routed: RoutedLlava, folder: Path) -> None:
     state, parameters = routed.method.state(), trainable(routed)
     with whole(list(parameters.values())):
         if is_main():
-            folder.mkdir(parents=True, exist_ok=True)
             tensors = {n: p.detach().cpu().contiguous() for n, p in parameters.items()}
-            save_file(tensors, folder / "trainable.safetensors")
+            with writing(folder / "trainable.safetensors"):
+                folder.mkdir(parents=True, exist_ok=True)
+                save_file(tensors, folder / "trainable.safetensors")
             save_state(folder, "method", state)
 
 
@@ -49,17 +51,44 @@ def load_trained(routed: RoutedLlava, folder: Path) -> None:
     routed.method.load_state(load_state(folder, "method"))
 
 
+def mark_complete(folder: Path, engine: str) -> None:
+    """Say that a checkpoint is whole, and what a whole one is: after a power loss files may be shorter than written."""
+    sizes = sorted(f"{p.stat().st_size} {p.relative_to(folder)}" for p in folder.rglob("*") if p.is_file())
+    write_text(folder / COMPLETE, "\n".join([engine, *sizes]))
+
+
+def rotate(folder: Path, step: int) -> None:
+    """Keep the checkpoint of `step` and the whole one before it.
+
+    By number: transformers goes by file times, and after a clock was set back that deletes the newest one.
+    """
+    found = {_step(p): p for p in folder.glob("checkpoint-*")}
+    before = max((n for n, p in found.items() if n < step and (p / COMPLETE).is_file()), default=None)
+    for number, path in found.items():
+        if number not in (step, before):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rsplit("-", 1)[1])
+
+
 def latest_checkpoint(folder: Path, engine: str) -> Path | None:
-    """The newest checkpoint that was written to its end.
+    """The newest checkpoint that is whole; one with a file cut short is passed over, and a line says so.
 
     Raises:
         UserError: it was written by another engine, whose optimizer state cannot be read.
     """
-    done = [p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}")]
-    newest = max(done, key=lambda p: int(p.name.rsplit("-", 1)[1]), default=None)
-    if newest is not None:
-        wrote = (newest / COMPLETE).read_text()
+    for found in sorted((p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}")), key=_step, reverse=True):
+        wrote, *sizes = (found / COMPLETE).read_text().splitlines()
+        files = [(int(size), found / name) for size, name in (line.split(" ", 1) for line in sizes)]
+        cut = next((file for size, file in files if not file.is_file() or file.stat().st_size != size), None)
+        if cut is not None:
+            if is_main():
+                print(f"warning: {cut} is not as long as it was written; going on from before it.", flush=True)
+            continue
         if wrote != engine:
-            raise UserError(f"{newest}: was written with train.engine={wrote}; go on with that, or delete {folder} to "
+            raise UserError(f"{found}: was written with train.engine={wrote}; go on with that, or delete {folder} to "
                             "start this task again.")  # fmt: skip
-    return newest
+        return found
+    return None

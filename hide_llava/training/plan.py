@@ -1,32 +1,25 @@
-"""`hide-llava plan`: what a run will do and hold, computed from the configuration; nothing is trained or loaded."""
+"""`hide-llava plan`: what a run will do, hold and cost, computed from the configuration; nothing is trained or loaded."""
 
 from __future__ import annotations
 
 import torch
-from transformers import AutoConfig, LlavaForConditionalGeneration
 
-from hide_llava.adapters.core import Core
 from hide_llava.config import RunConfig
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Context, Stage, method_class, method_config
-from hide_llava.model.load import dtype_of, resolve
-from hide_llava.model.original import is_original, original_config
+from hide_llava.methods.base import Stage, method_class, method_config
+from hide_llava.methods.cost import Cost, Pass
+from hide_llava.model.load import dtype_of
+from hide_llava.model.shapes import ModelShape, model_shape, skeleton
+from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work, activations, in_flops, rounded
 from hide_llava.training.run_folder import method_tasks, stages_of
 from hide_llava.training.sequence import stage_plan, task_records, train_file
+from hide_llava.training.sizes import Sizes, sizes
 
-MIB = 2**20
-
-
-def skeleton(config: RunConfig) -> LlavaForConditionalGeneration:
-    """The model's modules without weights."""
-    root = config.model_folder()
-    folder = resolve(config.model.path, root)
-    if is_original(folder):
-        shape = original_config(folder, resolve(config.model.clip, root))
-    else:
-        shape = AutoConfig.from_pretrained(folder)
-    with torch.device("meta"):
-        return LlavaForConditionalGeneration(shape)
+MIB, GIB = 2**20, 2**30
+TFLOPS = (
+    100.0  # what the GPUs sustain together, if the caller does not say: about a third of one A100's dense bf16 peak
+)
+PER = {"step": "every training record", "epoch": "every epoch", "task": "after every task", "answer": "every answer"}
 
 
 def count_records(config: RunConfig, stage: Stage) -> int | None:
@@ -37,16 +30,22 @@ def count_records(config: RunConfig, stage: Stage) -> int | None:
     return sum(len(task_records(config, t)) for t in stage.train)
 
 
-def plan(config: RunConfig) -> str:
-    """Readable text: batches, steps, trainable and stored parameters, memory of the weights and the optimizer."""
+def plan(config: RunConfig, tflops: float = TFLOPS) -> str:
+    """Readable text: batches, steps, parameters, files, extra passes, FLOPs, memory.
+
+    Raises:
+        UserError: tflops is not above 0.
+    """
+    if not tflops > 0:
+        raise UserError(f"--tflops {tflops:g}: must be greater than 0.")
     lines = [f"{config.method['preset']} on {config.benchmark.name} with {config.model.name} → {config.run_folder()}"]
     cls = method_class(config.method["name"])
     stages = stages_of(config)
     if not cls.trains:
-        return "\n".join([*lines, f"no training; {len(stages[0].evaluate)} tasks are evaluated"])
-    for stage in stages:
+        lines.append(f"no training; {len(stages[0].evaluate)} tasks are evaluated")
+    counts = [count_records(config, stage) for stage in stages] if cls.trains else []
+    for stage, records in zip(stages, counts):
         batch, epochs = stage_plan(config, stage)
-        records = count_records(config, stage)
         steps = (
             "? (training file not found)" if records is None else batch.steps(records, epochs, config.train.max_steps)
         )
@@ -55,29 +54,141 @@ def plan(config: RunConfig) -> str:
             f"epoch(s), batch {batch.global_batch} = {batch.per_device} per device × {batch.accumulation} accumulation "
             f"× {batch.world} process(es): {steps} steps; then {len(stage.evaluate)} task(s) evaluated"
         )
-    return "\n".join([*lines, *_sizes(config, cls)])
-
-
-def _sizes(config: RunConfig, cls: type) -> list[str]:
     try:
-        llava = skeleton(config)
+        shape = model_shape(config)
+        tasks = method_tasks(config)
+        measured = sizes(cls, method_config(config.method), shape, tasks) if cls.trains else Sizes.none()
     except UserError as error:
-        return [f"sizes: not known, {error}"]
-    core = Core(llava)
-    tasks = method_tasks(config)
-    method = cls(method_config(config.method), core, tasks)
-    with torch.device("meta"):
-        method.setup()
-        method.before_task(tasks[0], Context(widths={"clip_image": 1, "clip_text": 1}))
-    groups = method.params()
-    trainable = sum(p.numel() for g in groups for p in g["params"])
-    adapter = sum(p.numel() for name in method.adapters() for p in core.parameters_of(name))
-    base = sum(p.numel() for p in llava.parameters()) - adapter
-    width = torch.tensor([], dtype=dtype_of(config.model)).element_size()
-    return [
-        f"base model: {base / 1e6:,.1f} M parameters, {base * width / MIB:,.0f} MiB in {dtype_of(config.model)}",
-        f"trained in one task: {trainable / 1e6:,.2f} M parameters (adapter {adapter / 1e6:,.2f} M, other "
-        f"{(trainable - adapter) / 1e6:,.2f} M)",
-        f"adapter file of one task: {adapter * 4 / MIB:,.1f} MiB in fp32 ({adapter * 2 / MIB:,.1f} MiB as bf16)",
-        f"weights of the trained part, gradients and AdamW state: {trainable * 16 / MIB:,.0f} MiB",
+        return "\n".join([*lines, f"sizes: not known, {error}"])
+    work = Work(shape, measured, len(tasks), config.train.gradient_checkpointing)
+    lines.append(_base(config, shape))
+    if cls.trains:
+        lines += [*trained_lines(measured), *_passes(measured.cost, work)]
+        lines += [*_training(config, work, stages, counts, tflops), _memory(config, work, stages)]
+    lines.append(answer_line(work))
+    return "\n".join([*lines, f"shape of the model: {shape.source}"])
+
+
+def _base(config: RunConfig, shape: ModelShape) -> str:
+    base = base_parameters(shape)
+    dtype = dtype_of(config.model)
+    return f"base model: {base / 1e6:,.1f} M parameters, {base * dtype.itemsize / MIB:,.0f} MiB in {dtype}"
+
+
+def base_parameters(shape: ModelShape) -> int:
+    return sum(p.numel() for p in skeleton(shape.llava).parameters())
+
+
+def trained_lines(measured: Sizes) -> list[str]:
+    """Numbers trained and stored by one task, the first."""
+    fp32, bf16 = measured.file_bytes("F32"), measured.file_bytes("BF16")
+    own = "".join(f", {name} {_m(n)}" for name, n in measured.modules.items())
+    later = "".join(f"; from the second task on also {name} {_m(n)}" for name, n in measured.cost.later.items())
+    files = f"{fp32 / MIB:,.1f} MiB in fp32 ({bf16 / MIB:,.1f} MiB as bf16)" if measured.files else "none"
+    lines = [
+        f"trained in one task: {_m(measured.trained)} parameters (adapter {_m(measured.adapter)}, projector "
+        f"{_m(measured.projector)}{own}){later}",
+        f"adapter file of one task: {files}" + (f", in {len(measured.files)} files" if len(measured.files) > 1 else ""),
+        f"stored with one task: {_m(measured.stored_adapter + measured.projector + measured.stored_modules)} parameters "
+        f"(adapter {_m(measured.stored_adapter)}, projector {_m(measured.projector)}, modules "
+        f"{_m(measured.stored_modules)}), {stored_bytes(measured) / MIB:,.1f} MiB in fp32",
+        f"weights of the trained part, gradients and AdamW state: {measured.trained * 16 / MIB:,.0f} MiB",
     ]
+    kept = [f"{what} ({size / MIB:,.1f} MiB after the last task)" for what, size in measured.cost.state.items()]
+    return [*lines, *([f"kept beside: {'; '.join(kept)}"] if kept else [])]
+
+
+def stored_bytes(measured: Sizes) -> int:
+    """Bytes of the first task's stage folder in fp32, without the method's state."""
+    return measured.file_bytes() + 4 * (measured.projector + measured.stored_modules)
+
+
+def _m(numbers: int) -> str:
+    return f"{numbers / 1e6:,.2f} M"
+
+
+def pass_words(extra: Pass) -> str:
+    """How many passes, of which kind, when."""
+    kind = f"{extra.forwards} forward" + (
+        f" and {extra.backwards} backward" if extra.backwards else " without gradient"
+    )
+    text = ", text only" if extra.text_only else ""
+    return f"{PER[extra.per]}: {extra.what} ({kind}{text}{'; not in the first task' if extra.later else ''})"
+
+
+def extra_passes(cost: Cost, towers: list[str]) -> list[str]:
+    """All that runs beside one forward and backward per record and one answer per question, in words."""
+    words = [pass_words(p) for p in cost.passes]
+    words += [f"every training record and every answer: {tower} on the question" for tower in towers]
+    if any(cost.prompts):
+        words.append(f"prompts: {cost.prompts[0]} more tokens per record, {cost.prompts[1]} per answer, at most")
+    if cost.extra:
+        words.append(f"every micro-batch: {in_flops(cost.extra)} of the extra loss, in the last task")
+    if cost.live:
+        words.append(
+            f"every token of an answer: {_m(cost.live + cost.routers)} adapter parameters that cannot be folded"
+        )
+    return words
+
+
+def _passes(cost: Cost, work: Work) -> list[str]:
+    words = extra_passes(cost, [tower.name for tower in work.towers])
+    return ["extra passes: none"] if not words else ["extra passes:", *(f"  {line}" for line in words)]
+
+
+def percent(value: float, base: float) -> str:
+    return f"{100 * (value / base - 1):+.0f} %"
+
+
+def record_line(work: Work, stages: int) -> str:
+    base, last = work.base_record(), work.record(stages - 1)
+    line = f"a training record: {in_flops(base)} of the base model, {in_flops(last)} with the method in the last task "
+    return line + f"({percent(last, base)}); {work.flops.image_tokens} image and {TEXT} text tokens assumed"
+
+
+def _training(config: RunConfig, work: Work, stages: list[Stage], counts: list[int | None], tflops: float) -> list[str]:
+    line = record_line(work, len(stages))
+    most = config.limit or float("inf")
+    stated = [sum(int(min(config.benchmark.tasks[t].n_train or 0, most)) for t in s.train) for s in stages]
+    known = [n if n is not None else said for n, said in zip(counts, stated)]
+    if not all(known):
+        return [line, "all training: not known without the training files"]
+    total = 0.0
+    for i, stage in enumerate(stages):
+        batch, epochs = stage_plan(config, stage)
+        seen = epochs * known[i] if config.train.max_steps <= 0 else config.train.max_steps * batch.global_batch
+        extra = work.sizes.cost.extra / batch.per_device if i else 0
+        total += seen * (work.record(i) + extra) + work.beside(known[: i + 1], epochs)
+    source = "" if None not in counts else "; record counts as the benchmark states them"
+    hours = (
+        f"{rounded(total / tflops / 3.6e15)} h at {tflops:g} TFLOP/s (--tflops: what the GPUs sustain together{source})"
+    )
+    return [line, f"all training: {in_flops(total)}, {hours}"]
+
+
+def _memory(config: RunConfig, work: Work, stages: list[Stage]) -> str:
+    """Rough: no fragmentation, no CUDA context, no communication buffers, no attention kernels' own."""
+    cost, width = work.sizes.cost, dtype_of(config.model).itemsize
+    bits = {"none": 8 * width, "8bit": 8, "4bit": 4}[config.model.quantization]
+    weights = base_parameters(work.shape) * width - work.flops.linears * (8 * width - bits) // 8
+    own = getattr(torch, config.train.adapter_dtype).itemsize
+    trained = work.sizes.trained * 4 * own
+    held = 4 * cost.kept + sum(cost.state.values()) + sum(4 * tower.parameters for tower in work.towers)
+    size = stage_plan(config, stages[-1])[0].per_device
+    rest = activations(work.shape.llava, size, width, config.train.gradient_checkpointing)
+    parts = {"base model": weights, "trained part with AdamW": trained, "past experts, state, text encoder": held,
+             f"activations of {size} record(s)": rest}  # fmt: skip
+    listed = ", ".join(f"{name} {_gib(value)}" for name, value in parts.items())
+    return f"memory of one process in training, rough: {_gib(sum(parts.values()))} GiB ({listed})"
+
+
+def _gib(size: float) -> str:
+    return rounded(size / GIB)
+
+
+def answer_line(work: Work) -> str:
+    base, own = work.base_answer(), work.answer()
+    return (
+        f"an answer: {in_flops(base)} of the base model, {in_flops(own)} with the method after the last task "
+        f"({percent(own, base)}); {work.flops.image_tokens} image, {QUESTION} prompt and {ANSWER} new tokens assumed"
+    )

@@ -22,11 +22,11 @@ from hide_llava.data.records import load_records
 from hide_llava.data.sampler import ModalityLengthSampler
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Stage
-from hide_llava.storage import publish, sha256
+from hide_llava.storage import publish, sha256, writing
 from hide_llava.training.batching import BatchPlan, plan_batches
-from hide_llava.training.checkpoint import latest_checkpoint, load_trained, save_trained
+from hide_llava.training.checkpoint import COMPLETE, latest_checkpoint, load_trained, save_trained
 from hide_llava.training.engines import deepspeed_config, release
-from hide_llava.training.run_folder import RunFolder, stage_name
+from hide_llava.training.run_folder import RunFolder, stage_name, stages_of
 from hide_llava.training.session import Session
 from hide_llava.training.trainer import MethodTrainer, RunCallback
 
@@ -154,13 +154,32 @@ def _arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=train.save_steps,
-        save_total_limit=2,
         report_to=train.report_to,
         seed=config.seed + stage.index,
         ddp_find_unused_parameters=False,
         ddp_timeout=round(60 * train.timeout_minutes),
         disable_tqdm=not os.isatty(2),
     )
+
+
+def refuse_changed_data(run: RunFolder, config: RunConfig) -> None:
+    """A run is made of one set of training files, also where a stage is finished.
+
+    Raises:
+        UserError: a file is another one than a stage was trained on.
+    """
+    entries = {entry["name"]: entry for entry in run.manifest["stages"]}
+    for stage in stages_of(config):
+        name = stage_name(stage)
+        if not run.is_complete(name) and not any(run.state(name).glob(f"checkpoint-*/{COMPLETE}")):
+            continue  # nothing was learned from it yet
+        known = entries[name].get("data", {})
+        for task in stage.train:
+            file, expected = train_file(config, task), known.get(config.benchmark.tasks[task].id)
+            if expected is not None and sha256(file) != expected:
+                raise UserError(
+                    f"{file}: is another file than {name} was trained on; put that one back, or choose another output=."
+                )
 
 
 def train_stage(session: Session, run: RunFolder, stage: Stage) -> Session:
@@ -242,7 +261,8 @@ def finish_stage(session: Session, run: RunFolder, stage: Stage, log: list[dict]
     if is_main():
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    session.save_stage(temporary, log)
+    with writing(temporary):
+        session.save_stage(temporary, log)
     if is_main():
         publish(temporary, run.stage(name))
         run.close_stage(name)

@@ -17,8 +17,8 @@ from transformers.trainer import SCHEDULER_NAME
 from hide_llava.adapters.route import Route
 from hide_llava.errors import UserError
 from hide_llava.methods.routed import RoutedLlava
-from hide_llava.storage import write_text
-from hide_llava.training.checkpoint import COMPLETE, load_trained, save_trained
+from hide_llava.storage import writing
+from hide_llava.training.checkpoint import load_trained, mark_complete, rotate, save_trained
 from hide_llava.training.engines import anywhere
 
 
@@ -97,6 +97,10 @@ class MethodTrainer(Trainer):
         return super().compute_loss_context_manager()
 
     # ---- checkpoints within a task -----------------------------------------------------------------------------------
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with writing(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"):
+            super()._save_checkpoint(model, trial)
+
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         save_trained(self.routed, Path(output_dir or self.args.output_dir))
 
@@ -147,8 +151,11 @@ class RunCallback(TrainerCallback):
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # until all processes have written their part of it
         if state.is_world_process_zero:
-            write_text(Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE, self.engine)
+            mark_complete(Path(args.output_dir) / f"checkpoint-{state.global_step}", self.engine)
+            rotate(Path(args.output_dir), state.global_step)
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: dict | None = None, **_: Any
@@ -157,5 +164,5 @@ class RunCallback(TrainerCallback):
             return
         if args.disable_tqdm and "loss" in logs and state.global_step % max(1, state.max_steps // 5) == 0:
             print(f"  step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}", flush=True)
-        with open(self.log_file, "a", encoding="utf-8") as file:
+        with writing(self.log_file), open(self.log_file, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")

@@ -1,19 +1,22 @@
-"""The command line with a death sentence: `python -m tests.faults.run_and_die PLACE N run …`.
+"""Faults at the seams of a run, between two things that belong together, and a journal of what a process did.
 
-At the N-th time (from 1) the run comes to PLACE, the process kills itself with SIGKILL: no handler, no `finally`, no
-flushed buffer. Places are the seams of a run, between two things that belong together.
+`python -m tests.faults.run_and_die PLACE N run …` is the command line that dies by SIGKILL when it comes to PLACE for
+the N-th time (from 1): no handler, no `finally`, no flushed buffer.
 """
 
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 from hide_llava import cli, storage
 from hide_llava.adapters.core import Core
 from hide_llava.evaluation import cells
 from hide_llava.methods.hide import HiDe
+from hide_llava.results import html, report
 from hide_llava.training import checkpoint, run_folder, sequence, trainer
 
 # name → (owner of the function, its name, "before" or "after" it runs)
@@ -31,44 +34,69 @@ PLACES: dict[str, tuple[Any, str, str]] = {
     "answers unmerged": (cells, "merge", "before"),
     "unscored": (cells, "score", "before"),
     "file unnamed": (storage.os, "replace", "before"),  # any file or folder written under a temporary name
+    "tables": (report, "write_tables", "before"),  # matrix.json is there, the rest of the report is not
+    "report half written": (html, "write", "after"),
+    "page": (report, "_page", "before"),  # the figures are there
 }  # fmt: skip
 
 
-def die_at(place: str, count: int) -> None:
-    """Arm one death."""
+class Fault(NamedTuple):
+    """What happens (kill, term or hang) when a process comes to `place` for the `visit`-th time."""
+
+    action: str
+    place: str
+    visit: int
+
+
+def at(place: str, act: Callable[[], None]) -> None:
+    """Call `act` at every visit of a place."""
     owner, name, when = PLACES[place]
     function: Callable = getattr(owner, name)
-    left = [count]
 
     def wrapped(*args: Any, **kwargs: Any) -> Any:
-        left[0] -= 1
-        if left[0] == 0 and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if when == "before":
+            act()
         result = function(*args, **kwargs)
-        if left[0] == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+        if when == "after":
+            act()
         return result
 
     setattr(owner, name, wrapped)
 
 
-def hang_at(place: str, count: int) -> None:
-    """Say so on standard output and wait, for a parent that sends signals or starts a second process."""
-    owner, name, _ = PLACES[place]
-    function: Callable = getattr(owner, name)
-    left = [count]
+def arm(fault: Fault, hold: Path | None = None) -> None:
+    """Make a fault happen; a process that hangs makes the file `hold` and goes on when it is taken away."""
+    left = [fault.visit]
 
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
+    def strike() -> None:
         left[0] -= 1
-        if left[0] == 0:
-            print("HERE", flush=True)
-            sys.stdin.readline()
-        return function(*args, **kwargs)
+        if left[0]:
+            return
+        if fault.action == "hang":
+            hold.touch()
+            while hold.exists():
+                time.sleep(0.01)
+        else:
+            os.kill(os.getpid(), {"kill": signal.SIGKILL, "term": signal.SIGTERM}[fault.action])
 
-    setattr(owner, name, wrapped)
+    at(fault.place, strike)
+
+
+def keep_journal(file: Path) -> None:
+    """Append a line for every optimizer step, every batch of answers and every file or folder that got its name."""
+    journal = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+    replace = os.replace
+
+    def named(source: Any, target: Any, **options: Any) -> None:
+        replace(source, target, **options)
+        os.write(journal, f"named {target}\n".encode())
+
+    os.replace = named
+    at("step", lambda: os.write(journal, b"step\n"))
+    at("batch", lambda: os.write(journal, b"batch\n"))
 
 
 if __name__ == "__main__":
-    place, count, *words = sys.argv[1:]
-    (hang_at if place.startswith("hang ") else die_at)(place.removeprefix("hang "), int(count))
+    place, visit, *words = sys.argv[1:]
+    arm(Fault("kill", place, int(visit)))
     cli.main(words)

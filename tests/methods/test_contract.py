@@ -2,11 +2,8 @@
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,16 +12,14 @@ from safetensors.torch import load_file
 
 import hide_llava.methods.all  # noqa: F401
 import tests.methods.extra  # noqa: F401
-from hide_llava.config import RunConfig, compose, configs_folder, names, read_yaml
+from hide_llava.config import RunConfig, configs_folder, names, read_yaml
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.data.records import load_questions
-from hide_llava.errors import UserError
 from hide_llava.evaluation.cells import _Collate, answer_batch
 from hide_llava.evaluation.questions import generation_settings
-from hide_llava.methods.base import REGISTRY, Method
+from hide_llava.methods.base import REGISTRY
 from hide_llava.pipeline import run
 from hide_llava.training import sequence
-from hide_llava.training.engines import check_engine
 from hide_llava.training.run_folder import RunFolder, open_run
 from hide_llava.training.sequence import Interrupted, build_trainer, training_data
 from hide_llava.training.session import Session
@@ -36,12 +31,6 @@ TESTED = sorted({*names("method"), *(n for n in REGISTRY if n.startswith("test_"
 if not os.environ.get("HIDE_ALL_PRESETS"):
     TESTED = [n for n in TESTED if n in REGISTRY or n in CODE_PATHS]
 TRAINED = [n for n in TESTED if n != "zero_shot"]
-# What differs between processes is what a method gathers, mixes or draws; one of each kind.
-GATHERING = ["hide", "lora", "multitask", "ewc", "clmoe", "same"]
-ALL = bool(os.environ.get("HIDE_ALL_PRESETS"))
-TWO_PROCESSES = [(m, "ddp") for m in (TRAINED if ALL else GATHERING)]
-if ALL and importlib.util.find_spec("deepspeed"):  # tests/training/test_engines.py runs one method in every gate
-    TWO_PROCESSES += [(m, "zero2") for m in TRAINED]
 QUICK = {"mrlora": ("method.router_epochs=1", "method.router_rank=4")}  # settings that only take time
 ORACLES = ["individual"]  # upper references: they are told the task at inference, and every table says so
 
@@ -51,13 +40,18 @@ def each(methods: list[str]) -> list:
     return [pytest.param(m, marks=pytest.mark.xdist_group(m)) for m in methods]
 
 
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_world(tmp_path_factory.mktemp("world"))
+def make_world(folder: Path) -> Path:
+    """The tiny world, with a preset of each method that lives in the tests."""
+    write_world(folder)
     for name in REGISTRY:
         if name.startswith("test_"):
             (folder / f"{name}.yaml").write_text(f"method: {{name: {name}}}")
     return folder
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
 
 
 def setup(world: Path, method: str, output: Path, *more: str) -> RunConfig:
@@ -281,49 +275,13 @@ def test_first_task_equals_plain_lora(method: str, world: Path, tmp_path: Path) 
     assert_same(a, b)
 
 
-@pytest.mark.parametrize(
-    ("method", "engine"),
-    [pytest.param(m, e, marks=pytest.mark.xdist_group("deepspeed" if e == "zero2" else m)) for m, e in TWO_PROCESSES],
-)
-def test_two_processes_equal_one(method: str, engine: str, world: Path, tmp_path: Path) -> None:
-    """torchrun with two gloo processes at the same global batch; an engine that cannot be right is refused."""
-    if method in ("hide-official", "hide-mcitlib"):
-        pytest.skip("the reference's running-mean anchors are per process by definition")
-    plain = ["method.dropout=0"] if "dropout" in fields(method) else []
-    arguments = [*plain, "train.epochs=1", "train.per_device_batch_size=2"]
-    words = cli_words(world, method, tmp_path / "two", *arguments, f"train.engine={engine}")
-    cls = REGISTRY[compose(words).method["name"]]
-    if engine == "zero2" and cls.on_gradients is not Method.on_gradients:
-        with pytest.raises(UserError, match=r"leaves no whole gradients.* use train.engine=ddp"):
-            check_engine(compose(words), cls)
-        return
-    run(setup(world, method, tmp_path / "one", *arguments), report=False)
-    words = ["-m", "tests.methods.run_cli", "run", *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *words],
-        capture_output=True, text=True, timeout=240, env=environment, cwd=Path(__file__).parent.parent.parent,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    # the joint stage has three times the steps: AdamW blows the last bit of near-zero gradients up a little further
-    atol = 1e-4 if engine == "zero2" else 5e-5 if method == "multitask" else 1e-5
-    assert_same(tensors_of(tmp_path / "one"), tensors_of(tmp_path / "two"), atol=atol)
-    for one in sorted((tmp_path / "one").rglob("predictions.jsonl")):
-        two = tmp_path / "two" / one.relative_to(tmp_path / "one")
-        ids = [[json.loads(x)["token_ids"] for x in f.read_text().splitlines()] for f in (one, two)]
-        assert ids[0] == ids[1]
-
-
-def cli_words(world: Path, method: str, output: Path, *more: str) -> list[str]:
-    from tests.tiny import arguments
-
-    name = f"{world}/{method}.yaml" if method.startswith("test_") else method
-    return arguments(world, name, output, *small(method), *more)
-
-
 def test_loss_is_finite_in_bf16(world: Path, tmp_path: Path) -> None:
     for method in TRAINED:
-        config = setup(world, method, tmp_path / method, "model.dtype=bfloat16", "train.max_steps=2")
+        short = (
+            "train.max_steps=1",
+            "tasks=[task0,task1]",
+        )  # the second task is where penalties and past experts begin
+        config = setup(world, method, tmp_path / method, "model.dtype=bfloat16", *short)
         run(config, evaluate=False, report=False)
         for log in (tmp_path / method).glob("stages/*/trainer_log.jsonl"):
             losses = [json.loads(x)["loss"] for x in log.read_text().splitlines() if '"loss"' in x]

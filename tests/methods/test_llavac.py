@@ -211,7 +211,7 @@ def test_settings_that_are_refused() -> None:
     assert_refused("llavac", "energy", 0.0, "(0, 1]")
     assert_refused("llavac", "softness", -1.0, "at least 0")
     assert_refused("llavac", "strength", -1.0, "at least 0")
-    for layer in (0, 2):
+    for layer in (2, -2):
         with pytest.raises(UserError, match=f"method.layer={layer}: the model has decoder layers 1 to 1"):
             on_one_linear(LlavaC, torch.randn(7, 9), rank=2, layer=layer)
     assert method_config({"name": "llavac"}).projector == "frozen"

@@ -1,0 +1,223 @@
+"""Write docs/methods/ from the source: a page per method, and the table of all.
+
+    python scripts/build_method_docs.py
+
+Text and equations are the method's docstring, hyper-parameters the fields of its Config with their comments, ranges what
+the Config checks, costs what `hide-llava plan` computes for LLaVA-1.5-7B and six tasks. Nothing is typed by hand, so change
+the source and run this again; tests/test_method_docs.py compares.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import dataclasses
+import inspect
+import io
+import re
+import textwrap
+import tokenize
+from functools import cache
+from pathlib import Path
+
+import hide_llava.methods.all  # noqa: F401
+from hide_llava.config import configs_folder, names, read_yaml
+from hide_llava.methods.base import REGISTRY, Method, Task, method_config
+from hide_llava.model.shapes import ModelShape, published
+from hide_llava.storage import write_text
+from hide_llava.training.estimate import Work
+from hide_llava.training.plan import MIB, answer_line, extra_passes, record_line, stored_bytes, trained_lines
+from hide_llava.training.sizes import Sizes, sizes_of_alike_layers
+from hide_llava.values import rules
+
+FOLDER = Path(__file__).parent.parent / "docs" / "methods"
+SHAPE, TASKS = ModelShape(published("7b"), ""), [Task(i, f"task-{i}", 6) for i in range(6)]
+NOTE = "<!-- Written by scripts/build_method_docs.py from {}; change that file, not this one. -->\n"
+INDEX = """# Methods
+
+One page each, with equations, hyper-parameters, what is stored, costs and presets. Trained and stored numbers are those of
+one task (the first) at LLaVA-1.5-7B with the method's own preset, in fp32 and projector included, without what a method keeps
+of all tasks (its page says that); `hide-llava plan` prints them for any setting.
+**They are not matched**: ranks and targets are the papers', so give `method.rank` for a fair comparison.
+How to add a method: [ADD_A_METHOD.md](../ADD_A_METHOD.md).
+
+| method | presets | paper | routes by | labels | trained M | stored MiB | beside plain training and answering |
+|---|---|---|---|---|---|---|---|
+"""
+FEATURES = {"clip_image": "CLIP image", "clip_text": "CLIP text", "sentence": "sentence embedding"}
+
+
+# ---- from the source ------------------------------------------------------------------------------------------------
+def doc(cls: type[Method]) -> str:
+    return inspect.getdoc(inspect.getmodule(cls)) or ""
+
+
+@cache
+def comments(cls: type) -> dict[str, str]:
+    """Field → trailing comment, of the fields that this class itself declares."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    tokens = tokenize.generate_tokens(io.StringIO(source).readline)
+    found = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
+    lines = {n.target.id: n.end_lineno for n in ast.parse(source).body[0].body if isinstance(n, ast.AnnAssign)}
+    return {name: found[line] for name, line in lines.items() if line in found}
+
+
+def meaning(config: type, field: str) -> str:
+    """The comment of the nearest class in the line of inheritance that has one."""
+    classes = [c for c in config.__mro__ if dataclasses.is_dataclass(c)]
+    return next((said[field] for said in map(comments, classes) if field in said), "")
+
+
+def allowed(config: type, field: dataclasses.Field) -> str:
+    if field.type == "bool":
+        return "true or false"
+    words = [words for name, words in rules(config) if name == field.name]
+    text = "; ".join(w.removeprefix("must be ").removeprefix("expected ") for w in words)
+    return text.replace("in (0, inf]", "above 0") + (" or null" if text and "None" in field.type else "")
+
+
+def cell(text: str) -> str:
+    """Text inside a table."""
+    return text.replace("|", "\\|")
+
+
+@cache
+def all_presets() -> dict[str, dict[str, Path]]:
+    """Method → preset → file."""
+    found: dict[str, dict[str, Path]] = {}
+    for name in names("method"):
+        path = configs_folder() / "method" / f"{name}.yaml"
+        found.setdefault(read_yaml(path)["method"]["name"], {})[name] = path
+    return found
+
+
+def presets(cls: type[Method]) -> dict[str, Path]:
+    return all_presets()[cls.name]
+
+
+def first_lines(path: Path) -> str:
+    """The comment of a preset, without the command that runs it."""
+    lines = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    return " ".join(lines[1:])
+
+
+def measured(cls: type[Method]) -> Sizes:
+    """Of the preset that has the method's name."""
+    path = presets(cls)[cls.name]
+    return sizes_of_alike_layers(cls, method_config(read_yaml(path)["method"]), SHAPE, TASKS)
+
+
+# ---- Markdown -------------------------------------------------------------------------------------------------------
+def body(text: str) -> str:
+    """A docstring as Markdown: paragraphs with formulas or columns keep their lines."""
+    parts = []
+    for paragraph in text.split("\n\n"):
+        lines = paragraph.splitlines()
+        if re.match(r"(Differences?|Published code)\b", paragraph):
+            parts.append("## Differences from published code")
+        shaped = any(re.search(r"\S {2,}\S|^ |^\S* = |^L = |^Input: ", line) for line in lines)
+        parts.append("```text\n" + paragraph + "\n```" if shaped else paragraph)
+    return "\n\n".join(parts)
+
+
+def parameters(cls: type[Method]) -> str:
+    rows = ["| key | type | default | allowed | meaning |", "|---|---|---|---|---|"]
+    default = cls.Config()
+    for field in dataclasses.fields(cls.Config):
+        value = getattr(default, field.name)
+        value = "null" if value is None else cell(str(value).lower() if isinstance(value, bool) else str(value))
+        what = cell(meaning(cls.Config, field.name).replace("None:", "null:"))
+        kind = cell(str(field.type))
+        rows.append(f"| `{field.name}` | `{kind}` | `{value}` | {cell(allowed(cls.Config, field))} | {what} |")
+    return "\n".join(rows) if len(rows) > 2 else "None."
+
+
+def kept(count: Sizes) -> str:
+    """What the folder of the first task holds."""
+    rows = []
+    if count.files:
+        what = "the task's adapter" if len(count.files) == 1 else f"{len(count.files)} adapters"
+        rows.append(f"{what}, as plain peft folders: {count.stored_adapter / 1e6:,.2f} M parameters")
+    if count.projector:
+        rows.append(f"the projector: {count.projector / 1e6:,.2f} M parameters")
+    if count.stored_modules:
+        rows.append(f"own modules ({', '.join(count.modules)}): {count.stored_modules / 1e6:,.2f} M parameters")
+    rows += [f"{name}, from the second task on: {n / 1e6:,.2f} M parameters" for name, n in count.cost.later.items()]
+    rows += [f"{what}: {size / MIB:,.1f} MiB after six tasks" for what, size in count.cost.state.items()]
+    return "\n".join(f"- {row}" for row in rows)
+
+
+def page(cls: type[Method], count: Sizes | None) -> str:
+    source = f"hide_llava/methods/{inspect.getmodule(cls).__name__.rpartition('.')[2]}.py"
+    title, _, rest = doc(cls).partition("\n\n")
+    parts = [NOTE.format(source), f"# {cls.name}\n", " ".join(title.split()) + "\n"]
+    marks = [f"**{label}**" for label in cls.labels] + (
+        ["**oracle**: is told the task of a question"] if cls.oracle else []
+    )
+    parts += [f"Every number of it is marked: {', '.join(marks)}.\n"] if marks else []
+    parts += [body(rest) + "\n"] if rest else []
+    parts += [
+        "## Hyper-parameters\n",
+        "`method.<key>=<value>` on the command line, or in a preset.\n",
+        parameters(cls) + "\n",
+    ]
+    if count is not None:
+        work = Work(SHAPE, count, len(TASKS))
+        extra = extra_passes(count.cost, [tower.name for tower in work.towers])
+        needs = [FEATURES[n] for n in FEATURES if n in count.needs]
+        parts += ["## What is stored\n", "With every task, here the first:\n", kept(count) + "\n"]
+        parts += [
+            "## Cost\n",
+            "At LLaVA-1.5-7B, six tasks, activation checkpointing, the preset of the method's name.\n",
+        ]
+        lines = [line for line in trained_lines(count) if not line.startswith(("stored", "kept"))]
+        lines += [record_line(work, len(TASKS)), answer_line(work), *(extra or ["extra passes: none"])]
+        lines += [f"routing features: {', '.join(needs)}"] if needs else []
+        parts.append("\n".join(f"- {line}" for line in lines) + "\n")
+    rows = [
+        f"| `method={name}` | {cell(first_lines(path)) or 'The defaults.'} |" for name, path in presets(cls).items()
+    ]
+    parts += [
+        "## Presets\n",
+        "| preset | what it is |\n|---|---|\n" + "\n".join(rows) + "\n",
+        f"Source: [{source}](../../{source})",
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def row(cls: type[Method], count: Sizes | None) -> str:
+    paper = re.search(r"arXiv[: ](\d{4}\.\d{4,5})", doc(cls))
+    labels = [*cls.labels, *(["oracle"] if cls.oracle else [])]
+    numbers, extra, needs = ("0", "0"), [], []
+    if count is not None:
+        numbers = (f"{count.trained / 1e6:,.2f}", f"{stored_bytes(count) / MIB:,.1f}")
+        towers = [t.name for t in Work(SHAPE, count, len(TASKS)).towers]
+        extra = extra_passes(count.cost, towers)
+        needs = [FEATURES[n] for n in FEATURES if n in count.needs]
+    cells = [f"[{cls.name}]({cls.name}.md)", ", ".join(presets(cls)),
+             f"[{paper.group(1)}](https://arxiv.org/abs/{paper.group(1)})" if paper else "",
+             ", ".join(needs), ", ".join(labels), *numbers, "<br>".join(extra)]  # fmt: skip
+    return "| " + " | ".join(cell(c) for c in cells) + " |"
+
+
+def pages() -> dict[str, str]:
+    """File name → text."""
+    own = sorted((c for c in REGISTRY.values() if c.__module__.startswith("hide_llava.methods.")), key=lambda c: c.name)
+    counts = {c.name: measured(c) if c.trains else None for c in own}
+    index = NOTE.format("hide_llava/methods/") + "\n" + INDEX + "\n".join(row(c, counts[c.name]) for c in own) + "\n"
+    return {"README.md": index, **{f"{c.name}.md": page(c, counts[c.name]) for c in own}}
+
+
+def main() -> None:
+    argparse.ArgumentParser(description="Write docs/methods/ from the source of the methods.").parse_args()
+    written = pages()
+    for old in FOLDER.glob("*.md"):
+        if old.name not in written:
+            old.unlink()
+    for name, text in written.items():
+        write_text(FOLDER / name, text)
+    print(f"{len(written)} pages in {FOLDER}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""Two gloo processes at the same global batch end where one ends: for every method, and with HIDE_ALL_PRESETS=1 every preset.
+
+All of them run in one launch, because starting it takes longer than training a tiny model. HIDE_ALL_PRESETS=1 also runs
+ZeRO-2, each in a launch of its own; tests/training/test_engines.py runs one method under it in every gate.
+"""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hide_llava.config import compose
+from hide_llava.errors import UserError
+from hide_llava.methods.base import REGISTRY, Method
+from hide_llava.pipeline import run
+from hide_llava.training.engines import check_engine
+from tests.methods.test_contract import TRAINED, assert_same, fields, make_world, small, tensors_of
+from tests.tiny import arguments
+
+# The reference's running-mean anchors are per process by definition.
+METHODS = [m for m in TRAINED if m not in ("hide-official", "hide-mcitlib")]
+ZERO = METHODS if os.environ.get("HIDE_ALL_PRESETS") and importlib.util.find_spec("deepspeed") else []
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_world(tmp_path_factory.mktemp("world"))
+
+
+def words(world: Path, method: str, output: Path, engine: str = "ddp") -> list[str]:
+    name = f"{world}/{method}.yaml" if method.startswith("test_") else method
+    plain = ["method.dropout=0"] if "dropout" in fields(method) else []
+    layout = ("train.epochs=1", "train.per_device_batch_size=2", f"train.engine={engine}")
+    return arguments(world, name, output, *small(method), *plain, *layout)
+
+
+def launch(*target: str) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    return subprocess.run([*start, "-m", "tests.methods.run_cli", *target], capture_output=True, text=True, timeout=900,
+                          env=environment, cwd=Path(__file__).parent.parent.parent)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def in_two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all runs with two processes."""
+    folder = tmp_path_factory.mktemp("two")
+    (folder / "all.json").write_text(json.dumps([words(world, m, folder / m) for m in METHODS]))
+    done = launch("each", str(folder / "all.json"))
+    (folder / "error.txt").write_text(f"{done.returncode} {done.stderr[-3000:]}")
+    return folder
+
+
+def assert_equal_runs(one: Path, two: Path, atol: float) -> None:
+    assert_same(tensors_of(one), tensors_of(two), atol=atol)
+    for file in sorted(one.rglob("predictions.jsonl")):
+        ids = [
+            [json.loads(x)["token_ids"] for x in f.read_text().splitlines()]
+            for f in (file, two / file.relative_to(one))
+        ]
+        assert ids[0] == ids[1]
+
+
+@pytest.mark.xdist_group("two-processes")
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_equal_one(method: str, world: Path, in_two: Path, tmp_path: Path) -> None:
+    two = in_two / method
+    stages = json.loads((two / "manifest.json").read_text())["stages"] if two.is_dir() else []
+    assert stages and all(s["status"] == "complete" for s in stages), (in_two / "error.txt").read_text()
+    run(compose(words(world, method, tmp_path / "one")), report=False)
+    # the joint stage has three times the steps: AdamW blows the last bit of near-zero gradients up a little further
+    assert_equal_runs(tmp_path / "one", two, 5e-5 if method == "multitask" else 1e-5)
+
+
+@pytest.mark.xdist_group("deepspeed")
+@pytest.mark.parametrize("method", ZERO)
+def test_zero2_equals_one_process_or_is_refused(method: str, world: Path, tmp_path: Path) -> None:
+    mine = words(world, method, tmp_path / "two", "zero2")
+    cls = REGISTRY[compose(mine).method["name"]]
+    if cls.on_gradients is not Method.on_gradients:
+        with pytest.raises(UserError, match=r"leaves no whole gradients.* use train.engine=ddp"):
+            check_engine(compose(mine), cls)
+        return
+    run(compose(words(world, method, tmp_path / "one")), report=False)
+    done = launch("run", *mine)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert_equal_runs(tmp_path / "one", tmp_path / "two", 1e-4)
