@@ -6,7 +6,8 @@ L = CE + (1 − cos(f_img, c_t)) + (1 − cos(f_txt, c_t))                      
 g_j = λ cos(f_img, c_j) + (1 − λ) cos(f_txt, c_j)                                         guidance towards task j
 Training:  [BOS, top-K past prompts by g, P_t, prompt, image, answer];  inference: top-K of all learned prompts
 The larger g, the nearer to the text. Past prompts are frozen. Of φ_t only c_t is needed after the task, and kept.
-A record without image has no image term: cos(f_img, ·) = 0 in g.
+A record without image has no image term: cos(f_img, ·) = 0 in g. Where CLIP's image and text features differ in width (they
+do not in CLIP-L), c_t has a part of its own for each.
 
 Differences of published code and the option that restores each:
     reference: mcitlib     K counts the current prompt too (MCITlib's K is 1, so it trains without the past ones)
@@ -26,7 +27,6 @@ from torch import Tensor, nn
 from hide_llava.adapters.anchors import similarities
 from hide_llava.adapters.observe import from_main
 from hide_llava.adapters.prompt_pool import best, chosen_weights, resize, word_prompts
-from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.prompts import Prompted
@@ -57,14 +57,10 @@ class ModalPrompt(Prompted):
 
     def before_task(self, task: Task, context: Context) -> None:
         super().before_task(task, context)
-        image, text = context.widths["clip_image"], context.widths["clip_text"]
-        if image != text:
-            raise UserError(
-                f"modalprompt: CLIP's image features have {image} numbers and its text features {text}; set model.clip to "
-                "a model in which they are equal, such as openai/clip-vit-large-patch14-336."
-            )
         self.build()
-        layers = (nn.Linear(self.width, self.width), nn.SiLU(), nn.Linear(self.width, text))
+        image, text = context.widths["clip_image"], context.widths["clip_text"]
+        out = text if image == text else image + text
+        layers = (nn.Linear(self.width, self.width), nn.SiLU(), nn.Linear(self.width, out))
         self.modules["transform"] = nn.Sequential(*layers).to(self.core.llava.device)
 
     def build(self) -> None:
@@ -80,11 +76,18 @@ class ModalPrompt(Prompted):
         with torch.autocast(prompt.device.type, enabled=False):
             return self.modules["transform"](prompt).mean(0).float()
 
+    def cosines(self, features: Features, prototypes: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """[B, len(prototypes)] of the image and of the text."""
+        image, text = features.image, features.text
+        width = image.shape[-1]
+        if width == text.shape[-1]:
+            return similarities(image, prototypes), similarities(text, prototypes)
+        return similarities(image, [c[:width] for c in prototypes]), similarities(text, [c[width:] for c in prototypes])
+
     def guidance(self, features: Features) -> Tensor:
         """g [B, tasks finished]."""
-        share = self.config.image_share
-        image, text = (similarities(f, self.prototypes) for f in (features.image, features.text))
-        return share * image + (1 - share) * text
+        image, text = self.cosines(features, self.prototypes)
+        return self.config.image_share * image + (1 - self.config.image_share) * text
 
     def choose(self, features: Features, train: bool) -> Tensor:
         """Places of the tasks whose prompts are inserted, in the order of the sequence: [B, up to K (+ 1)]."""
@@ -109,8 +112,7 @@ class ModalPrompt(Prompted):
         return Cost(state=prototypes, prompts=tokens, dropped=dropped)
 
     def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
-        prototype = [self.prototype()]
-        image, text = (1 - similarities(f, prototype)[:, 0] for f in (features.image, features.text))
+        image, text = (1 - cosine[:, 0] for cosine in self.cosines(features, [self.prototype()]))
         return {"image": (image * features.has_image).mean(), "text": text.mean()}
 
     @torch.no_grad()

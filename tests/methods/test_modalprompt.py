@@ -6,7 +6,6 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from hide_llava.adapters.core import Core
-from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features
 from hide_llava.methods.modalprompt import ModalPrompt
 from hide_llava.model.embed import Vision, insert_prompts, splice
@@ -239,15 +238,21 @@ def test_size_at_7b() -> None:
     assert trainable_at_7b(ModalPrompt) == 10 * 4096 + 4096 * 4096 + 4096 + 4096 * 768 + 768
 
 
-def test_features_of_two_widths_have_no_common_prototype() -> None:
-    method = on_words(ModalPrompt)
-    with pytest.raises(UserError, match="image features have 6 numbers and its text features 4"):
-        method.before_task(tasks()[0], Context(widths={"clip_image": 6, "clip_text": 4}))
-
-
 def test_settings_that_are_refused() -> None:
     assert_refused("modalprompt", "top_k", 0, "at least 1")
     assert_refused("modalprompt", "image_share", 1.5, "[0, 1]")
     assert_refused("modalprompt", "reference", "prism", "none, mcitlib")
     assert_refused("modalprompt", "length", 0, "at least 1")
     assert_refused("modalprompt", "lr", -1.0, "(0, inf]")
+
+
+def test_features_of_different_widths_have_a_part_of_the_prototype_each() -> None:
+    """cos with the first part for the image, with the rest for the text."""
+    torch.manual_seed(0)
+    features = Features(image=torch.randn(3, 4), text=torch.randn(3, 6), has_image=torch.ones(3, dtype=torch.bool))
+    prototypes = [torch.randn(10) for _ in range(2)]
+    image, text = ModalPrompt.cosines(None, features, prototypes)
+    for b in range(3):
+        for t, c in enumerate(prototypes):
+            assert image[b, t] == pytest.approx(torch.cosine_similarity(features.image[b], c[:4], 0).item(), abs=1e-6)
+            assert text[b, t] == pytest.approx(torch.cosine_similarity(features.text[b], c[4:], 0).item(), abs=1e-6)
