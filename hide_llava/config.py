@@ -157,7 +157,7 @@ def compose(overrides: list[str], defaults: dict[str, str] | None = None) -> Run
         UserError: unknown group member or key (with the nearest known one), wrong type, value out of range.
     """
     chosen, tree = _parse_overrides(overrides)
-    chosen = {"train": "default", **(defaults or {}), **chosen}
+    chosen = {"train": "default", **(defaults or {}), **_defaults_of(chosen.get("benchmark")), **chosen}
     for group in ("model", "benchmark", "method"):
         if group not in chosen:
             raise UserError(f"{group}= is missing. Known: {', '.join(names(group))}.")
@@ -167,9 +167,22 @@ def compose(overrides: list[str], defaults: dict[str, str] | None = None) -> Run
         partial = read_group(group, path)
         if group == "method":
             partial["method"]["preset"] = path.stem
+        if group == "benchmark":
+            partial["benchmark"].pop("defaults", None)  # taken above; no part of a run's configuration
         config = _merge(config, partial, str(path.name))
     config = _merge(config, tree, "command line")
     return finish(config)
+
+
+def _defaults_of(benchmark: str | None) -> dict[str, str]:
+    """The model and training recipe that a benchmark is run with when none is named."""
+    if benchmark is None:
+        return {}
+    path = _group_file("benchmark", benchmark)
+    found = read_group("benchmark", path)["benchmark"].get("defaults") or {}
+    if not isinstance(found, dict) or not found.keys() <= {"model", "train"}:
+        raise UserError(f"{path}: 'benchmark.defaults' takes model and train, got {found!r}.")
+    return found
 
 
 def finish(config: Any) -> RunConfig:

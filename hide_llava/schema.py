@@ -80,6 +80,7 @@ class BenchmarkConfig:
     instructions: str = ""  # folder of the JSON files, relative to data_root
     images: str = ""  # folder that record.image is relative to, relative to data_root
     generated: bool = False  # the embedded benchmark: written under data_root on first use
+    defaults: dict[str, str] = field(default_factory=dict)  # model, train: what is taken when none is named
     image_transform: str = "pad"  # pad | crop
     max_new_tokens: int = 128
     tasks: list[TaskConfig] = field(default_factory=list)

@@ -196,6 +196,17 @@ def test_words_that_are_no_override() -> None:
         compose(["method=hide", "model=mini"])
 
 
+def test_a_benchmark_names_the_model_and_recipe_it_is_run_with(write) -> None:
+    config = compose(["benchmark=mini-ucit", "method=lora"])
+    assert (config.model.name, config.train.name, config.benchmark.defaults) == ("mini", "mini", {})
+    named = compose(["benchmark=mini-ucit", "method=lora", "model=llava-1.5-7b", "train=default"])
+    assert (named.model.name, named.train.name) == ("llava-1.5-7b", "default")
+    tasks = "[{id: a, title: A, test: t.json, metric: exact_upper}]"
+    path = write("b.yaml", f"benchmark: {{name: b, defaults: {{method: hide}}, tasks: {tasks}}}")
+    with pytest.raises(UserError, match=r"'benchmark.defaults' takes model and train"):
+        compose([f"benchmark={path}", "method=lora"])
+
+
 def test_tasks_are_checked(write) -> None:
     one = "{id: a, title: A, test: t.json, metric: exact_upper}"
     bad = {f"[{one}, {one}]": "task ids repeat", "[]": "no tasks", "[{id: a, title: A, test: t.json}]": "metric"}
