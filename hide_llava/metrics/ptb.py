@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 from hide_llava.errors import UserError
@@ -27,8 +28,12 @@ def java_available() -> bool:
 def java_version() -> str | None:
     """First line of `java -version`, or None when there is no working Java."""
     java = shutil.which("java")
-    if java is None:
-        return None
+    return None if java is None else _version_of(java)
+
+
+@cache
+def _version_of(java: str) -> str | None:
+    """Asked once: starting Java takes a quarter of a second, and every caption cell wants to know."""
     try:
         done = subprocess.run([java, "-version"], capture_output=True, text=True, timeout=60, check=True)
     except (OSError, subprocess.SubprocessError):
