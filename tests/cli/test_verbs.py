@@ -61,7 +61,7 @@ def test_eval_of_an_existing_run(run: Path, finished: Path) -> None:
     assert [r["token_ids"] for r in short] == [r["token_ids"][:2] for r in long]
     assert json.loads((run / "eval" / "03-task2" / "task0" / "score.json").read_text())["max_new_tokens"] == 2
     after = content(run)
-    kept = [f for f in before if f.startswith("stages/") or f in ("config.yaml", "manifest.json")]
+    kept = [f for f in before if f.startswith("stages/") or f == "config.yaml"]
     assert {f: after[f] for f in kept} == {f: before[f] for f in kept}
 
 
