@@ -6,7 +6,9 @@ import importlib.metadata
 import importlib.util
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,16 +61,19 @@ def _of_config(config: RunConfig) -> tuple[list[str], bool]:
 
     lines, healthy = [], True
 
-    def check(label: str, action: object) -> None:
+    def check(label: str, action: Callable[[], Any]) -> Any:
         nonlocal healthy
         try:
-            action()
-            lines.append(f"[ok]   {label}")
+            result = action()
         except UserError as error:
             healthy = False
             lines.append(f"[bad]  {label}: {error}")
+            return None
+        lines.append(f"[ok]   {label}")
+        return result
 
-    check(f"benchmark {config.benchmark.name}: files and metrics", lambda: preflight(config))
+    warnings = check(f"benchmark {config.benchmark.name}: files and metrics", lambda: preflight(config))
+    lines += [f"[note] {warning}" for warning in warnings or []]
     check(f"model {config.model.path}", lambda: resolve(config.model.path, config.model_folder()))
     if config.model.clip is None:
         lines.append("[note] no model.clip: needed to route by CLIP features (HiDe), and by an original-format model")

@@ -300,6 +300,11 @@ def test_doctor(world: Path, tmp_path: Path) -> None:
     words = arguments(world, "hide", tmp_path / "run")
     called = call("doctor", *words)
     assert called.code == 0 and "[ok]   benchmark tiny" in called.out and f"[ok]   CLIP {world / 'clip'}" in called.out
+    tree = json.loads((world / "bench.yaml").read_text())
+    tree["benchmark"]["tasks"][0]["n_test"] = 99
+    (tmp_path / "other.yaml").write_text(json.dumps(tree))
+    called = call("doctor", f"benchmark={tmp_path / 'other.yaml'}", *words[1:])
+    assert called.code == 0 and "[note]" in called.out and "99" in called.out  # what a run would warn of
     called = call("doctor", *words, f"model.path={tmp_path}/gone", f"data_root={tmp_path}")
     assert called.code == 1 and called.out.count("[bad]") == 2
     assert "files are missing" in called.out and f"{tmp_path}/gone" in called.out and called.err == ""
