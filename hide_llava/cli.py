@@ -85,8 +85,12 @@ def build_parser() -> argparse.ArgumentParser:
                ".md, .csv (one file per table) and .tex.",
                "hide-llava compare runs/A runs/B --published --baseline runs/A")  # fmt: skip
     sub.add_argument("runs", nargs="+", metavar="RUN")
-    sub.add_argument("--published", action="store_true", help="also the published values, as ranges with their protocols")
-    sub.add_argument("--baseline", default=None, metavar="RUN", help="paired difference to this run on the same questions")
+    sub.add_argument(
+        "--published", action="store_true", help="also the published values, as ranges with their protocols"
+    )
+    sub.add_argument(
+        "--baseline", default=None, metavar="RUN", help="paired difference to this run on the same questions"
+    )
     sub.add_argument("--output", default="runs/comparison", help="folder, or a path ending in .html")
     sub = verb("predict", commands.predict, "Answer a question file with a run as it was after a stage.",
                "hide-llava predict runs/NAME --stage 3 --questions test.json --images DIR --output answers.jsonl")  # fmt: skip
@@ -108,7 +112,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--questions", default=None, help="question file, where the references are a separate file")
     sub.add_argument("--tokenizer", default="java", choices=["java", "python"], help="captions without Java: python")
     sub.add_argument("--allow-partial", action="store_true", help="score an incomplete file, labelled partial")
-    sub.add_argument("--option", action="append", default=[], metavar="KEY=VALUE", help="of the metric; may be repeated")
+    sub.add_argument(
+        "--option", action="append", default=[], metavar="KEY=VALUE", help="of the metric; may be repeated"
+    )
 
     sub = verb("preview", commands.preview, "Token ids and labels of training records, as the trainer sees them.",
                "hide-llava preview --data train.json --images DIR --model llava-v1.5-7b --clip CLIP")  # fmt: skip
@@ -162,9 +168,15 @@ def _analyses(verbs: argparse._SubParsersAction) -> None:
     )  # fmt: skip
     sub.set_defaults(run_verb=commands.leakage)
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="benchmark= [data_root=] [tasks=[a,b]]")
-    sub.add_argument("--pretraining", required=True, metavar="FILE", help="the mix: LLaVA JSON {id, image, conversations}")
-    sub.add_argument("--pretraining-images", default=None, metavar="DIR", help="its images, to be compared by content too")
-    sub.add_argument("--run", action="append", default=[], help="a finished zero_shot or multitask run; may be repeated")
+    sub.add_argument(
+        "--pretraining", required=True, metavar="FILE", help="the mix: LLaVA JSON {id, image, conversations}"
+    )
+    sub.add_argument(
+        "--pretraining-images", default=None, metavar="DIR", help="its images, to be compared by content too"
+    )
+    sub.add_argument(
+        "--run", action="append", default=[], help="a finished zero_shot or multitask run; may be repeated"
+    )
     sub.add_argument("--output", default=None, metavar="DIR", help="default: leakage-BENCHMARK")
     sub = kinds.add_parser(
         "cka", help="Similarity of the stages' models, layer by layer.",
@@ -181,7 +193,9 @@ def _analyses(verbs: argparse._SubParsersAction) -> None:
     sub.add_argument("--activation", default="layer", choices=["layer", "mlp"], help="residual stream, or MLP branch")
     sub.add_argument("--pooling", default="last", choices=["last", "all"], help="last prompt token, or mean of all")
     sub.add_argument("--kernel", default="linear", choices=["linear", "rbf"])
-    sub.add_argument("--legacy", action="store_true", help="the published procedure: each model on its own task, biased")
+    sub.add_argument(
+        "--legacy", action="store_true", help="the published procedure: each model on its own task, biased"
+    )
     sub.add_argument("--output", default=None, metavar="DIR", help="default: RUN/results")
 
 

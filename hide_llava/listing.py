@@ -22,10 +22,14 @@ def listing(what: str) -> str:
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
 
-def _first_sentence(path: Path) -> str:
-    """Of the comment that stands below the command in a preset's file."""
+def comment(path: Path) -> str:
+    """What stands in a preset's file below the command that runs it."""
     lines = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    return re.split(r"(?<=\.) (?=[A-Z0-9])", " ".join(lines[1:]), maxsplit=1)[0]
+    return " ".join(lines[1:])
+
+
+def _first_sentence(text: str) -> str:
+    return re.split(r"(?<=\.) (?=[A-Z0-9])", text, maxsplit=1)[0]
 
 
 def _methods() -> list[tuple[str, ...]]:
@@ -34,7 +38,7 @@ def _methods() -> list[tuple[str, ...]]:
         path = configs_folder() / "method" / f"{name}.yaml"
         cls = method_class(read_yaml(path)["method"]["name"])
         module = __import__(cls.__module__, fromlist=["x"]).__doc__ or ""
-        what = _first_sentence(path) or module.strip().splitlines()[0]
+        what = _first_sentence(comment(path)) or module.strip().splitlines()[0]
         rows.append((name, cls.name, "".join(f"[{label}] " for label in cls.labels) + what))
     for plugin in entry_points(group="hide_llava.methods"):
         rows.append((plugin.name, plugin.name, f"from {plugin.value}"))

@@ -13,14 +13,13 @@ def rule(config: Any, name: str, holds: bool, words: str) -> None:
     if _seen is not None:
         _seen.append((name.partition(".")[0], words))
     if not holds:
-        value = getattr(config, name) if hasattr(config, name) else _item(config, name)
-        raise ValueError(f"{name}={value}: {words}")
+        raise ValueError(f"{name}={_value(config, name)}: {words}")
 
 
-def _item(config: Any, name: str) -> Any:
-    """`momentum.old` of a field that is a dictionary."""
+def _value(config: Any, name: str) -> Any:
+    """Of a field, or of `momentum.old` in a field that is a dictionary."""
     field, _, key = name.partition(".")
-    return getattr(config, field)[key]
+    return getattr(config, field)[key] if key else getattr(config, field)
 
 
 def one_of(config: Any, **allowed: Sequence[str]) -> None:
@@ -46,7 +45,7 @@ def above_zero(config: Any, *names: str, most: float = float("inf")) -> None:
 def between(config: Any, low: float, high: float, *names: str, open_end: bool = False) -> None:
     """Raises ValueError if a field (or `field.key` of a dictionary) is outside [low, high], open_end: [low, high)."""
     for name in names:
-        value = getattr(config, name) if hasattr(config, name) else _item(config, name)
+        value = _value(config, name)
         holds = low <= value <= high and not (open_end and value == high)
         rule(config, name, holds, f"must be in [{low:g}, {high:g}{')' if open_end else ']'}")
 

@@ -22,6 +22,7 @@ from pathlib import Path
 
 import hide_llava.methods.all  # noqa: F401
 from hide_llava.config import configs_folder, names, read_yaml
+from hide_llava.listing import comment
 from hide_llava.methods.base import REGISTRY, Method, Task, method_config
 from hide_llava.model.shapes import ModelShape, published
 from hide_llava.storage import write_text
@@ -95,16 +96,15 @@ def presets(cls: type[Method]) -> dict[str, Path]:
     return all_presets()[cls.name]
 
 
-def first_lines(path: Path) -> str:
-    """The comment of a preset, without the command that runs it."""
-    lines = [line[1:].strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-    return " ".join(lines[1:])
-
-
 def measured(cls: type[Method]) -> Sizes:
     """Of the preset that has the method's name."""
     path = presets(cls)[cls.name]
     return sizes_of_alike_layers(cls, method_config(read_yaml(path)["method"]), SHAPE, TASKS)
+
+
+def routed_by(count: Sizes) -> list[str]:
+    """The features that the method routes by, in words."""
+    return [words for need, words in FEATURES.items() if need in count.needs]
 
 
 # ---- Markdown -------------------------------------------------------------------------------------------------------
@@ -163,8 +163,8 @@ def page(cls: type[Method], count: Sizes | None) -> str:
     ]
     if count is not None:
         work = Work(SHAPE, count, len(TASKS))
-        extra = extra_passes(count.cost, [tower.name for tower in work.towers])
-        needs = [FEATURES[n] for n in FEATURES if n in count.needs]
+        extra = extra_passes(work)
+        needs = routed_by(count)
         parts += ["## What is stored\n", "With every task, here the first:\n", kept(count) + "\n"]
         parts += [
             "## Cost\n",
@@ -174,9 +174,7 @@ def page(cls: type[Method], count: Sizes | None) -> str:
         lines += [record_line(work, len(TASKS)), answer_line(work), *(extra or ["extra passes: none"])]
         lines += [f"routing features: {', '.join(needs)}"] if needs else []
         parts.append("\n".join(f"- {line}" for line in lines) + "\n")
-    rows = [
-        f"| `method={name}` | {cell(first_lines(path)) or 'The defaults.'} |" for name, path in presets(cls).items()
-    ]
+    rows = [f"| `method={name}` | {cell(comment(path)) or 'The defaults.'} |" for name, path in presets(cls).items()]
     parts += [
         "## Presets\n",
         "| preset | what it is |\n|---|---|\n" + "\n".join(rows) + "\n",
@@ -191,9 +189,7 @@ def row(cls: type[Method], count: Sizes | None) -> str:
     numbers, extra, needs = ("0", "0"), [], []
     if count is not None:
         numbers = (f"{count.trained / 1e6:,.2f}", f"{stored_bytes(count) / MIB:,.1f}")
-        towers = [t.name for t in Work(SHAPE, count, len(TASKS)).towers]
-        extra = extra_passes(count.cost, towers)
-        needs = [FEATURES[n] for n in FEATURES if n in count.needs]
+        extra, needs = extra_passes(Work(SHAPE, count, len(TASKS))), routed_by(count)
     cells = [f"[{cls.name}]({cls.name}.md)", ", ".join(presets(cls)),
              f"[{paper.group(1)}](https://arxiv.org/abs/{paper.group(1)})" if paper else "",
              ", ".join(needs), ", ".join(labels), *numbers, "<br>".join(extra)]  # fmt: skip

@@ -18,7 +18,9 @@ TASKS, RANK = 6, 4
 def settings(preset: str) -> list[str]:
     """The overrides that the script gives a preset."""
     functions = re.search(r"^LORA=.*?^}", SCRIPT, re.MULTILINE | re.DOTALL)[0]
-    done = subprocess.run(["bash", "-ec", f"{functions}\nsettings {preset}"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        ["bash", "-ec", f"{functions}\nsettings {preset}"], capture_output=True, text=True, check=True
+    )
     return done.stdout.split()
 
 

@@ -28,7 +28,7 @@ from hide_llava.evaluation.questions import (
     with_suffix,
 )
 from hide_llava.metrics import score
-from hide_llava.storage import read_json, sha256, write_json, write_jsonl, writing
+from hide_llava.storage import read_json, sha256, write_bytes, write_json, write_jsonl, writing
 from hide_llava.training.sequence import image_root
 from hide_llava.training.session import Session
 
@@ -157,10 +157,7 @@ def read_part(path: Path) -> list[dict[str, Any]]:
     """
     *lines, rest = path.read_bytes().split(b"\n")
     if rest:
-        temporary = path.with_suffix(".tmp")
-        with writing(path):
-            temporary.write_bytes(b"".join(line + b"\n" for line in lines))
-            os.replace(temporary, path)
+        write_bytes(path, b"".join(line + b"\n" for line in lines))
     rows = []
     for number, line in enumerate(lines, 1):
         try:

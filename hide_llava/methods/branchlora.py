@@ -29,7 +29,7 @@ from torch.nn.functional import cosine_similarity, one_hot
 from hide_llava.adapters.observe import from_main, observe
 from hide_llava.adapters.token_gates import PromptView, Routers, per_rank, top_k_softmax
 from hide_llava.methods.base import Context, Features, Route, Task, register
-from hide_llava.methods.cost import Cost, Pass
+from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.lora import SequentialLora
 from hide_llava.values import above_zero, at_least, one_of, rule
 
@@ -187,7 +187,7 @@ class BranchLora(SequentialLora):
     def cost(self) -> Cost:
         """Every branch multiplies with the shared A anew, in training and in answering. Routers read one vector a sample."""
         limit, live = self.config.samples, sum(self.core.size(name) for name in self.branches)
-        usage = Pass(f"{limit} records of the task, for the branches' use", "task", records=lambda n: min(limit, n[-1]))
+        usage = Pass(f"{limit} records of the task, for the branches' use", "task", records=of_task(limit))
         return Cost((usage,) if self.config.freeze else (), {"frozen branches": self.frozen.numel()}, live=live)
 
     def state(self) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from hide_llava.adapters.observe import from_main, observe
 from hide_llava.adapters.token_gates import per_rank
 from hide_llava.methods.base import Context, Features, Route, Task, register
-from hide_llava.methods.cost import Cost, Pass
+from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.moelora import MoELora
 from hide_llava.values import at_least, between, one_of, rule
 
@@ -147,7 +147,7 @@ class ClMoe(MoELora):
     # ---- state -------------------------------------------------------------------------------------------------------
     def cost(self) -> Cost:
         limit, counts = self.config.samples, len(self.places) * self.config.experts
-        usage = Pass(f"{limit} records of the task, for the experts' use", "task", records=lambda n: min(limit, n[-1]))
+        usage = Pass(f"{limit} records of the task, for the experts' use", "task", records=of_task(limit))
         state = {"how often each expert was used, per task": 8 * len(self.tasks) * counts}
         return replace(super().cost(), passes=(usage,), state=state)
 

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 
-def current(counts: list[int]) -> int:
-    """All records of the task just trained."""
-    return counts[-1]
+def of_task(most: int | None = None) -> Callable[[list[int]], int]:
+    """How many records of the task just trained: all, or at most so many."""
+    return lambda counts: counts[-1] if most is None else min(most, counts[-1])
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Pass:
     per: Literal["step", "epoch", "task", "answer"]
     forwards: int = 1
     backwards: int = 0
-    records: Callable[[list[int]], int] = current
+    records: Callable[[list[int]], int] = field(default_factory=of_task)
     text_only: bool = False  # the question without its image
     later: bool = False  # not in the first task
     adapters: int | None = None

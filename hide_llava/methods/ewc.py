@@ -27,7 +27,7 @@ from hide_llava.adapters.fisher import fisher_diagonal
 from hide_llava.adapters.observe import sample
 from hide_llava.adapters.probe import without_dropout
 from hide_llava.methods.base import Context, Features, Task, register
-from hide_llava.methods.cost import Cost, Pass
+from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.lora import SequentialLora
 from hide_llava.values import above_zero, at_least, one_of
 
@@ -95,7 +95,7 @@ class Ewc(SequentialLora):
     def cost(self) -> Cost:
         limit, numbers = self.config.fisher_examples, sum(p.numel() for p in self.trained())
         words = "every record" if limit is None else f"{limit} records"
-        fisher = Pass(f"{words} of the task, for the Fisher", "task", 1, 1, lambda n: min(limit or n[-1], n[-1]))
+        fisher = Pass(f"{words} of the task, for the Fisher", "task", 1, 1, of_task(limit))
         return Cost((fisher,), {"Fisher and centre, fp32, of all that trains": 8 * numbers})
 
     def state(self) -> dict[str, Any]:

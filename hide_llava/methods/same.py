@@ -29,7 +29,7 @@ from hide_llava.adapters.observe import from_main, observe
 from hide_llava.adapters.spectrum import Spectrum, leading
 from hide_llava.adapters.token_gates import per_rank
 from hide_llava.methods.base import Context, Task, register
-from hide_llava.methods.cost import Cost, Pass
+from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.moelora import MoELora
 from hide_llava.values import above_zero, at_least, one_of
 
@@ -169,7 +169,7 @@ class Same(MoELora):
     # ---- state -------------------------------------------------------------------------------------------------------
     def cost(self) -> Cost:
         limit = self.config.samples
-        after = Pass(f"{limit} records of the task, for its inputs", "task", records=lambda n: min(limit, n[-1]))
+        after = Pass(f"{limit} records of the task, for its inputs", "task", records=of_task(limit))
         before = replace(after, what=f"{limit} records, for what to freeze", later=True)
         inputs = [layer.in_features for path, _, layer in self.layers if self.source(path) == path]
         spectra = sum(4 * self.config.components * (width + 1) for width in inputs)

@@ -30,8 +30,12 @@ def quantize(llava: LlavaForConditionalGeneration, bits: str, dtype: torch.dtype
     for path, linear in [(p, m) for p, m in decoder.named_modules() if isinstance(m, nn.Linear)]:
         shape = (linear.in_features, linear.out_features, linear.bias is not None)
         if bits == "4bit":
-            layer = bnb.nn.Linear4bit(*shape, compute_dtype=dtype, compress_statistics=True, quant_type="nf4", device="meta")
-            weight = bnb.nn.Params4bit(linear.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4")
+            layer = bnb.nn.Linear4bit(
+                *shape, compute_dtype=dtype, compress_statistics=True, quant_type="nf4", device="meta"
+            )
+            weight = bnb.nn.Params4bit(
+                linear.weight.data, requires_grad=False, compress_statistics=True, quant_type="nf4"
+            )
         else:
             layer = bnb.nn.Linear8bitLt(*shape, has_fp16_weights=False, threshold=6.0, device="meta")
             weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)

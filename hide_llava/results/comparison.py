@@ -10,6 +10,7 @@ from hide_llava.results import bootstrap, html, published
 from hide_llava.results.aggregates import AGGREGATES
 from hide_llava.results.comparison_page import comparison_page
 from hide_llava.results.comparison_text import PUBLISHED, csv_text, latex_text, markdown_text
+from hide_llava.results.costs import cost_table
 from hide_llava.results.grouping import Row, Stat, Table, row_notes, tables_of
 from hide_llava.results.run_reader import CellScore, Run, read_run
 
@@ -42,7 +43,8 @@ class View:
     aggregates: list[dict[str, Stat | None]]
     last: list[list[Stat | None]]
     intervals: list[list[bootstrap.Interval | None]]
-    notes: list[tuple[int, str]]
+    notes: dict[str, list[int]]  # → the rows it is about
+    costs: tuple[list[str], list[list[str]]]  # of `cost_table`
     baseline: str = ""
     against: list[BaselineRow] = field(default_factory=list)
     published: list[PublishedRow] = field(default_factory=list)
@@ -51,6 +53,10 @@ class View:
     @property
     def names(self) -> list[str]:
         return [row.name for row in self.table.rows]
+
+    def marks(self, row: int) -> list[int]:
+        """Numbers, from 1, of the notes about a row."""
+        return [number for number, rows in enumerate(self.notes.values(), 1) if row in rows]
 
     @property
     def keys(self) -> list[str]:
@@ -97,7 +103,8 @@ def _view(table: Table, tables: list[Table], baseline: Path | None, with_publish
         [row.aggregates(table.references) for row in table.rows],
         [[row.last(task) for task in table.tasks] for row in table.rows],
         [[_interval(row, task) for task in table.tasks] for row in table.rows],
-        [(k, note) for k, row in enumerate(table.rows) for note in row_notes(row, table)],
+        _notes(table),
+        cost_table(table),
     )
     base = next((run for run in table.runs if run.path.resolve() == baseline), None)
     if base is not None:
@@ -115,6 +122,14 @@ def _view(table: Table, tables: list[Table], baseline: Path | None, with_publish
     elif with_published:
         view.published, view.published_note = _published(table)
     return view
+
+
+def _notes(table: Table) -> dict[str, list[int]]:
+    found: dict[str, list[int]] = {}
+    for k, row in enumerate(table.rows):
+        for note in row_notes(row, table):
+            found.setdefault(note, []).append(k)
+    return found
 
 
 def last_cell(run: Run, task: str) -> CellScore | None:

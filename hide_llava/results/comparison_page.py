@@ -20,7 +20,7 @@ from hide_llava.results.comparison_text import (
     published_rows,
     stat_text,
 )
-from hide_llava.results.costs import NOTE, cost_table
+from hide_llava.results.costs import NOTE
 from hide_llava.results.grouping import Stat
 from hide_llava.results.tables import named
 
@@ -51,7 +51,7 @@ def comparison_page(views: list[View], page: Path) -> str:
 def _view(view: View, figure: Path, several: bool) -> list[str]:
     keys = [key for key in LAYOUT if key in view.keys]
     others = [key for key in view.keys if key not in LAYOUT]
-    items = "".join(f"<li>{escape(view.names[k])}: {escape(note)}</li>" for k, note in view.notes)
+    items = "".join(f"<li>{escape(note)}</li>" for note in view.notes)
     legend = "Bold: best of the column. Score after the last stage, percent; an empty cell was not evaluated."
     if any(interval for row in view.intervals for interval in row):
         legend += " Small: 95 % bootstrap interval over the questions; it says nothing about another training seed."
@@ -91,7 +91,7 @@ def _table(
     best = [_best(values, low) for values, low in zip(columns, lower)]
     body = ""
     for k, name in enumerate(view.names):
-        refs = ", ".join(str(i) for i, (owner, _) in enumerate(view.notes, 1) if owner == k)
+        refs = ", ".join(map(str, view.marks(k)))
         cells = ""
         for c, values in enumerate(columns):
             mark = " class=best" if values[k] is not None and values[k].mean == best[c] else ""
@@ -111,7 +111,7 @@ def _best(values: list[Stat | None], lower: bool) -> float | None:
 
 
 def _costs(view: View) -> str:
-    titles, rows = cost_table(view.table)
+    titles, rows = view.costs
     if not titles:
         return ""
     body = [[name, *row] for name, row in zip(view.names, rows)]

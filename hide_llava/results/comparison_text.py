@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hide_llava.results.aggregates import AGGREGATES
 from hide_llava.results.bootstrap import Difference, Interval
-from hide_llava.results.costs import NOTE, cost_table
+from hide_llava.results.costs import NOTE
 from hide_llava.results.grouping import Stat
 from hide_llava.results.published import Spread
 from hide_llava.results.tables import latex_row, markdown_table, number
@@ -84,14 +84,14 @@ def markdown_text(views: list[View]) -> str:
 
 def _markdown(view: View) -> list[str]:
     titles, keys = columns(view)
-    marks = ["".join(f"[{i}]" for i, (k, _) in enumerate(view.notes, 1) if k == row) for row in range(len(view.names))]
+    marks = ["".join(f"[{number}]" for number in view.marks(k)) for k in range(len(view.names))]
     names = [f"{name} {mark}".strip() for name, mark in zip(view.names, marks)]
     lines = [f"# {view.title}", ""]
     lines += [f"A table of its own, because of {'; '.join(view.table.reasons)}.", ""] if view.table.reasons else []
     lines += markdown_table(["Method preset", *titles], [[name, *row] for name, row in zip(names, rows(view, keys))])
     lines += ["", "Task columns: score after the last stage (percent). An empty cell was not evaluated.", ""]
-    lines += [f"[{i}] {view.names[k]}: {note}" for i, (k, note) in enumerate(view.notes, 1)]
-    titles, costs = cost_table(view.table)
+    lines += [f"[{number}] {note}  " for number, note in enumerate(view.notes, 1)]  # two blanks: a line of its own
+    titles, costs = view.costs
     if titles:
         lines += [
             "",
@@ -125,12 +125,12 @@ def csv_text(view: View) -> str:
     writer = csv.writer(out, lineterminator="\n")
     count = len(view.table.tasks)
     spreads = [f"{title} {kind}" for title in view.table.task_titles for kind in ("low", "high")]
-    cost_titles, costs = cost_table(view.table)
+    cost_titles, costs = view.costs
     writer.writerow(["Method preset", *titles, *(f"{t} sd" for t in titles), *spreads, *cost_titles, "Runs", "Notes"])
     for k, row in enumerate(view.table.rows):
         values = [*view.last[k], *(view.aggregates[k][key] for key in keys)]
         limits = [number(x) for i in view.intervals[k] for x in ((i.low, i.high) if i else (None, None))]
-        notes = "; ".join(note for owner, note in view.notes if owner == k)
+        notes = "; ".join(note for note, owners in view.notes.items() if k in owners)
         means, sds = ([number(getattr(v, part) if v else None) for v in values] for part in ("mean", "sd"))
         paths = "; ".join(run.path.name for run in row.runs)
         writer.writerow([row.name, *means, *sds, *limits, *costs[k], paths, notes])
@@ -154,7 +154,8 @@ def _latex(view: View) -> str:
     titles = [*view.table.task_titles, *({"avg": "Avg", "last": "Last"}[key] for key in keys)]
     ours = [latex_row([name, *row]) for name, row in zip(view.names, rows(view, keys))]
     theirs = [latex_row([n, *row]) for n, row in zip(names_of_published(view), published_rows(view, keys))]
-    notes = [f"{view.names[k]}: {note}" for k, note in view.notes] + view.table.reasons
+    notes = [f"{', '.join(view.names[k] for k in owners)}: {note}" for note, owners in view.notes.items()]
+    notes += view.table.reasons
     notes += [view.published_note] if view.published else []
     caption = f"{view.title}: score after the last task (percent); Avg is the column mean. {'. '.join(notes)}"
     return "\n".join([

@@ -18,7 +18,7 @@ BASELINE = "lora"  # times are shown as multiples of this method's
 
 
 @dataclass(frozen=True)
-class Cost:
+class RowCost:
     """Of one row: trained parameters (mean over the stages), seconds of training all tasks, milliseconds of an answer
     (scoring included), and both against the baseline."""
 
@@ -29,17 +29,18 @@ class Cost:
     answer_ratio: float | None = None
 
 
-def costs(table: Table) -> list[Cost]:
+def costs(table: Table) -> list[RowCost]:
     """One per row. Ratios are to the only `lora` row of the table, if there is one."""
     found = [_cost(row) for row in table.rows]
     of_baseline = [c for c, row in zip(found, table.rows) if row.runs[0].manifest.get("method") == BASELINE]
-    base = of_baseline[0] if len(of_baseline) == 1 else Cost(None, None, None)
+    base = of_baseline[0] if len(of_baseline) == 1 else RowCost(None, None, None)
     return [
-        Cost(c.trainable, c.train, c.answer, _ratio(c.train, base.train), _ratio(c.answer, base.answer)) for c in found
+        RowCost(c.trainable, c.train, c.answer, _ratio(c.train, base.train), _ratio(c.answer, base.answer))
+        for c in found
     ]
 
 
-def _cost(row: Row) -> Cost:
+def _cost(row: Row) -> RowCost:
     stages = [run.manifest["stages"] for run in row.finished]
     sizes = [s["trainable"] for entries in stages for s in entries if s.get("trainable") is not None]
     answers = [
@@ -47,7 +48,7 @@ def _cost(row: Row) -> Cost:
     ]
     training, evaluation = _seconds(stages, "train_seconds"), _seconds(stages, "eval_seconds")
     per_answer = [1000 * s / n for s, n in zip(evaluation, answers) if s is not None and n]
-    return Cost(fmean(sizes) if sizes else None, stat([s for s in training if s is not None]), stat(per_answer))
+    return RowCost(fmean(sizes) if sizes else None, stat([s for s in training if s is not None]), stat(per_answer))
 
 
 def _seconds(runs: list[list[dict[str, Any]]], key: str) -> list[float | None]:
@@ -64,7 +65,7 @@ def _whole(value: Stat | None) -> str:
     return "" if value is None else number(value.mean, 0)
 
 
-COLUMNS: tuple[tuple[str, Callable[[Cost], str]], ...] = (
+COLUMNS: tuple[tuple[str, Callable[[RowCost], str]], ...] = (
     ("Trained in one task", lambda c: "" if c.trainable is None else f"{c.trainable:,.0f}"),
     ("Training, s", lambda c: _whole(c.train)),
     (f"Training ÷ {BASELINE}", lambda c: number(c.train_ratio)),

@@ -7,7 +7,7 @@ import torch
 from hide_llava.config import RunConfig
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Stage, method_class, method_config
-from hide_llava.methods.cost import Cost, Pass
+from hide_llava.methods.cost import Pass
 from hide_llava.model.load import dtype_of
 from hide_llava.model.shapes import ModelShape, model_shape, skeleton
 from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work, activations, in_flops, rounded
@@ -16,9 +16,7 @@ from hide_llava.training.sequence import stage_plan, task_records, train_file
 from hide_llava.training.sizes import Sizes, sizes
 
 MIB, GIB = 2**20, 2**30
-TFLOPS = (
-    100.0  # what the GPUs sustain together, if the caller does not say: about a third of one A100's dense bf16 peak
-)
+TFLOPS = 100.0  # what the GPUs sustain together, unless the caller says: about a third of one A100's dense bf16 peak
 PER = {"step": "every training record", "epoch": "every epoch", "task": "after every task", "answer": "every answer"}
 
 
@@ -61,16 +59,16 @@ def plan(config: RunConfig, tflops: float = TFLOPS) -> str:
     except UserError as error:
         return "\n".join([*lines, f"sizes: not known, {error}"])
     work = Work(shape, measured, len(tasks), config.train.gradient_checkpointing)
-    lines.append(_base(config, shape))
+    base = base_parameters(shape)
+    lines.append(_base(config, base))
     if cls.trains:
-        lines += [*trained_lines(measured), *_passes(measured.cost, work)]
-        lines += [*_training(config, work, stages, counts, tflops), _memory(config, work, stages)]
+        lines += [*trained_lines(measured), *_passes(work)]
+        lines += [*_training(config, work, stages, counts, tflops), _memory(config, work, stages, base)]
     lines.append(answer_line(work))
     return "\n".join([*lines, f"shape of the model: {shape.source}"])
 
 
-def _base(config: RunConfig, shape: ModelShape) -> str:
-    base = base_parameters(shape)
+def _base(config: RunConfig, base: int) -> str:
     dtype = dtype_of(config.model)
     return f"base model: {base / 1e6:,.1f} M parameters, {base * dtype.itemsize / MIB:,.0f} MiB in {dtype}"
 
@@ -116,10 +114,11 @@ def pass_words(extra: Pass) -> str:
     return f"{PER[extra.per]}: {extra.what} ({kind}{text}{'; not in the first task' if extra.later else ''})"
 
 
-def extra_passes(cost: Cost, towers: list[str]) -> list[str]:
+def extra_passes(work: Work) -> list[str]:
     """All that runs beside one forward and backward per record and one answer per question, in words."""
+    cost = work.sizes.cost
     words = [pass_words(p) for p in cost.passes]
-    words += [f"every training record and every answer: {tower} on the question" for tower in towers]
+    words += [f"every training record and every answer: {tower.name} on the question" for tower in work.towers]
     if any(cost.prompts):
         words.append(f"prompts: {cost.prompts[0]} more tokens per record, {cost.prompts[1]} per answer, at most")
     if cost.extra:
@@ -131,8 +130,8 @@ def extra_passes(cost: Cost, towers: list[str]) -> list[str]:
     return words
 
 
-def _passes(cost: Cost, work: Work) -> list[str]:
-    words = extra_passes(cost, [tower.name for tower in work.towers])
+def _passes(work: Work) -> list[str]:
+    words = extra_passes(work)
     return ["extra passes: none"] if not words else ["extra passes:", *(f"  {line}" for line in words)]
 
 
@@ -166,11 +165,11 @@ def _training(config: RunConfig, work: Work, stages: list[Stage], counts: list[i
     return [line, f"all training: {in_flops(total)}, {hours}"]
 
 
-def _memory(config: RunConfig, work: Work, stages: list[Stage]) -> str:
+def _memory(config: RunConfig, work: Work, stages: list[Stage], base: int) -> str:
     """Rough: no fragmentation, no CUDA context, no communication buffers, no attention kernels' own."""
     cost, width = work.sizes.cost, dtype_of(config.model).itemsize
     bits = {"none": 8 * width, "8bit": 8, "4bit": 4}[config.model.quantization]
-    weights = base_parameters(work.shape) * width - work.flops.linears * (8 * width - bits) // 8
+    weights = base * width - work.flops.linears * (8 * width - bits) // 8
     own = getattr(torch, config.train.adapter_dtype).itemsize
     trained = work.sizes.trained * 4 * own
     held = 4 * cost.kept + sum(cost.state.values()) + sum(4 * tower.parameters for tower in work.towers)

@@ -3,8 +3,9 @@
 import contextlib
 import hashlib
 import io
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hide_llava.cli import main
 
@@ -48,3 +49,10 @@ def content(folder: Path) -> dict[str, str]:
     """Hashes of all files of a folder, for "nothing was lost"."""
     files = (p for p in sorted(folder.rglob("*")) if p.is_file() and p.name != ".lock")
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
+
+
+def manifest(run: Path) -> dict[str, Any]:
+    """Without what depends on the machine's speed."""
+    found = json.loads((run / "manifest.json").read_text())
+    found["stages"] = [{k: v for k, v in s.items() if not k.endswith("_seconds")} for s in found["stages"]]
+    return found

@@ -11,7 +11,7 @@ import torch
 from hide_llava.cli import build_parser
 from hide_llava.config import names
 from hide_llava.data.conversation import IGNORE, IMAGE_TOKEN
-from tests.cli.call import call, content
+from tests.cli.call import call, content, manifest
 from tests.cli.conftest import edit
 from tests.golden_reference import GOLDEN
 from tests.tiny import arguments
@@ -51,7 +51,7 @@ def test_train_then_eval_equals_run(finished: Path, world: Path, tmp_path: Path)
 def test_eval_of_an_existing_run(run: Path, finished: Path) -> None:
     """Cells are answered with the settings given, which are stored; the run's configuration stays."""
     shutil.rmtree(run / "eval" / "03-task2")
-    before = content(run)
+    before, listed = content(run), manifest(run)
     called = call("eval", run, "eval.max_new_tokens=2", "eval.batch_size=3")
     assert called.code == 2  # the other cells have answers of 6 tokens
     shutil.rmtree(run / "eval")
@@ -63,6 +63,7 @@ def test_eval_of_an_existing_run(run: Path, finished: Path) -> None:
     after = content(run)
     kept = [f for f in before if f.startswith("stages/") or f == "config.yaml"]
     assert {f: after[f] for f in kept} == {f: before[f] for f in kept}
+    assert manifest(run) == listed
 
 
 def test_eval_without_changes_does_nothing(run: Path) -> None:

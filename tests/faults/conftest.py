@@ -1,6 +1,5 @@
 """A world, a run in it that nothing disturbed, and what every other run must equal."""
 
-import json
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+from tests.cli.call import manifest
 from tests.faults import processes
 from tests.tiny import arguments, write_world
 
@@ -60,13 +60,8 @@ def assert_equal_runs(run: Path, expected: Path) -> None:
         assert one.keys() == two.keys() and all(one[k].equal(two[k]) for k in one), file
     for file in [*answers, *(f for f in files if f.name == "score.json"), Path("results/matrix.json")]:
         assert (run / file).read_bytes() == (expected / file).read_bytes(), file
-    assert _stages(run) == _stages(expected) and all(s["status"] == "complete" for s in _stages(run))
-
-
-def _stages(run: Path) -> list[dict]:
-    """The manifest's entries without what depends on the machine's speed."""
-    stages = json.loads((run / "manifest.json").read_text())["stages"]
-    return [{k: v for k, v in stage.items() if not k.endswith("_seconds")} for stage in stages]
+    stages = manifest(run)["stages"]
+    assert stages == manifest(expected)["stages"] and all(s["status"] == "complete" for s in stages)
 
 
 def assert_done_once(folder: Path, deaths: int, stops: int) -> None:

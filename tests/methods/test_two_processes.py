@@ -1,14 +1,12 @@
-"""Two gloo processes at the same global batch end where one ends: for every method, and with HIDE_ALL_PRESETS=1 every preset.
+"""Two gloo processes at the same global batch end where one ends, for every preset of every method.
 
-All of them run in one launch, because starting it takes longer than training a tiny model. HIDE_ALL_PRESETS=1 also runs
+All of them run in one launch, because starting it takes longer than training a tiny model. HIDE_ALL_ENGINES=1 also runs
 ZeRO-2, each in a launch of its own; tests/training/test_engines.py runs one method under it in every gate.
 """
 
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,12 +16,13 @@ from hide_llava.errors import UserError
 from hide_llava.methods.base import REGISTRY, Method
 from hide_llava.pipeline import run
 from hide_llava.training.engines import check_engine
-from tests.methods.test_contract import TRAINED, assert_same, fields, make_world, small, tensors_of
+from tests.methods.test_contract import TRAINED, assert_same, fields, make_world, preset, small, tensors_of
 from tests.tiny import arguments
+from tests.torchrun import COMMAND_LINE, launch
 
 # The reference's running-mean anchors are per process by definition.
 METHODS = [m for m in TRAINED if m not in ("hide-official", "hide-mcitlib")]
-ZERO = METHODS if os.environ.get("HIDE_ALL_PRESETS") and importlib.util.find_spec("deepspeed") else []
+ZERO = METHODS if os.environ.get("HIDE_ALL_ENGINES") and importlib.util.find_spec("deepspeed") else []
 
 
 @pytest.fixture(scope="module")
@@ -32,17 +31,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(world: Path, method: str, output: Path, engine: str = "ddp") -> list[str]:
-    name = f"{world}/{method}.yaml" if method.startswith("test_") else method
     plain = ["method.dropout=0"] if "dropout" in fields(method) else []
     layout = ("train.epochs=1", "train.per_device_batch_size=2", f"train.engine={engine}")
-    return arguments(world, name, output, *small(method), *plain, *layout)
-
-
-def launch(*target: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1", "DS_ACCELERATOR": "cpu"}
-    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    return subprocess.run([*start, "-m", "tests.methods.run_cli", *target], capture_output=True, text=True, timeout=900,
-                          env=environment, cwd=Path(__file__).parent.parent.parent)  # fmt: skip
+    return arguments(world, preset(world, method), output, *small(method), *plain, *layout)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +41,7 @@ def in_two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs with two processes."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "all.json").write_text(json.dumps([words(world, m, folder / m) for m in METHODS]))
-    done = launch("each", str(folder / "all.json"))
+    done = launch(COMMAND_LINE, "each", str(folder / "all.json"), seconds=900)
     (folder / "error.txt").write_text(f"{done.returncode} {done.stderr[-3000:]}")
     return folder
 
@@ -86,6 +77,6 @@ def test_zero2_equals_one_process_or_is_refused(method: str, world: Path, tmp_pa
             check_engine(compose(mine), cls)
         return
     run(compose(words(world, method, tmp_path / "one")), report=False)
-    done = launch("run", *mine)
+    done = launch(COMMAND_LINE, "run", *mine)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_equal_runs(tmp_path / "one", tmp_path / "two", 1e-4)

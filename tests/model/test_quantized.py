@@ -37,7 +37,9 @@ def with_experts(llava: LlavaForConditionalGeneration) -> Core:
     for i in range(2):
         core.add(f"e{i}", LoraSpec(4, 8.0, 0.0))
         for j, parameter in enumerate(core.parameters_of(f"e{i}")):
-            parameter.data.copy_(0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(99 * i + j)))
+            parameter.data.copy_(
+                0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(99 * i + j))
+            )
     return core
 
 

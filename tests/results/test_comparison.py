@@ -81,6 +81,19 @@ def test_reference_runs_give_the_numbers_that_need_them(tmp_path: Path) -> None:
     assert compare(runs[:1])[0].aggregates[0]["intransigence"] is None
 
 
+def test_a_note_that_rows_share_is_written_once(tmp_path: Path) -> None:
+    write_comparison(
+        [*seeds(tmp_path, [0.0, 3.0]), *seeds(tmp_path, [1.0, 2.0], "lora"), joint_run(tmp_path)], tmp_path
+    )
+    text = (tmp_path / "comparison.md").read_text()
+    assert "| hide [1] |" in text and "| lora [1] |" in text and "| multitask |" in text
+    assert text.count("mean ± sd over 2 runs") == 1 and "[2]" not in text
+    note = "mean ± sd over 2 runs (seeds 0, 1; 1 task order)"
+    rows = list(csv.DictReader((tmp_path / "comparison.csv").open()))
+    assert [row["Notes"] for row in rows] == [note, note, ""]
+    assert f"hide, lora: {note}" in (tmp_path / "comparison.tex").read_text().replace(r"$\pm$", "±")
+
+
 def test_seeds_and_orders_are_one_row(tmp_path: Path) -> None:
     runs = seeds(tmp_path, [0.0, 3.0, 7.5])
     (view,) = compare([*runs, *seeds(tmp_path, [1.0], "lora")])
@@ -89,13 +102,13 @@ def test_seeds_and_orders_are_one_row(tmp_path: Path) -> None:
     found = view.aggregates[0]["last"]
     assert (found.mean, found.count) == (pytest.approx(statistics.mean(last)), 3)
     assert found.sd == pytest.approx(statistics.stdev(last)) and view.aggregates[1]["last"].sd is None
-    assert "mean ± sd over 3 runs (seeds 0, 1, 2; 1 task order)" in [note for _, note in view.notes]
+    assert "mean ± sd over 3 runs (seeds 0, 1, 2; 1 task order)" in view.notes
     reordered = json.loads((runs[2] / "manifest.json").read_text())
     reordered["tasks"].reverse()
     reordered["stages"][0]["train_tasks"], reordered["stages"][1]["train_tasks"] = ["arxivqa"], ["imagenet-r"]
     write(runs[2] / "manifest.json", reordered)
     (view,) = compare(runs)
-    assert view.names == ["hide"] and any("2 task orders" in note for _, note in view.notes)
+    assert view.names == ["hide"] and any("2 task orders" in note for note in view.notes)
 
 
 def test_costs_are_told_as_multiples_of_sequential_lora(tmp_path: Path) -> None:
@@ -126,7 +139,7 @@ def test_an_unfinished_seed_is_named_and_left_out(tmp_path: Path) -> None:
     (runs[2] / "eval" / "06-flickr30k" / "iconqa" / "score.json").unlink()
     (view,) = compare(runs)
     assert view.aggregates[0]["last"].count == 2
-    assert any("hide-2: unfinished, 5 of 6 stages evaluated, not in the mean" in note for _, note in view.notes)
+    assert any("hide-2: unfinished, 5 of 6 stages evaluated, not in the mean" in note for note in view.notes)
     assert compare(runs[:2])[0].aggregates[0]["last"] == view.aggregates[0]["last"]
 
 

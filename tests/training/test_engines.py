@@ -1,10 +1,7 @@
 """DeepSpeed engines on two gloo processes: the adapters of one process, also after a kill."""
 
 import importlib.util
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,8 +16,8 @@ from hide_llava.methods.lora import SequentialLora
 from hide_llava.pipeline import run
 from hide_llava.training.engines import check_engine
 from tests.tiny import arguments, configuration, write_world
+from tests.torchrun import COMMAND_LINE, launch
 
-CHECKOUT = Path(__file__).parent.parent.parent
 pytestmark = [
     pytest.mark.xdist_group("deepspeed"),  # its first start builds an extension
     pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="DeepSpeed is not installed"),
@@ -39,14 +36,6 @@ def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone") / "run"
     run(configuration(world, "hide", folder, *PLAIN), evaluate=False, report=False)
     return folder
-
-
-def launch(words: list[str], *target: str) -> subprocess.CompletedProcess:
-    """Two processes under torchrun; `target`: the module and its own arguments before `words`."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", *target]
-    return subprocess.run([*command, "train", *words], capture_output=True, text=True, timeout=300, env=environment,
-                          cwd=CHECKOUT)  # fmt: skip
 
 
 def tensors(folder: Path) -> dict[str, torch.Tensor]:
@@ -68,13 +57,13 @@ def test_killed_and_resumed_under_deepspeed_equals_one_process(
     engine: str, world: Path, alone: Path, tmp_path: Path
 ) -> None:
     words = arguments(world, "hide", tmp_path / "run", *PLAIN, f"train.engine={engine}")
-    killed = launch(words, "tests.faults.run_and_die", "step", "3")
+    killed = launch("tests.faults.run_and_die", "step", "3", "train", *words)
     assert killed.returncode != 0 and "Signal 9" in killed.stderr, killed.stderr[-3000:]
     checkpoint = tmp_path / "run" / "state" / "01-task0" / "checkpoint-2"
     assert (checkpoint / "complete").read_text().splitlines()[0] == engine
     frozen = sum(p.stat().st_size for p in checkpoint.rglob("*.pt"))
     assert frozen < (world / "llava" / "model.safetensors").stat().st_size  # no copy of the base
-    done = launch(words, "tests.methods.run_cli")
+    done = launch(COMMAND_LINE, "train", *words)
     assert done.returncode == 0, done.stderr[-3000:]
     assert_near(tmp_path / "run", alone)
     llava = LlavaForConditionalGeneration.from_pretrained(world / "llava")

@@ -1,10 +1,7 @@
 """Several processes: two simulated machines, a rank that dies, evaluation cut over 1, 2 and 3 processes."""
 
 import json
-import os
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,8 +11,8 @@ from safetensors.torch import load_file
 from hide_llava.pipeline import run
 from hide_llava.training.run_folder import RunFolder
 from tests.tiny import arguments, configuration, write_world
+from tests.torchrun import COMMAND_LINE, launch, start
 
-CHECKOUT = Path(__file__).parent.parent.parent
 MORE = (
     "method.dropout=0",
     "train.epochs=1",
@@ -43,13 +40,6 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-def agent(flags: list[str], words: list[str], module: tuple[str, ...] = ("tests.methods.run_cli",)) -> subprocess.Popen:
-    command = [sys.executable, "-m", "torch.distributed.run", *flags, "-m", *module, *words]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, cwd=CHECKOUT, env=environment, **pipes)
-
-
 def answers(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("predictions.jsonl")}
 
@@ -70,10 +60,10 @@ def assert_same_adapters(ours: Path, expected: Path) -> None:
 
 def test_two_machines_train_and_evaluate(world: Path, alone: Path, tmp_path: Path) -> None:
     """Two torchrun agents that meet at a c10d rendezvous, as RDZV=host:port does in scripts/launch.sh."""
-    flags = ["--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test",
-             "--rdzv-endpoint", f"127.0.0.1:{free_port()}"]  # fmt: skip
+    flags = ("--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "test",
+             "--rdzv-endpoint", f"127.0.0.1:{free_port()}")  # fmt: skip
     words = ["run", *arguments(world, "hide", tmp_path / "run", *MORE)]
-    nodes = [agent(flags, words) for _ in range(2)]
+    nodes = [start(COMMAND_LINE, *words, flags=flags) for _ in range(2)]
     ends = [node.communicate(timeout=280) for node in nodes]
     assert [node.returncode for node in nodes] == [0, 0], ends[0][1][-2000:] + ends[1][1][-2000:]
     assert_same_adapters(tmp_path / "run", alone)
@@ -82,37 +72,31 @@ def test_two_machines_train_and_evaluate(world: Path, alone: Path, tmp_path: Pat
 
 
 def test_a_dead_rank_ends_the_others_and_the_run_goes_on(world: Path, alone: Path, tmp_path: Path) -> None:
-    flags = ["--standalone", "--nproc-per-node", "2"]
     words = ["run", *arguments(world, "hide", tmp_path / "run", *MORE, "train.save_steps=1")]
     # stage 2, first step: rank 1 kills itself, rank 0 waits for it in the all-reduce
-    killed = agent(flags, words, ("tests.training.kill_rank_one", "3"))
-    out, err = killed.communicate(timeout=200)
-    died = [line for line in out.splitlines() if line.startswith("DYING ")]
-    assert killed.returncode != 0 and died and time.time() - float(died[0].split()[1]) < 60, err[-2000:]
-    assert "Signal 9 (SIGKILL)" in err
-    done = agent(flags, words)
-    out, err = done.communicate(timeout=200)
-    assert done.returncode == 0, err[-2000:]
+    killed = launch("tests.training.kill_rank_one", "3", *words)
+    died = [line for line in killed.stdout.splitlines() if line.startswith("DYING ")]
+    assert killed.returncode != 0 and died and time.time() - float(died[0].split()[1]) < 60, killed.stderr[-2000:]
+    assert "Signal 9 (SIGKILL)" in killed.stderr
+    done = launch(COMMAND_LINE, *words)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert_same_adapters(tmp_path / "run", alone)
     assert tokens(tmp_path / "run") == tokens(alone)
 
 
-@pytest.mark.parametrize("processes", [2, 3] if os.environ.get("HIDE_ALL_PRESETS") else [3])
+@pytest.mark.parametrize("processes", [2, 3])
 def test_sharded_evaluation_writes_the_same_files(processes: int, world: Path, alone: Path, tmp_path: Path) -> None:
     """Killed once in the middle, then run again."""
     folder = tmp_path / "run"
     run(configuration(world, "hide", folder, *MORE), evaluate=False, report=False)
     words = ["eval", *arguments(world, "hide", folder, *MORE)]
-    flags = ["--standalone", "--nproc-per-node", str(processes)]
-    killed = agent(flags, words, ("tests.faults.run_and_die", "batch", "2"))
-    _, err = killed.communicate(timeout=200)
-    assert killed.returncode != 0 and "Signal 9" in err, err[-2000:]
-    done = agent(flags, words)
-    _, err = done.communicate(timeout=200)
-    assert done.returncode == 0, err[-2000:]
+    flags = ("--standalone", "--nproc-per-node", str(processes))
+    killed = launch("tests.faults.run_and_die", "batch", "2", *words, flags=flags)
+    assert killed.returncode != 0 and "Signal 9" in killed.stderr, killed.stderr[-2000:]
+    done = launch(COMMAND_LINE, *words, flags=flags)
+    assert done.returncode == 0, done.stderr[-2000:]
     assert answers(folder) == answers(alone)
     for file in alone.rglob("score.json"):
-        assert (
-            json.loads((folder / file.relative_to(alone)).read_text())["score"] == json.loads(file.read_text())["score"]
-        )
+        ours = json.loads((folder / file.relative_to(alone)).read_text())
+        assert ours["score"] == json.loads(file.read_text())["score"]
     assert not list(folder.rglob("part-*.jsonl"))
