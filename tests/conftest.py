@@ -5,9 +5,13 @@ import os
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from pathlib import Path
+
 import pytest
 import torch
 from transformers.utils import logging
+
+from tests.tiny import write_world
 
 torch.set_num_threads(1)
 logging.set_verbosity_error()
@@ -27,3 +31,9 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     os.environ["HIDE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield
     os.environ.pop("HIDE_CACHE") if before is None else os.environ.__setitem__("HIDE_CACHE", before)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny world, in a folder of each file of tests."""
+    return write_world(tmp_path_factory.mktemp("world"))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from hide_llava.config import compose
 from hide_llava.methods.base import Method
 from hide_llava.metrics import METRICS
-from tests.tiny import OVERRIDES, arguments, write_world
+from tests.tiny import OVERRIDES, arguments
 
 DOCS = Path(__file__).parent.parent / "docs"
 ROOT = DOCS.parent
@@ -43,11 +43,6 @@ def hide_llava(*words: str | Path, path: Path | None = None, folder: Path | None
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world"))
 
 
 # -------------------------------------------------------------------------------------------------------- the method

@@ -14,15 +14,10 @@ from hide_llava.errors import UserError
 from hide_llava.sweep import expand, is_sweep, sweep
 from hide_llava.training.sequence import Interrupted
 from tests.cli.call import call
-from tests.tiny import arguments, write_world
+from tests.tiny import arguments
 
 WORDS = ["benchmark=mini-ucit", "method=lora-mini", "model=mini", "train=mini", "tasks=[imagenet-r,iconqa]"]
 ORDERS = "task_order=[imagenet-r,iconqa;iconqa,imagenet-r]"
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world"))
 
 
 def test_every_seed_with_every_order() -> None:

@@ -18,7 +18,7 @@ from hide_llava.model.embed import splice
 from hide_llava.pipeline import run
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.session import Session
-from tests.tiny import configuration, write_world
+from tests.tiny import configuration
 
 WIDTH = 16
 
@@ -170,11 +170,6 @@ def test_impossible_options_name_the_field(option: str) -> None:
 
 
 # ----------------------------------------------------------------------------------------------------------- end to end
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

@@ -15,14 +15,9 @@ from hide_llava.evaluation.cells import _Collate
 from hide_llava.methods.base import Context, Task
 from hide_llava.model.embed import Vision, insert_prompts, see, splice
 from hide_llava.training.session import Session
-from tests.tiny import SIZE, configuration, write_world
+from tests.tiny import SIZE, configuration
 
 PATCHES = 4
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

@@ -15,12 +15,7 @@ from hide_llava.errors import UserError
 from hide_llava.model import load as module
 from hide_llava.model.load import Loaded, load, resolve
 from tests.golden_reference import GOLDEN
-from tests.tiny import configuration, write_world
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world"))
+from tests.tiny import configuration
 
 
 def config(world: Path, *more: str) -> RunConfig:

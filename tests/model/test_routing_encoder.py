@@ -18,14 +18,9 @@ from hide_llava.methods.base import Features
 from hide_llava.model.embed import see
 from hide_llava.model.routing_encoder import ClipRoutingEncoder
 from hide_llava.training.session import Session
-from tests.tiny import SIZE, configuration, write_world
+from tests.tiny import SIZE, configuration
 
 TEXTS = ["What is the object in the image?", "", "a", "Describe it. " * 60, "a", "How\nmany  CELLS?"]
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ from hide_llava.methods.base import Method
 from hide_llava.methods.lora import SequentialLora
 from hide_llava.pipeline import run
 from hide_llava.training.engines import check_engine
-from tests.tiny import arguments, configuration, write_world
+from tests.tiny import arguments, configuration
 from tests.torchrun import COMMAND_LINE, launch
 
 pytestmark = [
@@ -24,11 +24,6 @@ pytestmark = [
     pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed builds its CPU communication with g++"),
 ]
 PLAIN = ("method.dropout=0", "train.save_steps=2", "train.per_device_batch_size=2")  # micro-batches are the same
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from hide_llava.pipeline import run
 from hide_llava.training.run_folder import RunFolder
-from tests.tiny import arguments, configuration, write_world
+from tests.tiny import arguments, configuration
 from tests.torchrun import COMMAND_LINE, launch, start
 
 MORE = (
@@ -20,11 +20,6 @@ MORE = (
     "eval.max_new_tokens=4",
     "eval.batch_size=2",
 )
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_world(tmp_path_factory.mktemp("world"))
 
 
 @pytest.fixture(scope="module")
