@@ -8,7 +8,7 @@ from hide_llava.config import RunConfig
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Stage, method_class, method_config
 from hide_llava.methods.cost import Pass
-from hide_llava.model.load import dtype_of
+from hide_llava.model.load import device_of, dtype_of
 from hide_llava.model.shapes import ModelShape, model_shape, skeleton
 from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work, activations, in_flops, rounded
 from hide_llava.training.run_folder import method_tasks, stages_of
@@ -70,7 +70,8 @@ def plan(config: RunConfig, tflops: float = TFLOPS) -> str:
 
 def _base(config: RunConfig, base: int) -> str:
     dtype = dtype_of(config.model)
-    return f"base model: {base / 1e6:,.1f} M parameters, {base * dtype.itemsize / MIB:,.0f} MiB in {dtype}"
+    why = f" (model.dtype=auto on {device_of(config.model).type})" if config.model.dtype == "auto" else ""
+    return f"base model: {base / 1e6:,.1f} M parameters, {base * dtype.itemsize / MIB:,.0f} MiB in {dtype}{why}"
 
 
 def base_parameters(shape: ModelShape) -> int:
@@ -82,14 +83,15 @@ def trained_lines(measured: Sizes) -> list[str]:
     fp32, bf16 = measured.file_bytes("F32"), measured.file_bytes("BF16")
     own = "".join(f", {name} {_m(n)}" for name, n in measured.modules.items())
     later = "".join(f"; from the second task on also {name} {_m(n)}" for name, n in measured.cost.later.items())
+    modules = f", modules {_m(measured.stored_modules)}" if measured.stored_modules else ""
     files = f"{fp32 / MIB:,.1f} MiB in fp32 ({bf16 / MIB:,.1f} MiB as bf16)" if measured.files else "none"
     lines = [
         f"trained in one task: {_m(measured.trained)} parameters (adapter {_m(measured.adapter)}, projector "
         f"{_m(measured.projector)}{own}){later}",
         f"adapter file of one task: {files}" + (f", in {len(measured.files)} files" if len(measured.files) > 1 else ""),
         f"stored with one task: {_m(measured.stored_adapter + measured.projector + measured.stored_modules)} parameters "
-        f"(adapter {_m(measured.stored_adapter)}, projector {_m(measured.projector)}, modules "
-        f"{_m(measured.stored_modules)}), {stored_bytes(measured) / MIB:,.1f} MiB in fp32",
+        f"(adapter {_m(measured.stored_adapter)}, projector {_m(measured.projector)}{modules}), "
+        f"{stored_bytes(measured) / MIB:,.1f} MiB in fp32",
         f"weights of the trained part, gradients and AdamW state: {measured.trained * 16 / MIB:,.0f} MiB",
     ]
     kept = [f"{what} ({size / MIB:,.1f} MiB after the last task)" for what, size in measured.cost.state.items()]

@@ -207,10 +207,10 @@ def test_plan_sizes_equal_hand_arithmetic(world: Path, tmp_path: Path) -> None:
     base, mib = decoder + tower + projector, 2**20
     assert (base, adapter, projector) == (7_063_427_072, 19_988_480, 20_979_712)
     assert called.out.splitlines()[4:9] == [
-        f"base model: 7,063.4 M parameters, {base * 4 / mib:,.0f} MiB in torch.float32",
+        f"base model: 7,063.4 M parameters, {base * 4 / mib:,.0f} MiB in torch.float32 (model.dtype=auto on cpu)",
         "trained in one task: 40.97 M parameters (adapter 19.99 M, projector 20.98 M)",
         "adapter file of one task: 76.3 MiB in fp32 (38.2 MiB as bf16)",  # with the header of 448 tensors
-        "stored with one task: 40.97 M parameters (adapter 19.99 M, projector 20.98 M, modules 0.00 M), 156.3 MiB in fp32",
+        "stored with one task: 40.97 M parameters (adapter 19.99 M, projector 20.98 M), 156.3 MiB in fp32",
         f"weights of the trained part, gradients and AdamW state: {(adapter + projector) * 16 / mib:,.0f} MiB",
     ]
 
