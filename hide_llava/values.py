@@ -29,17 +29,19 @@ def one_of(config: Any, **allowed: Sequence[str]) -> None:
 
 
 def at_least(config: Any, **lowest: float) -> None:
-    """Raises ValueError if a field that is not None is below its lowest allowed value (or not a number)."""
+    """Raises ValueError if a field that is not None is below its lowest allowed value, not a number, or infinite."""
     for name, low in lowest.items():
         value = getattr(config, name)
-        rule(config, name, value is None or value >= low, f"must be at least {low}")
+        finite = " and finite" if isinstance(value, float) else ""
+        rule(config, name, value is None or low <= value < float("inf"), f"must be at least {low}{finite}")
 
 
 def above_zero(config: Any, *names: str, most: float = float("inf")) -> None:
-    """Raises ValueError if a field that is not None is outside (0, most]."""
+    """Raises ValueError if a field that is not None is outside (0, most], or infinite."""
     for name in names:
         value = getattr(config, name)
-        rule(config, name, value is None or 0 < value <= most, f"must be in (0, {most:g}]")
+        holds = value is None or (0 < value <= most and value < float("inf"))
+        rule(config, name, holds, f"must be in (0, {most:g}{']' if most < float('inf') else ')'}")
 
 
 def between(config: Any, low: float, high: float, *names: str, open_end: bool = False) -> None:

@@ -133,6 +133,11 @@ def routing_text(source: str | Sequence[Turn]) -> str:
     return place_image(source).replace(IMAGE_TEXT, "").lstrip("\n")
 
 
+def last_line(text: str) -> str:
+    """Of a question, where instruction-tuning data say what form the answer should have; "" of an empty one."""
+    return text.rstrip().rpartition("\n")[2]
+
+
 def reference_routing_text(input_ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:
     """What the reference routes by: the decoded prompt from after its first newline to before " ASSISTANT".
 

@@ -47,7 +47,7 @@ class Features:
     """Routing features of a batch, fp32, detached. Row b belongs to row b of the batch.
 
     image: [B, d] CLIP image embeddings, zero where `has_image` is False. text: [B, d] CLIP text embeddings.
-    sentence: [B, d] embeddings of `model.sentence`.
+    sentence: [B, d] embeddings of `model.sentence`; with "last_line" in `needs`, of the question's last line.
     """
 
     image: Tensor | None = None
@@ -73,8 +73,8 @@ class Method:
     """Base class: every hook is a no-op, so sequential LoRA overrides five. See the module docstring."""
 
     name: str = ""
-    needs: frozenset[str] = frozenset()  # subset of {"clip_image", "clip_text", "sentence"}
-    oracle: bool = False  # True: uses the task id at inference, and is labelled so everywhere
+    needs: frozenset[str] = frozenset()  # subset of {"clip_image", "clip_text", "sentence"}; see `Features`
+    oracle: bool = False  # True: uses the task id at inference, and is labelled so everywhere; see `is_oracle`
     trains: bool = True  # False: evaluation only
     labels: tuple[str, ...] = ()  # what must stand beside every number of it, e.g. that it is a reconstruction
     reads_parameters: bool = False  # True: `loss` or `route` reads trained parameters by value; ZeRO-3 is refused
@@ -85,7 +85,13 @@ class Method:
 
     def __init__(self, config: Any, core: Core, tasks: list[Task]):
         self.config, self.core, self.tasks = config, core, tasks
+        self.oracle = self.is_oracle(vars(config))
         self.modules = nn.ModuleDict()  # routers, prompt pools, …: trained, saved and moved by the engine
+
+    @classmethod
+    def is_oracle(cls, options: dict[str, Any]) -> bool:
+        """Whether it is told the task id at inference: always, or because one of its options has the value `oracle`."""
+        return cls.oracle or any(options.get(f.name) == "oracle" for f in dataclasses.fields(cls.Config))
 
     @classmethod
     def stages(cls, tasks: list[tuple[str, str]]) -> list[Stage]:

@@ -11,7 +11,7 @@ for every sample, the K chosen branches get proportional gradients, stay equal u
 A goes on training, as in the paper. Without an image only the text keys count.
 
 No public code was at hand; the paper's summaries leave these open, and this is how we close them: the number of branches
-frozen per task (one; the last free one never), ties, the keys' learning rate.
+frozen per task (one; the last free one never), ties, the keys' learning rate, one dropout mask per branch.
 State: N adapters that share A (each stores a copy), one router and two keys per task, the frozen set.
 """
 
@@ -85,8 +85,8 @@ class BranchLora(SequentialLora):
             one_of(self, reads=("prompt", "first"))
             at_least(self, branches=2, top_k=1, freeze=0, key_weight=0, samples=1)
             above_zero(self, "key_lr")
-            for name in ("top_k", "freeze"):
-                rule(self, name, getattr(self, name) <= self.branches, f"must be at most branches={self.branches}")
+            rule(self, "top_k", self.top_k <= self.branches, f"must be at most branches={self.branches}")
+            rule(self, "freeze", self.freeze < self.branches, f"must be below branches={self.branches}")
 
     def setup(self) -> None:
         self.branches = [f"branch-{i + 1:02d}" for i in range(self.config.branches)]
@@ -148,10 +148,10 @@ class BranchLora(SequentialLora):
         return total.cpu()
 
     def freeze(self, usage: Tensor) -> None:
-        """Freeze the most used free branches of each linear, unless that would leave none."""
-        most = usage.masked_fill(self.frozen, -1.0).topk(self.config.freeze, -1).indices
-        enough = (~self.frozen).sum(-1, keepdim=True) > self.config.freeze
-        self.frozen = self.frozen | (torch.zeros_like(self.frozen).scatter(-1, most, True) & enough)
+        """Freeze the most used free branches of each linear; the last free one never."""
+        by_use = usage.masked_fill(self.frozen, -1.0).argsort(dim=-1, descending=True, stable=True)  # frozen ones last
+        count = ((~self.frozen).sum(-1, keepdim=True) - 1).clamp(max=self.config.freeze)
+        self.frozen = self.frozen | (by_use.argsort(-1) < count)
 
     # ---- routing -----------------------------------------------------------------------------------------------------
     def route(self, batch: dict, features: Features, train: bool) -> Route:

@@ -63,10 +63,10 @@ class ClMoe(MoELora):
                 own = self.momentum in (MOMENTUM, SCRIPT)
                 rule(self, "momentum", own, f"reference=script has its own, {SCRIPT}")
                 self.momentum = dict(SCRIPT)
+                rule(self, "task_gate", self.task_gate == "mean", "reference=script answers without a task gate")
 
     def setup(self) -> None:
         super().setup()
-        self.oracle = self.config.task_gate == "oracle"
         self.usage: dict[int, Tensor] = {}  # task → n [linears, E] int64
         self.before: dict[str, tuple[Tensor, Tensor]] = {}  # θ^{t−1}: A, B of each linear
         self.places = {path: i for i, (path, _, _) in enumerate(self.core.layers(self.adapter))}

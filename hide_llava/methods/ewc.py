@@ -1,7 +1,9 @@
 """EWC: sequential LoRA held near what earlier tasks need (Kirkpatrick et al., arXiv 1612.00796; methods.md §3.5).
 
 L = CE + λ/2 Σ_{i<t} Σ_p F^i_p (θ_p − θ^i_p)²        F^i_p = 1/|D_i| Σ_{n∈D_i} (∂ℓ_n/∂θ_p)², θ^i: at the end of task i
-with θ everything that trains (adapter, projector) and ℓ_n the cross-entropy of example n, mean over its answer tokens.
+with θ everything that trains (adapter, projector) and ℓ_n the cross-entropy of example n, mean over its answer tokens as
+everywhere in published code. (The log-likelihood of the whole answer is their sum: an answer of k tokens would count k²
+times as much.)
 
 mode: per_task   The sum over tasks, held as one pair of tensors: a(θ−p)² + b(θ−q)² = (a+b)(θ−μ)² + ab/(a+b)·(p−q)²,
                  μ = (ap+bq)/(a+b). The state does not grow with the tasks.

@@ -28,7 +28,7 @@ from hide_llava.adapters.folding import MODES
 from hide_llava.adapters.projectors import restore_projectors, stored_projectors
 from hide_llava.methods.base import Context, Features, Method, Route, Task, is_main, register
 from hide_llava.methods.cost import Cost
-from hide_llava.values import above_zero, at_least, one_of
+from hide_llava.values import above_zero, at_least, one_of, rule
 
 ROUTINGS = ("softmax_learned", "softmax_all", "top1", "oracle")
 PROJECTORS = ("shared", "frozen", "per_task")
@@ -60,6 +60,12 @@ class HiDe(Method):
             one_of(self, fusion=MODES, routing=ROUTINGS, projector=PROJECTORS)
             one_of(self, anchors=("exact", "reference"), text_only=("text", "reference"))
             at_least(self, fusion_weight=0, image_weight=0, text_weight=0, slots=1)
+            rule(
+                self,
+                "image_weight",
+                self.image_weight + self.text_weight > 0,
+                "must not be 0 together with text_weight",
+            )
             above_zero(self, "temperature")
 
     def __init__(self, config: Any, core: Any, tasks: list[Task]):
@@ -68,7 +74,6 @@ class HiDe(Method):
         if config.text_only == "reference":
             self.needs |= {"zero_image"}
         self.slots = config.slots or len(tasks)
-        self.oracle = config.routing == "oracle"
         kind = ReferenceAnchors if config.anchors == "reference" else Anchors
         self.image_anchors, self.text_anchors = kind(), kind()
         self.learned: list[int] = []  # finished tasks and the current one, in order

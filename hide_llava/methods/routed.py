@@ -17,6 +17,7 @@ from transformers.utils import ModelOutput
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.projectors import project
 from hide_llava.adapters.route import Route
+from hide_llava.data.conversation import last_line
 from hide_llava.methods.base import Features, Method
 from hide_llava.model.embed import Vision, insert_prompts, see, splice
 
@@ -82,7 +83,9 @@ class RoutedLlava(nn.Module):
         if "clip_text" in needs:
             features.text = self.encoder.text(batch["texts"])
         if "sentence" in needs:
-            features.sentence = self.sentence_encoder.text(batch["texts"])
+            last = "last_line" in needs
+            texts = [last_line(text) for text in batch["texts"]] if last else batch["texts"]
+            features.sentence = self.sentence_encoder.text(texts)
         if "clip_image" in needs:
             seen = None if vision is None else self.encoder.image(vision.cls, batch["pixel_values"])
             width = seen.shape[1] if seen is not None else self.encoder.visual_projection.shape[0]

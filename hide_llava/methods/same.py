@@ -1,7 +1,8 @@
 """SAME: Stabilized Mixture-of-Experts for Multimodal Continual Instruction Tuning (arXiv 2602.01990), methods.md §3.18.
 
 y = W x + s Σ_i ω_i B_i A_i x,  ω = softmax(W_G x) per token. After each task the inputs' C = V Σ Vᵀ (mean of x xᵀ over all
-tasks so far, truncated to the share δ of its energy) is kept for every linear; from task 2 on it shapes what changes:
+tasks so far, each with the weight of its records, truncated to the share δ of its energy or to `components` directions)
+is kept for every linear; from task 2 on it shapes what changes:
     router      ΔW_G ← ΔW_G V g(Σ) Vᵀ + ΔW_G (I − V Vᵀ),   g(σ)_j = min_i σ̃_i / σ̃_j,  σ̃: trailing mean of `window` values
     experts     ΔA   ← ΔA [V (Σ + μ I)^{-1} Vᵀ + (1/μ)(I − V Vᵀ)]
     freezing    expert i is not trained in this task if ũ_i − m̃_i < τ; u: mean ω_i on the new task's data, m: mean
@@ -10,11 +11,12 @@ tasks so far, truncated to the share δ of its energy) is kept for every linear;
 normalisation leaves little. The paper's exact g is not public; ours is the published code's without its clamp.
 
 Differences from published code (Prism) and the option that restores them:
-    reference: prism       (Σ_j ω_j B_j)(Σ_i ω_i A_i) x; g clamped to [.8, 1.2]; σ = √ of the eigenvalues in both formulas;
-                           gradients are transformed
-Not offered: one ω for all tokens and samples of a batch, and a CLIP prototype gate at inference over it (an answer would
-depend on its neighbours); masks that follow a running mean inside the forward and soon leave one expert; a basis from a
-single micro-batch by one random projection.
+    reference: prism       (Σ_j ω_j B_j)(Σ_i ω_i A_i) x; g clamped to [.8, 1.2]; σ = √ of the eigenvalues in both formulas,
+                           and δ is a share of the kept directions' sum; gradients are transformed
+Not offered: one ω for all tokens and samples of a batch, and at inference softmax(W_G x / E) times a CLIP prototype gate,
+the 2 largest of it (an answer would depend on its neighbours); a router's hook in the first task already; masks that
+follow a running mean inside the forward and soon leave one expert; a basis from a single micro-batch by one random
+projection.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from hide_llava.adapters.token_gates import per_rank
 from hide_llava.methods.base import Context, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.moelora import MoELora
-from hide_llava.values import above_zero, at_least, one_of
+from hide_llava.values import above_zero, at_least, between, one_of
 
 SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # these linears read the same x
 
@@ -63,7 +65,7 @@ class Same(MoELora):
         rank: int = 64  # of all experts together
         alpha: float = 128.0
         targets: str = "ffn"
-        energy: float = 0.9  # δ, share of the inputs' energy that the kept directions hold
+        energy: float = 0.9  # δ, share of the inputs' energy that the directions in use hold
         components: int = 64  # directions kept per linear at most
         window: int = 3  # values in the trailing mean of σ̃
         mu: float = 0.9  # μ, damping of the experts' update
@@ -75,7 +77,8 @@ class Same(MoELora):
         def __post_init__(self) -> None:
             super().__post_init__()
             one_of(self, applies_to=("update", "gradient"))
-            at_least(self, components=1, window=1, tau=-1, samples=1, tokens=1)
+            at_least(self, components=1, window=1, samples=1, tokens=1)
+            between(self, -1, 1, "tau")
             above_zero(self, "energy", most=1)
             above_zero(self, "mu")
             if self.reference == "prism":
@@ -110,6 +113,8 @@ class Same(MoELora):
         places = {path: i for i, (path, _, _) in enumerate(self.layers)}
         used, energy = torch.zeros_like(self.importance), torch.zeros_like(self.importance)
         seen = torch.zeros(len(self.layers), 1, dtype=torch.float64, device=used.device)
+        records = len(context.train_data)
+        weight = records / min(records, self.config.samples)  # of a sampled record: it stands for so many
 
         def see(path: str, x: Tensor, batch: dict) -> None:
             x, i = x.flatten(0, 1).float(), places[path]
@@ -119,7 +124,7 @@ class Same(MoELora):
             seen[i] += len(x)
             if learn and self.source(path) == path:
                 rows = torch.linspace(0, len(x) - 1, min(self.config.tokens, len(x)), device=x.device).long()
-                self.spectra.setdefault(path, Spectrum(self.config.components)).add(x[rows])
+                self.spectra.setdefault(path, Spectrum(self.config.components)).add(x[rows], weight)
 
         observe(self.core, self.adapter, context, self.config.samples, task.index, see)
         from_main(used, energy, *(t for s in self.spectra.values() for t in (s.basis, s.values)))
@@ -138,7 +143,8 @@ class Same(MoELora):
         if spectrum is None:
             return router, a
         prism, mu = self.config.reference == "prism", self.config.mu
-        k = leading(spectrum.values, self.config.energy)
+        whole = float(spectrum.values.sum()) if prism else spectrum.energy
+        k = leading(spectrum.values, self.config.energy, whole)
         basis, values = spectrum.basis[:, :k], spectrum.values[:k]
         values = values.sqrt() if prism else values
         factors = router_factors(values, self.config.window, *((0.8, 1.2) if prism else (0.0, 1.0)))
@@ -180,13 +186,14 @@ class Same(MoELora):
         tensors: dict[str, Any] = {"importance": self.importance, "training": self.training}
         for path, spectrum in self.spectra.items():
             tensors |= {f"basis.{path}": spectrum.basis, f"values.{path}": spectrum.values}
-        return {**tensors, "counts": {path: spectrum.count for path, spectrum in self.spectra.items()}}
+        sums = {path: [spectrum.count, spectrum.energy] for path, spectrum in self.spectra.items()}
+        return {**tensors, "sums": sums}
 
     def load_state(self, state: dict[str, Any]) -> None:
         device = self.core.llava.device
         self.importance, self.training = state["importance"].to(device), state["training"].to(device)
         self.spectra = {}
-        for path, count in state["counts"].items():
+        for path, (count, energy) in state["sums"].items():
             spectrum = self.spectra[path] = Spectrum(self.config.components)
-            spectrum.count = count
+            spectrum.count, spectrum.energy = count, energy
             spectrum.basis, spectrum.values = (state[f"{k}.{path}"].to(device) for k in ("basis", "values"))

@@ -1,7 +1,8 @@
 """SMoLoRA: Exploring and Defying Dual Catastrophic Forgetting in Continual Visual Instruction Tuning (arXiv 2411.13949).
 
 E experts, half for visual understanding (V), half for instruction following (I), methods.md §3.13. On every adapted
-linear, for a sample with prompt inputs x_1 … x_p of that linear and instruction embedding e:
+linear, for a sample with prompt inputs x_1 … x_p of that linear and an embedding e of its instruction, which is the
+last line of its question (`instruction: question`: all of it):
     v = argmax W_v mean(x_1 … x_p),   i = argmax W_i e                one expert of each half
     o_v = s B_v A_v x,  o_i = s B_i A_i x                             for every token x
     y = W x + w_1 o_v + w_2 o_i,   (w_1, w_2) = softmax(f_v·o_v, f_i·o_i)
@@ -28,6 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.utils.data import Subset
 
+from hide_llava.adapters.core import Core
 from hide_llava.adapters.observe import from_main, sample
 from hide_llava.adapters.route import RankMap
 from hide_llava.adapters.token_gates import PromptView, Routers, per_rank, straight_through
@@ -41,7 +43,6 @@ from hide_llava.values import at_least, one_of, rule
 class SMoLora(SequentialLora):
     name = "smolora"
     adapter = "experts"
-    needs = frozenset({"sentence"})
     reads_parameters = True  # B and the fusion heads, in the gate
 
     @dataclass
@@ -52,18 +53,23 @@ class SMoLora(SequentialLora):
         experts: int = 8  # E, half of them visual
         gates: str = "trained"  # trained | random (published code)
         pool: str = "prompt"  # prompt | call (published code)
-        instruction: str = "text"  # text | oracle (published code)
+        instruction: str = "line"  # line, the last of the question | question, all of it | oracle (published code)
         samples: int = 256  # instruction: oracle, the number of records whose instructions are averaged
 
         def __post_init__(self) -> None:
             super().__post_init__()
-            one_of(self, gates=("trained", "random"), pool=("prompt", "call"), instruction=("text", "oracle"))
+            one_of(
+                self, gates=("trained", "random"), pool=("prompt", "call"), instruction=("line", "question", "oracle")
+            )
             at_least(self, experts=2, samples=1)
             rule(self, "experts", self.experts % 2 == 0, "must be even, half of them for each gate")
             rule(self, "rank", self.rank % self.experts == 0, f"must be a multiple of experts={self.experts}")
 
+    def __init__(self, config: Any, core: Core, tasks: list[Task]):
+        super().__init__(config, core, tasks)
+        self.needs = frozenset({"sentence"} if config.instruction == "question" else {"sentence", "last_line"})
+
     def setup(self) -> None:
-        self.oracle = self.config.instruction == "oracle"
         self.current = 0
         self.instructions: dict[int, Tensor] = {}  # task → mean embedding, for the oracle
         self.core.add(self.adapter, self.config)

@@ -22,6 +22,7 @@ from hide_llava.results.comparison_text import (
 )
 from hide_llava.results.costs import NOTE
 from hide_llava.results.grouping import Stat
+from hide_llava.results.mean_curves import mean_curves
 from hide_llava.results.tables import named
 
 if TYPE_CHECKING:
@@ -169,15 +170,10 @@ def _curve(view: View, path: Path) -> str:
         figures.require_matplotlib()
     except UserError as error:
         return f'<p class="note">{escape(str(error))}</p>'
-    named_runs = [
-        (row.name if len(row.runs) == 1 else f"{row.name} {run.path.name}", run)
-        for row in view.table.rows
-        for run in row.runs
-    ]
-    light = figures.mean_curves(named_runs, figures.LIGHT)
+    light = mean_curves(view.table.rows, figures.LIGHT)
     if light is None:
         return ""
     data = figures.png(light)
     html.write(path, data)
-    dark = figures.png(figures.mean_curves(named_runs, figures.DARK))
-    return html.picture(data, dark, "Mean score over the tasks seen so far, after each stage, for every run", 760)
+    dark = figures.png(mean_curves(view.table.rows, figures.DARK))
+    return html.picture(data, dark, "Mean score over the tasks seen so far, after each stage, for every method", 760)

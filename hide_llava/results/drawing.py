@@ -62,11 +62,26 @@ def new_figure(theme: Theme, width: float, height: float) -> tuple[Figure, Any]:
 
     figure = Figure(figsize=(width, height), facecolor=theme.paper, layout="constrained")
     figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
-    axes = figure.add_subplot(facecolor=theme.paper)
-    axes.tick_params(colors=theme.ink, labelsize=9, length=0)
+    return figure, _bare(figure.add_subplot(facecolor=theme.paper), theme, 9)
+
+
+def new_panels(theme: Theme, width: float, height: float, rows: int, columns: int) -> tuple[Figure, list[Any]]:
+    """A figure of that size in inches with a grid of bare axes that share both scales, row by row."""
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), facecolor=theme.paper, layout="constrained")
+    grid = figure.subplots(
+        rows, columns, sharex=True, sharey=True, squeeze=False, subplot_kw={"facecolor": theme.paper}
+    )
+    return figure, [_bare(axes, theme, 8) for axes in grid.flat]
+
+
+def _bare(axes: Any, theme: Theme, size: float) -> Any:
+    axes.tick_params(colors=theme.ink, labelsize=size, length=0)
     for spine in axes.spines.values():
         spine.set_visible(False)
-    return figure, axes
+    return axes
 
 
 def png(figure: Figure, dpi: int = 160) -> bytes:

@@ -22,13 +22,13 @@ from hide_llava.results.drawing import (
     png,
     require_matplotlib,
 )
-from hide_llava.results.matrix import Cell, row_means
+from hide_llava.results.matrix import Cell
 from hide_llava.results.run_reader import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["DARK", "FIGURES", "LIGHT", "mean_curves", "png", "require_matplotlib", "routing_means"]
+__all__ = ["DARK", "FIGURES", "LIGHT", "png", "require_matplotlib", "routing_means"]
 
 
 def matrix_heat_map(run: Run, theme: Theme = LIGHT) -> Figure | None:
@@ -169,39 +169,6 @@ def _running_mean(values: list[float]) -> list[float]:
     half = max(1, len(values) // 40)
     windows = (values[max(0, k - half) : k + half + 1] for k in range(len(values)))
     return [sum(window) / len(window) for window in windows]
-
-
-def mean_curves(runs: list[tuple[str, Run]], theme: Theme = LIGHT) -> Figure | None:
-    """Mean score over the tasks seen so far, after each stage, one line per (name, run); joint runs are dashed levels."""
-    drawn = [(name, run, row_means(run.matrix)) for name, run in runs]
-    longest = max((run for _, run in runs), key=lambda run: len(run.matrix.stages), default=None)
-    if longest is None or len(longest.matrix.stages) < 2 or all(v is None for *_, values in drawn for v in values):
-        return None
-    figure, axes = new_figure(theme, 7.6, 4.0)
-    n, ends = len(longest.matrix.stages), []
-    for k, (name, run, values) in enumerate(drawn):
-        colour, marker = theme.series[k % len(theme.series)], MARKERS[k % len(MARKERS)]
-        points = [(t, value) for t, value in enumerate(values) if value is not None]
-        if not points:
-            continue
-        if run.matrix.joint:
-            axes.axhline(points[0][1], color=colour, linewidth=1.6, linestyle=(0, (5, 3)))
-            points = [(n - 1, points[0][1])]
-        else:
-            xs, ys = zip(*[(t, value if value is not None else float("nan")) for t, value in enumerate(values)])
-            axes.plot(xs, ys, color=colour, marker=marker, markersize=5.5, linewidth=2)
-        ends.append([points[-1][1], points[-1][0], f"{name}  {points[-1][1]:.1f}", colour])
-    orders = {tuple(run.matrix.tasks) for _, run in runs if run.matrix.sequential}
-    axes.set_xticks(range(n), longest.matrix.stage_titles if len(orders) == 1 else [f"stage {t + 1}" for t in range(n)])
-    if len(orders) == 1 and max(map(len, longest.matrix.stage_titles)) > 10:
-        axes.tick_params(axis="x", labelrotation=15)
-    axes.set_xlim(-0.2, n - 0.8)
-    axes.set_ylabel("mean over seen tasks (percent)", color=theme.muted, fontsize=9)
-    axes.set_xlabel("after training on", color=theme.muted, fontsize=9)
-    axes.grid(axis="y", color=theme.grid, linewidth=0.8)
-    axes.set_axisbelow(True)
-    end_labels(axes, ends, theme)
-    return figure
 
 
 FIGURES: dict[str, tuple[str, Callable[[Run, Theme], Any]]] = {

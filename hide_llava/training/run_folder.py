@@ -103,7 +103,7 @@ def method_tasks(config: RunConfig) -> list[Task]:
 
 def is_oracle(config: RunConfig) -> bool:
     """Whether the method is told the task id at inference."""
-    return method_class(config.method["name"]).oracle or config.method.get("routing") == "oracle"
+    return method_class(config.method["name"]).is_oracle(config.method)
 
 
 def answerable(config: RunConfig, tasks: list[TaskConfig]) -> list[TaskConfig]:

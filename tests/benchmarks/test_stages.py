@@ -32,6 +32,18 @@ def test_unseen_tasks_are_asked_after_the_last_stage(tmp_path: Path) -> None:
     assert len(stages_of(config("cvit", tmp_path, "tasks=[vizwiz]", method="zero_shot"))) == 1
 
 
+@pytest.mark.parametrize(
+    "method, option", [("hide", "routing"), ("smolora", "instruction"), ("clmoe", "task_gate"), ("individual", None)]
+)
+def test_every_oracle_is_labelled_and_not_asked_general_tasks(method: str, option: str | None, tmp_path: Path) -> None:
+    words = [f"method.{option}=oracle"] if option else []
+    manifest = new_manifest(config("ucit-general", tmp_path, *words, method=method))
+    assert manifest["labels"] == ["oracle: task id given at inference"] and manifest["general"] == []
+    if option:
+        manifest = new_manifest(config("ucit-general", tmp_path, method=method))
+        assert manifest["labels"] == [] and manifest["general"]
+
+
 def test_what_an_oracle_is_asked(tmp_path: Path) -> None:
     """A method that is told the task id is asked an unseen task only as the task it borrows the id of."""
     words = ("method.routing=oracle",)

@@ -6,6 +6,7 @@ from hide_llava.data.conversation import (
     SYSTEM,
     build_prompt,
     encode_training,
+    last_line,
     reference_routing_text,
     routing_text,
 )
@@ -53,6 +54,11 @@ def test_question_routing_text_keeps_what_the_reference_loses(cases):
     assert routing_text(cases["assistant_word_in_question"]["conversations"]) == "Is the ASSISTANT here?"
     assert routing_text(cases["first_from_gpt_skipped"]["conversations"]) == "What?"
     assert routing_text("What is it?\n<image>") == "What is it?"
+
+
+def test_last_line_is_the_instruction_where_there_is_one():
+    assert last_line("Is it red?\nA. Yes\nB. No\nAnswer with the letter.") == "Answer with the letter."
+    assert last_line("What is it?\n") == last_line("What is it?") == "What is it?" and last_line("") == ""
 
 
 def test_prompt_strings(recorded, turns):

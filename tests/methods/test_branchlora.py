@@ -185,6 +185,17 @@ def test_freezing_by_hand() -> None:
     assert id(layer.lora_A["branch-01"].weight) in trained
 
 
+def test_two_are_frozen_where_one_stays_free() -> None:
+    method = built(freeze=2)
+    for used, frozen in (
+        ([0.1, 0.4, 0.3, 0.2], [1, 2]),
+        ([0.3, 0.1, 0.1, 0.5], [1, 2, 3]),
+        ([1.0, 0, 0, 0], [1, 2, 3]),
+    ):
+        method.freeze(torch.tensor([used], dtype=torch.float64))
+        assert method.frozen[0].nonzero().flatten().tolist() == frozen
+
+
 def test_usage_is_the_sum_of_the_gates() -> None:
     method, x = built(reads="prompt"), torch.randn(3, 4, 5)
     labels = torch.tensor([[-100, -100, 1, 2]])
@@ -241,7 +252,7 @@ def test_size_at_7b() -> None:
     [
         ({"rank": -1}, "rank=-1: must be at least 1"),
         ({"top_k": 9}, "top_k=9: must be at most branches=8"),
-        ({"freeze": 9}, "freeze=9: must be at most branches=8"),
+        ({"freeze": 9}, "freeze=9: must be below branches=8"),
         ({"branches": 1}, "branches=1: must be at least 2"),
         ({"reads": "last"}, "reads=last: expected one of prompt, first"),
         ({"key_lr": 0.0}, "key_lr=0.0: must be in"),

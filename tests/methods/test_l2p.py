@@ -98,6 +98,6 @@ def test_settings_that_are_refused() -> None:
     assert_refused("l2p", "size", 0, "at least 1")
     assert_refused("l2p", "length", 0, "at least 1")
     assert_refused("l2p", "strength", -0.1, "at least 0")
-    assert_refused("l2p", "lr", 0.0, "(0, inf]")
+    assert_refused("l2p", "lr", 0.0, "(0, inf)")
     assert_refused("l2p", "query", "text", "image_text, image")
     assert_refused("l2p", "projector", "per_task", "frozen, shared")

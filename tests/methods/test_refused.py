@@ -13,7 +13,9 @@ from tests.methods.refused import assert_refused
 
 METHODS = sorted(name for name in REGISTRY if not name.startswith("test_"))
 FREE = {"expanded_layers", "inquiries", "descriptions", "forward_past"}  # checked against the model or a file; a bool
-BY_HAND = ("must be even", "needs a value for each", "must be a whole number", "must be a decoder layer")  # see below
+BY_HAND = (  # see below
+    "must be even", "needs a value for each", "must be a whole number", "must be a decoder layer", "must not be 0 together",
+)  # fmt: skip
 
 
 def wrong_values(words: str, default: object, kind: type) -> list[object]:
@@ -25,6 +27,8 @@ def wrong_values(words: str, default: object, kind: type) -> list[object]:
         return [kind(numbers[0] - 1)]
     if words.startswith("must be at most "):
         return [kind(numbers[0] + 1)]
+    if words.startswith("must be below "):
+        return [kind(numbers[0])]
     if words.startswith("must be a multiple of "):
         return [kind(default + 1)]
     assert words.startswith("must be in "), f"no wrong value is known for the rule '{words}'"
@@ -55,20 +59,24 @@ def test_every_rule_of_every_field_is_enforced(method: str) -> None:
         ("clmoe", "top_k", 9, "must be at most experts=8", {}),
         ("clmoe", "top_k", 3, "must be at most experts=2", {"experts": 2}),
         ("branchlora", "top_k", 5, "must be at most branches=4", {"branches": 4}),
-        ("branchlora", "freeze", 5, "must be at most branches=4", {"branches": 4}),
+        ("branchlora", "freeze", 4, "must be below branches=4", {"branches": 4}),
+        ("hide", "image_weight", 0.0, "must not be 0 together with text_weight", {"text_weight": 0.0}),
+        ("clmoe", "task_gate", "oracle", "reference=script answers without a task gate", {"reference": "script"}),
         ("smolora", "experts", 3, "must be even", {"rank": 3}),
         ("smolora", "rank", 12, "must be a multiple of experts=8", {}),
         ("l2p", "top_k", 11, "must be in [1, size=10]", {}),
-        ("replay", "buffer", 0.0, "must be in (0, inf]", {}),
+        ("replay", "buffer", 0.0, "must be in (0, inf)", {}),
         ("replay", "buffer", 2.5, "must be a whole number of records", {}),
-        ("replay", "buffer", float("inf"), "must be a whole number of records", {}),
+        ("replay", "buffer", float("inf"), "must be in (0, inf)", {}),
+        ("lora", "alpha", float("inf"), "must be", {}),
+        ("olora", "strength", float("inf"), "must be at least 0 and finite", {}),
         ("llavac", "layer", 0, "must be a decoder layer from 1 on", {}),
         ("same", "reference", "authors", "expected one of none, prism", {}),
         ("clmoe", "reference", "prism", "expected one of none, script", {}),
         ("sefe", "reference", "mcitlib", "expected one of none, authors", {}),
         ("modalprompt", "reference", "paper", "expected one of none, mcitlib", {}),
         ("hide", "slots", 0, "must be at least 1", {}),
-        ("hide", "temperature", 0.0, "must be in (0, inf]", {}),
+        ("hide", "temperature", 0.0, "must be in (0, inf)", {}),
     ],
 )
 def test_rules_between_fields(method: str, field: str, value: object, says: str, others: dict) -> None:

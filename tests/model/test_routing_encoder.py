@@ -102,6 +102,15 @@ def test_rows_without_an_image_are_zero(world: Path, tmp_path: Path) -> None:
         assert session.routed.features(text_only, None).image.shape == (3, 24)
 
 
+def test_the_instruction_is_the_last_line(world: Path, tmp_path: Path) -> None:
+    texts = ["How many cells?\nUse one word.", "What is it?\nUse one word.", "How many cells?\nUse a sentence."]
+    batch = {"input_ids": torch.ones(3, 1).long(), "has_image": torch.tensor([False] * 3), "texts": texts}
+    for option, alike in (("line", True), ("question", False)):
+        session = Session(configuration(world, "smolora", tmp_path / "run", f"method.instruction={option}"))
+        a, b, c = session.routed.features(batch, None).sentence
+        assert torch.equal(a, b) == alike and not torch.equal(a, c)
+
+
 # ------------------------------------------------------------------------------------------------------------- refused
 
 

@@ -15,6 +15,7 @@ from hide_llava.errors import UserError
 from hide_llava.results.comparison import compare, write_comparison
 from hide_llava.results.costs import costs
 from hide_llava.results.grouping import differences, tables_of
+from hide_llava.results.mean_curves import mean_curves
 from hide_llava.results.run_reader import read_run
 from tests.cli.call import call
 
@@ -79,6 +80,29 @@ def test_reference_runs_give_the_numbers_that_need_them(tmp_path: Path) -> None:
     assert view.aggregates[0]["intransigence"].mean == pytest.approx(sum(joint) / 6 - sum(diagonal) / 6)
     assert view.aggregates[0]["fwt"] is None and view.aggregates[1]["learning_gain"] is None
     assert compare(runs[:1])[0].aggregates[0]["intransigence"] is None
+
+
+def test_the_figure_has_a_line_per_row_and_a_panel_each_when_they_are_many(tmp_path: Path) -> None:
+    runs = [*seeds(tmp_path, [0.0, 3.0, 7.5]), joint_run(tmp_path)]
+    (table,) = tables_of([read_run(run) for run in runs])
+    values = [
+        [score - s * (t - j) for j, score in enumerate(row)] for s in (0.0, 3.0, 7.5) for t, row in enumerate(RERUN)
+    ]
+    means = [[statistics.mean(values[6 * k + t]) for t in range(6)] for k in range(3)]
+    (axes,) = mean_curves(table.rows).axes
+    line, level = axes.lines
+    assert list(line.get_ydata()) == pytest.approx([statistics.mean(column) for column in zip(*means)])
+    (band,) = axes.collections  # mean ± sd; the run without repetitions has none
+    assert max(y for _, y in band.get_paths()[0].vertices) >= max(line.get_ydata())
+    assert level.get_ydata()[0] == pytest.approx(74.78, abs=0.01)
+    assert [text.get_text().split()[0] for text in axes.texts] == ["hide", "multitask"]
+
+    many = runs + [seeds(tmp_path, [float(k)], f"preset{k}")[0] for k in range(1, 9)]
+    (table,) = tables_of([read_run(run) for run in many])
+    panels = [axes for axes in mean_curves(table.rows).axes if axes.get_title(loc="left")]
+    assert [panel.get_title(loc="left").split()[0] for panel in panels] == [row.name for row in table.rows]
+    assert all(len(panel.lines) == len(table.rows) + 1 for panel in panels)  # all in grey, its own on top
+    assert mean_curves([row for row in table.rows if row.name == "multitask"]) is None
 
 
 def test_a_note_that_rows_share_is_written_once(tmp_path: Path) -> None:

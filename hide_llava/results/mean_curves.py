@@ -1,0 +1,104 @@
+"""Figure of a comparison: the mean over the tasks seen so far, after each stage, one line per row of the table.
+
+Up to eight rows share one panel; more have a panel each, with all the others in grey behind. Repetitions are drawn as
+their mean with a band of one standard deviation; joint runs, which have one stage, as dashed levels.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
+
+from hide_llava.results.drawing import LIGHT, MARKERS, Theme, end_labels, new_figure, new_panels
+from hide_llava.results.grouping import Row, Stat, stat
+from hide_llava.results.matrix import row_means
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TOGETHER = 8  # lines that one panel can hold
+COLUMNS = 4
+NOTHING = float("nan")
+
+
+def mean_curves(rows: list[Row], theme: Theme = LIGHT) -> Figure | None:
+    """Percent over stages. None when no row has two stages, or nothing was evaluated."""
+    curves = {row.name: (row, curve(row)) for row in rows}
+    curves = {name: (row, values) for name, (row, values) in curves.items() if any(values)}
+    stages = max((len(values) for _, values in curves.values()), default=0)
+    if stages < 2:
+        return None
+    sequential = [run for row, _ in curves.values() for run in row.runs if run.matrix.sequential]
+    longest = max(sequential, key=lambda run: len(run.matrix.stages))
+    one_order = len({tuple(run.matrix.tasks) for run in sequential}) == 1
+    titles = longest.matrix.stage_titles if one_order else [f"stage {t + 1}" for t in range(stages)]
+    return (_together if len(curves) <= TOGETHER else _apart)(curves, titles, theme)
+
+
+def curve(row: Row) -> list[Stat | None]:
+    """After each stage, over the runs that count; None where one of them has no score yet."""
+    return [stat(list(values)) for values in zip_longest(*(row_means(run.matrix) for run in row.finished))]
+
+
+def _together(curves: dict[str, tuple[Row, list[Stat | None]]], titles: list[str], theme: Theme) -> Figure:
+    figure, axes = new_figure(theme, 7.6, 4.0)
+    ends = []
+    for k, (name, (row, values)) in enumerate(curves.items()):
+        colour, marker = theme.series[k % len(theme.series)], MARKERS[k % len(MARKERS)]
+        at = _draw(axes, row, values, colour, len(titles), marker=marker, markersize=5.5, linewidth=2)
+        last = _last(values)
+        ends.append([last, at, f"{name}  {last:.1f}", colour])
+    axes.set_xticks(range(len(titles)), titles)
+    if max(map(len, titles)) > 10:
+        axes.tick_params(axis="x", labelrotation=15)
+    axes.set_xlim(-0.2, len(titles) - 0.8)
+    axes.set_ylabel("mean over seen tasks (percent)", color=theme.muted, fontsize=9)
+    axes.set_xlabel("after training on", color=theme.muted, fontsize=9)
+    _grid(axes, theme)
+    end_labels(axes, ends, theme)
+    return figure
+
+
+def _apart(curves: dict[str, tuple[Row, list[Stat | None]]], titles: list[str], theme: Theme) -> Figure:
+    height = math.ceil(len(curves) / COLUMNS)
+    figure, panels = new_panels(theme, 7.6, 0.5 + 1.25 * height, height, COLUMNS)
+    for axes, name in zip(panels, curves):
+        for row, values in curves.values():
+            _draw(axes, row, values, theme.grid, len(titles), linewidth=0.8, band=False)
+        row, values = curves[name]
+        _draw(axes, row, values, theme.series[0], len(titles), linewidth=2)
+        axes.set_title(f"{name}  {_last(values):.1f}", color=theme.ink, fontsize=8.5, loc="left", pad=3)
+        axes.set_xticks(range(len(titles)), [str(t + 1) for t in range(len(titles))])
+        _grid(axes, theme)
+    for axes in panels[len(curves) :]:
+        axes.set_axis_off()
+    order = ", ".join(f"{t} {title}" for t, title in enumerate(titles, 1))
+    figure.supxlabel(f"after stage ({order})", color=theme.muted, fontsize=8.5)
+    figure.supylabel("mean over seen tasks (percent)", color=theme.muted, fontsize=8.5)
+    return figure
+
+
+def _draw(
+    axes: Any, row: Row, values: list[Stat | None], colour: str, stages: int, band: bool = True, **style: Any
+) -> int:
+    """One row; returns the stage at which it ends."""
+    if row.runs[0].matrix.joint:
+        axes.axhline(_last(values), color=colour, linewidth=0.8 * style["linewidth"], linestyle=(0, (5, 3)))
+        return stages - 1
+    means = [value.mean if value else NOTHING for value in values]
+    axes.plot(range(len(means)), means, color=colour, **style)
+    if band and any(value and value.sd is not None for value in values):
+        spread = [value.sd or 0.0 if value else NOTHING for value in values]
+        low, high = ([m + sign * s for m, s in zip(means, spread)] for sign in (-1, 1))
+        axes.fill_between(range(len(means)), low, high, color=colour, alpha=0.15, linewidth=0)
+    return max(t for t, value in enumerate(values) if value)
+
+
+def _last(values: list[Stat | None]) -> float:
+    return [value.mean for value in values if value][-1]
+
+
+def _grid(axes: Any, theme: Theme) -> None:
+    axes.grid(axis="y", color=theme.grid, linewidth=0.8)
+    axes.set_axisbelow(True)
