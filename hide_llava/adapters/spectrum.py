@@ -35,7 +35,7 @@ class Spectrum:
         self.values = (squares / self.count).float()
 
 
-def leading(values: Tensor, share: float, energy: float) -> int:
-    """How many leading directions it takes to pass the share of `energy` (the published code's count), or all."""
-    share_of = values.cumsum(0) / energy
-    return min(int((share_of <= share).sum()) + 1, int((values > 0).sum()))
+def leading(values: Tensor, share: float, energy: float | None = None) -> int:
+    """How many leading directions it takes to pass the share of `energy` (None: of Σ values), or all there are."""
+    passed = values.cumsum(0) / (values.sum() if energy is None else energy)
+    return min(int((passed <= share).sum()) + 1, int((values > 0).sum()))

@@ -143,8 +143,7 @@ class Same(MoELora):
         if spectrum is None:
             return router, a
         prism, mu = self.config.reference == "prism", self.config.mu
-        whole = float(spectrum.values.sum()) if prism else spectrum.energy
-        k = leading(spectrum.values, self.config.energy, whole)
+        k = leading(spectrum.values, self.config.energy, None if prism else spectrum.energy)
         basis, values = spectrum.basis[:, :k], spectrum.values[:k]
         values = values.sqrt() if prism else values
         factors = router_factors(values, self.config.window, *((0.8, 1.2) if prism else (0.0, 1.0)))

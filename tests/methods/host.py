@@ -81,6 +81,16 @@ def stacked(tensors: dict[str, Tensor], prefix: str) -> tuple[Tensor, Tensor]:
     return a, torch.cat([tensors[f"{prefix}B.{i}"] for i in range(count)], 1)
 
 
+def run_masked(method: Method, route: Route, x: Tensor, kept: Tensor) -> Tensor:
+    """The linear's output where expert i reads kept[i] · x: a dropout mask per expert, which one LoRA does not have."""
+    (adapter,), layer = route.active, layer_of(method)
+    a, b = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
+    u = torch.cat([(factor * x) @ rows.T for factor, rows in zip(kept, a.chunk(len(kept)))], -1)
+    gate = route.gates[adapter](LAYER, layer, x)
+    gated = gate(u) if callable(gate) else gate * u
+    return layer.get_base_layer()(x) + layer.scaling[adapter] * gated @ b.T
+
+
 def recorded(name: str) -> dict[str, Tensor]:
     return load_file(RECORDED / f"{name}.safetensors")
 
@@ -105,6 +115,15 @@ def assert_near(actual: Tensor, expected: Tensor, tolerance: float = 1e-5) -> No
     scale = expected.abs().max().clamp(min=1e-12)
     error = float(((actual - expected).abs().max() / scale).detach())
     assert error < tolerance, error
+
+
+def assert_experts(a: Tensor, b: Tensor, tensors: dict[str, Tensor], prefix: str) -> None:
+    """A [r, d_in] and B [d_out, r] of all experts equal the recorded ones, each relative to its own largest value."""
+    count = sum(bool(re.fullmatch(re.escape(prefix) + r"A\.\d+", key)) for key in tensors)
+    assert count > 1
+    for i, (rows, columns) in enumerate(zip(a.chunk(count), b.chunk(count, 1))):
+        assert_near(rows, tensors[f"{prefix}A.{i}"])
+        assert_near(columns, tensors[f"{prefix}B.{i}"])
 
 
 def trainable_at_7b(kind: type[Method], **options: object) -> int:

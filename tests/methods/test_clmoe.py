@@ -9,7 +9,18 @@ from torch import Tensor
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, method_config
 from hide_llava.methods.clmoe import ClMoe
-from tests.methods.host import LAYER, assert_near, fill, layer_of, on_one_linear, recorded, run_linear, stacked, tasks
+from tests.methods.host import (
+    LAYER,
+    assert_experts,
+    assert_near,
+    fill,
+    layer_of,
+    on_one_linear,
+    recorded,
+    run_linear,
+    stacked,
+    tasks,
+)
 
 SHAPE = {"rank": 8, "alpha": 16.0, "experts": 4}
 
@@ -46,12 +57,10 @@ def test_recorded_layer(tensors: dict[str, Tensor], train: bool) -> None:
     y = run_linear(method, method.route({}, None, train), x)
     assert_near(y.detach(), tensors["layer/out.train" if train else "layer/out.eval"])
     (y * tensors["layer/in.G"]).sum().backward()
-    layer = layer_of(method)
-    a, b = stacked(tensors, "layer/grad.train.")
-    for ours, expected in ((layer.lora_A["experts"].weight.grad, a), (layer.lora_B["experts"].weight.grad, b),
-                           (method.modules["router"].weight(LAYER).grad, tensors["layer/grad.train.router"]),
-                           (x.grad, tensors["layer/grad.train.x"])):  # fmt: skip
-        assert_near(ours, expected)
+    a, b = (side["experts"].weight.grad for side in (layer_of(method).lora_A, layer_of(method).lora_B))
+    assert_experts(a, b, tensors, "layer/grad.train.")
+    assert_near(method.modules["router"].weight(LAYER).grad, tensors["layer/grad.train.router"])
+    assert_near(x.grad, tensors["layer/grad.train.x"])
 
 
 def test_recorded_statistics(tensors: dict[str, Tensor]) -> None:
@@ -104,6 +113,7 @@ def test_the_script_on_real_names_is_not_offered(tensors: dict[str, Tensor]) -> 
     for part in ("A", "B"):
         for i in range(8):
             assert torch.equal(tensors[f"merge_real_names/out.{part}.{i}"], tensors[f"merge_real_names/new.{part}.{i}"])
+    assert torch.equal(tensors["merge_real_names/out.router"], tensors["merge_real_names/new.router"])
     method = at_the_end_of_task_2(tensors, "merge_real_names", reference="script")
     method.merge(method.momenta(1))
     new, _ = stacked(tensors, "merge_real_names/new.")
@@ -146,17 +156,18 @@ def test_a_third_task_respects_both_earlier_ones() -> None:
 # ------------------------------------------------------------------------------------------------------ naive reference
 
 
-def naive_gates(method: ClMoe, x: Tensor) -> list[list[float]]:
-    """softmax(W_g x) token by token."""
+def naive_gates(method: ClMoe, x: Tensor) -> list[list[Tensor]]:
+    """softmax(W_g x) token by token, in fp64."""
     router = method.modules["router"].weight(LAYER).detach().double()
     gates = []
     for token in x.reshape(-1, x.shape[-1]).double():
-        e = [torch.exp(torch.dot(row, token)).item() for row in router]
+        e = [torch.exp(torch.dot(row, token)) for row in router]
         gates.append([v / sum(e) for v in e])
     return gates
 
 
 def test_formula_of_inference() -> None:
+    """Output and the gradient of x, through the instance gate and past the task gate."""
     torch.manual_seed(1)
     x, w, a, b = torch.randn(2, 4, 6), torch.randn(5, 6), torch.randn(8, 6), torch.randn(5, 8)
     method = on_one_linear(ClMoe, w, **SHAPE, beta=0.3)
@@ -166,15 +177,19 @@ def test_formula_of_inference() -> None:
     of_task = [[7 / 9, 0, 0, 2 / 9], [0, 3 / 8, 0, 5 / 8]]
     for known, mean in (([0, 1], [7 / 18, 3 / 16, 0, 1 / 9 + 5 / 16]), ([1], of_task[1])):
         assert method.task_gates(known)[0].tolist() == pytest.approx(mean)
-    expected = []
-    for token, gate in zip(x.reshape(-1, 6).double(), naive_gates(method, x)):
+    expected, x64 = [], x.double().requires_grad_(True)
+    for token, gate in zip(x64.reshape(-1, 6), naive_gates(method, x64)):
         y = w.double() @ token
         for i in range(4):
             g = 0.3 * gate[i] + 0.7 * (of_task[0][i] + of_task[1][i]) / 2
             y = y + 2.0 * g * (b[:, 2 * i : 2 * i + 2].double() @ (a[2 * i : 2 * i + 2].double() @ token))
         expected.append(y)
-    y = run_linear(method, method.route({}, None, False), x)
-    assert_near(y.detach(), torch.stack(expected).view(2, 4, 5).float())
+    expected, cotangent = torch.stack(expected).view(2, 4, 5), torch.randn(2, 4, 5)
+    y = run_linear(method, method.route({}, None, False), x.requires_grad_(True))
+    assert_near(y.detach().double(), expected.detach())
+    (y * cotangent).sum().backward()
+    (expected * cotangent).sum().backward()
+    assert_near(x.grad.double(), x64.grad)
     oracle = on_one_linear(ClMoe, w, **SHAPE, beta=0.3, task_gate="oracle")
     assert oracle.oracle and not method.oracle
     oracle.usage = method.usage

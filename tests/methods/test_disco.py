@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, method_config
@@ -50,8 +51,9 @@ def features(text: Tensor) -> Features:
 
 
 def test_recorded_anchors_have_our_direction(tensors: dict[str, Tensor]) -> None:
-    """Theirs are sums, ours means; bf16 sums have lost a little already after nine samples."""
+    """Theirs are sums whose count stays 1, ours means; bf16 sums have lost a little already after nine samples."""
     method = learned(tensors)
+    assert torch.equal(tensors["anchors/out.text_count"], torch.ones(4, 1))
     for task in range(3):
         ours, theirs = method.text_anchors.mean(task), tensors["anchors/out.text_anchors"][task]
         assert int(method.text_anchors.counts[task]) == 9
@@ -59,19 +61,24 @@ def test_recorded_anchors_have_our_direction(tensors: dict[str, Tensor]) -> None
         assert float(theirs.norm() / ours.norm()) == pytest.approx(9, rel=1e-4)
 
 
+def cosines(method: Disco, seen: Features) -> Tensor:
+    """Of one row with every anchor, in the recordings' eight slots."""
+    return pad(method.similarity(seen, *method._anchors())[0], (0, 8 - len(method.learned)))
+
+
 def test_recorded_weights(tensors: dict[str, Tensor]) -> None:
-    method = learned(tensors)
-    assert_near(
-        method.routing_weights(features(tensors["route_single/in.text"]))[0], tensors["route_single/out.weights"]
-    )
+    method, seen = learned(tensors), features(tensors["route_single/in.text"])
+    assert_near(cosines(method, seen), tensors["route_single/aux.cos_text"])
+    assert_near(method.routing_weights(seen)[0], tensors["route_single/out.weights"])
 
 
 def test_batch_average_is_not_offered(tensors: dict[str, Tensor]) -> None:
     """Theirs averages the text features of a batch: two samples of different tasks get the same blurred weights. Ours
     answers each row as alone. The average, given as one row, does reproduce the recording."""
     method, text = learned(tensors), tensors["route_batch/in.text"]
-    blurred = tensors["route_batch/out.weights"]
-    assert_near(method.routing_weights(features(text.mean(0, keepdim=True)))[0], blurred)
+    blurred, average = tensors["route_batch/out.weights"], features(text.mean(0, keepdim=True))
+    assert_near(cosines(method, average), tensors["route_batch/aux.cos_text"])
+    assert_near(method.routing_weights(average)[0], blurred)
     rows = method.routing_weights(features(text))
     assert_near(rows, torch.cat([method.routing_weights(features(row[None])) for row in text]))
     assert (rows - blurred).abs().amax(1).min() > 0.3 and rows.argmax(1).unique().numel() == 2
@@ -79,10 +86,11 @@ def test_batch_average_is_not_offered(tensors: dict[str, Tensor]) -> None:
 
 def test_unlearned_slots_are_not_offered(tensors: dict[str, Tensor]) -> None:
     """Counting an unlearned slot (anchor 0, cosine 0) into the softmax takes mass from the learned ones: e^0 of the sum."""
-    ours = learned(tensors).routing_weights(features(tensors["route_all_slots/in.text"]))[0]
+    method, seen = learned(tensors), features(tensors["route_all_slots/in.text"])
     theirs = tensors["route_all_slots/out.weights"]
     assert theirs[3] > 0
-    assert_near(theirs[:3] / theirs[:3].sum(), ours)
+    assert_near(cosines(method, seen), tensors["route_all_slots/aux.cos_text"])
+    assert_near(theirs[:3] / theirs[:3].sum(), method.routing_weights(seen)[0])
 
 
 @pytest.mark.parametrize("task", [1, 3])
@@ -101,12 +109,16 @@ def test_recorded_training_layer(tensors: dict[str, Tensor], task: int) -> None:
 
 @pytest.mark.parametrize("case", ["single", "batch", "all_slots", "onehot"])
 def test_recorded_inference_layer(tensors: dict[str, Tensor], case: str) -> None:
+    """Given its weights: the matrix that it multiplies A x by, which is our gate on the diagonal, output and gradient."""
     weights = tensors[f"layer_eval_{case}/in.weights"]
     method = learned(tensors, len(weights))
     method.prepare_inference()
     method.routing_weights = lambda seen, task=None: weights.expand(len(seen.text), -1)
     x = tensors["layer_train_task1/in.x"].clone().requires_grad_(True)
-    y = run_linear(method, method.route({}, features(torch.randn(3, 768)), False), x)
+    route = method.route({}, features(torch.randn(3, 768)), False)
+    for gate in route.gates["routed"]:
+        assert_near(pad(gate, (0, 8 - len(gate))).diag(), tensors[f"layer_eval_{case}/aux.AB"])
+    y = run_linear(method, route, x)
     assert_near(y.detach(), tensors[f"layer_eval_{case}/out.eval"])
     (y * tensors["layer_train_task1/in.G"]).sum().backward()
     assert_near(x.grad, tensors[f"layer_eval_{case}/grad.eval.x"])
@@ -126,7 +138,7 @@ def test_stale_blocks_are_not_offered(tensors: dict[str, Tensor]) -> None:
 
 
 def test_formula() -> None:
-    """Per sample, expert by expert and token by token, in fp64; the image never counts."""
+    """Output and gradient of x, per sample, expert by expert and token by token, in fp64; the image never counts."""
     torch.manual_seed(4)
     w, x, text = torch.randn(6, 5), torch.randn(3, 4, 5), torch.randn(3, 7)
     method = on_one_linear(Disco, w, rank=2, alpha=3.0, temperature=0.4)
@@ -138,11 +150,11 @@ def test_formula() -> None:
         method.after_task(task, Context())
     anchors = [d.double().sum(0) / len(d) for d in data]
     layer = dict(method.core.llava.named_modules())[LAYER]
-    expected = []
+    expected, x64 = [], x.double().requires_grad_(True)
     for row in range(3):
         cosines = [float(text[row].double() @ e / text[row].double().norm() / e.norm()) for e in anchors]
         total = sum(math.exp(c / 0.4) for c in cosines)
-        for token in x[row].double():
+        for token in x64[row]:
             y = w.double() @ token
             for i, c in enumerate(cosines):
                 a, b = (p[method.expert(i)].weight.double() for p in (layer.lora_A, layer.lora_B))
@@ -150,8 +162,12 @@ def test_formula() -> None:
             expected.append(y)
     method.prepare_inference()
     seen = Features(torch.randn(3, 4), text, torch.tensor([True, False, True]))
-    y = run_linear(method, method.route({}, seen, False), x)
-    assert_near(y.detach(), torch.stack(expected).view(3, 4, 6).detach().float())
+    expected, cotangent = torch.stack(expected).view(3, 4, 6), torch.randn(3, 4, 6)
+    y = run_linear(method, method.route({}, seen, False), x.requires_grad_(True))
+    assert_near(y.detach().double(), expected.detach())
+    (y * cotangent).sum().backward()
+    (expected * cotangent).sum().backward()
+    assert_near(x.grad.double(), x64.grad)
 
 
 def test_size_at_7b() -> None:

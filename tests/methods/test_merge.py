@@ -63,6 +63,13 @@ def on_factors(pairs: list, weight: float, combine: Callable[[list[Tensor]], Ten
     return b @ a
 
 
+def on_updates(pairs: list, weight: float, combine: Callable[[list[Tensor]], Tensor]) -> Tensor:
+    """The update of rank RANK nearest to w · `combine` of all s B A."""
+    whole = weight * combine([SCALE * b.double() @ a.double() for a, b in pairs])
+    u, s, v = torch.linalg.svd(whole, full_matrices=False)
+    return u[:, :RANK] * s[:RANK] @ v[:RANK]
+
+
 def test_cat_is_the_sum_of_updates() -> None:
     method, pairs = experts(combination="cat", each=0.4)
     expected = sum(0.4 * SCALE * b.double() @ a.double() for a, b in pairs)
@@ -76,28 +83,41 @@ def test_linear_sums_factors() -> None:
 
 def test_svd_is_the_best_update_of_the_rank_of_one_expert() -> None:
     method, pairs = experts(combination="svd", each=1.0)
-    u, s, v = torch.linalg.svd(sum(SCALE * b.double() @ a.double() for a, b in pairs), full_matrices=False)
-    assert_near(update(method).double(), u[:, :RANK] * s[:RANK] @ v[:RANK])
+    assert_near(update(method).double(), on_updates(pairs, 1.0, sum))
 
 
-def test_magnitude_prune() -> None:
-    method, pairs = experts(combination="magnitude_prune", density=0.5)
-    expected = on_factors(pairs, 1 / EXPERTS, lambda tensors: sum(trimmed(t, 0.5) for t in tensors))
+@pytest.mark.parametrize(("suffix", "on"), [("", on_factors), ("_svd", on_updates)])
+def test_magnitude_prune(suffix: str, on: Callable[..., Tensor]) -> None:
+    method, pairs = experts(combination=f"magnitude_prune{suffix}", density=0.5)
+    expected = on(pairs, 1 / EXPERTS, lambda tensors: sum(trimmed(t, 0.5) for t in tensors))
     assert_near(update(method).double(), expected)
 
 
-def test_ties() -> None:
-    method, pairs = experts(combination="ties", density=0.5)
-    expected = on_factors(pairs, 1.0, lambda tensors: elected([trimmed(t, 0.5) for t in tensors]))
+@pytest.mark.parametrize(("suffix", "on"), [("", on_factors), ("_svd", on_updates)])
+def test_ties(suffix: str, on: Callable[..., Tensor]) -> None:
+    """The sign vote over the factors, or over Δ_i itself."""
+    method, pairs = experts(combination=f"ties{suffix}", density=0.5)
+    expected = on(pairs, 1.0, lambda tensors: elected([trimmed(t, 0.5) for t in tensors]))
     assert_near(update(method).double(), expected)
 
 
-def test_ties_on_updates() -> None:
-    """The sign vote over Δ_i itself; with as many ranks as the vote leaves, nothing is cut."""
-    method, pairs = experts(combination="ties_svd", density=0.5)
-    voted = elected([trimmed(SCALE * b.double() @ a.double(), 0.5) for a, b in pairs])
-    u, s, v = torch.linalg.svd(voted, full_matrices=False)
-    assert_near(update(method).double(), u[:, :RANK] * s[:RANK] @ v[:RANK])
+@pytest.mark.parametrize(("suffix", "on"), [("", on_factors), ("_svd", on_updates)])
+@pytest.mark.parametrize(("combination", "weight", "combine"), [("linear", 1 / EXPERTS, sum), ("ties", 1.0, elected)])
+def test_dare_with_its_draws(
+    combination: str, weight: float, combine: Callable, suffix: str, on: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given the masks it draws, one per expert and factor or update: kept / density, then the sum or the vote."""
+    method, pairs = experts(combination=f"dare_{combination}{suffix}", density=0.4)
+    masks, bernoulli = [], torch.bernoulli
+    monkeypatch.setattr(torch, "bernoulli", lambda p: masks.append(bernoulli(p)) or masks[-1])
+
+    def dropped(tensors: list[Tensor]) -> list[Tensor]:
+        mine = [mask for mask in masks if mask.shape == tensors[0].shape]
+        return [t * mask / 0.4 for t, mask in zip(tensors, mine, strict=True)]
+
+    merged = update(method).double()
+    assert_near(merged, on(pairs, weight, lambda tensors: combine(dropped(tensors))))
+    assert 0 < float(torch.cat([mask.flatten() for mask in masks]).mean()) < 1
 
 
 def test_dare_drops_at_random_and_keeps_the_mean() -> None:

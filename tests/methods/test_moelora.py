@@ -1,5 +1,8 @@
 """MoELoRA against recordings of CoIN and Prism, against loops in fp64, and its size at 7B (methods.md §3.9)."""
 
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 import torch
 from torch import Tensor
@@ -10,12 +13,14 @@ from hide_llava.methods.base import Route, method_config
 from hide_llava.methods.moelora import MoELora
 from tests.methods.host import (
     LAYER,
+    assert_experts,
     assert_near,
     fill,
     layer_of,
     on_one_linear,
     recorded,
     run_linear,
+    run_masked,
     stacked,
     tiny_llama,
     trainable_at_7b,
@@ -37,13 +42,22 @@ def route(method: MoELora) -> Route:
     return method.route({}, None, True)
 
 
-def gradients(method: MoELora, x: Tensor, cotangent: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-    x = x.clone().requires_grad_(True)
-    y = run_linear(method, route(method), x)
-    layer = layer_of(method)
+def gradients(
+    method: MoELora, x: Tensor, cotangent: Tensor, run: Callable[..., Tensor] = run_linear
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Output of run(method, route, x) and its gradients."""
+    x, layer = x.clone().requires_grad_(True), layer_of(method)
+    y = run(method, route(method), x)
     leaves = {"x": x, "A": layer.lora_A["experts"].weight, "B": layer.lora_B["experts"].weight,
               "router": method.modules["router"].weight(LAYER)}  # fmt: skip
     return y.detach(), dict(zip(leaves, torch.autograd.grad((y * cotangent).sum(), list(leaves.values()))))
+
+
+def assert_recorded(grads: dict[str, Tensor], tensors: dict[str, Tensor], prefix: str) -> None:
+    """All of `gradients` equal the recorded ones."""
+    assert_experts(grads["A"], grads["B"], tensors, prefix)
+    for key in ("router", "x"):
+        assert_near(grads[key], tensors[prefix + key])
 
 
 @pytest.mark.parametrize(
@@ -55,11 +69,9 @@ def test_recorded_layer(name: str, reference: str) -> None:
     y, grads = gradients(method, tensors["layer/in.x"], tensors["layer/in.G"])
     for mode in ("train", "eval"):
         assert_near(y, tensors[f"layer/out.{mode}"])
-    a, b = stacked(tensors, "layer/grad.train.")
-    for ours, theirs in ((grads["A"], a), (grads["B"], b)):
-        assert_near(ours, theirs)
-    for key in ("router", "x"):
-        assert_near(grads[key], tensors[f"layer/grad.train.{key}"])
+    assert_recorded(grads, tensors, "layer/grad.train.")
+    if name == "prism_clmoe":
+        assert_near(y, tensors["layer/aux.mixture_of_products"])
 
 
 def test_recorded_router_logits() -> None:
@@ -69,7 +81,7 @@ def test_recorded_router_logits() -> None:
 
 
 def test_recorded_model() -> None:
-    """A whole tiny Llama with the mixture on all seven linears: logits, loss and every gradient."""
+    """A whole tiny Llama with the mixture on all seven linears: logits, loss and every gradient, expert by expert."""
     from hide_llava.adapters.core import Core
     from tests.methods.host import tasks
 
@@ -88,25 +100,32 @@ def test_recorded_model() -> None:
     batch = {k: tensors[f"tiny_llama/in.{k}"] for k in ("input_ids", "attention_mask", "labels")}
     output = method.core.llava(**batch)
     real = batch["attention_mask"].bool()
-    assert_near(output.logits[real], tensors["tiny_llama/out.train.logits"][real])
-    assert_near(output.loss, tensors["tiny_llama/out.train.loss"])
+    for mode in ("train", "eval"):  # one function
+        assert_near(output.logits[real], tensors[f"tiny_llama/out.{mode}.logits"][real])
+        assert_near(output.loss, tensors[f"tiny_llama/out.{mode}.loss"])
     assert len(grads) == 14
     output.loss.backward()
     for theirs, (a, b, router) in grads.items():
-        for ours, expected in zip((a.grad, b.grad), stacked(tensors, theirs)):
-            assert_near(ours, expected, 5e-5)
-        assert_near(router.grad, tensors[theirs + "router"], 5e-5)
+        assert_experts(a.grad, b.grad, tensors, theirs)
+        assert_near(router.grad, tensors[theirs + "router"])
 
 
 def test_recorded_dropout_is_not_offered() -> None:
     """CoIN draws one mask per expert, Prism's router reads the dropped-out input. One LoRA has one mask; its router reads
-    what every other layer of the model reads. In expectation the same, and identical without dropout (above)."""
-    coin, prism = recorded("moelora_coin"), recorded("prism_moelora")
-    masks = coin["dropout/in.x_dropped"] != 0
-    assert not torch.equal(masks[0], masks[1])
-    x, method = prism["dropout/in.x_dropped"], loaded(prism, reference="prism")
-    base = (prism["layer/in.x"] - x) @ prism["layer/param.W"].T  # only the LoRA branch sees dropout
-    assert_near(run_linear(method, route(method), x).detach() + base, prism["dropout/out.train"])
+    what every other layer of the model reads. In expectation the same, and identical without dropout (above). With their
+    inputs of experts and router, our gate and experts give their outputs and gradients."""
+
+    def one_mask(method: MoELora, route: Route, x: Tensor, kept: Tensor) -> Tensor:
+        return run_linear(method, route, kept * x) + layer_of(method).get_base_layer()((1 - kept) * x)
+
+    for name, reference, run in (("prism_moelora", "prism", one_mask), ("moelora_coin", "none", run_masked)):
+        tensors = recorded(name)
+        x, method = tensors["layer/in.x"], loaded(tensors, reference=reference)
+        kept = tensors["dropout/in.x_dropped"] / x  # 0 or 1 / (1 − p)
+        y, grads = gradients(method, x, tensors["layer/in.G"], partial(run, kept=kept))
+        assert_near(y, tensors["dropout/out.train"])
+        assert_recorded(grads, tensors, "dropout/grad.train.")
+    assert not torch.equal(kept[0], kept[1])
 
 
 # ------------------------------------------------------------------------------------------------------ naive reference

@@ -14,6 +14,7 @@ from hide_llava.methods.base import Context, method_config
 from hide_llava.methods.same import Same, rescale, router_factors
 from tests.methods.host import (
     LAYER,
+    assert_experts,
     assert_near,
     fill,
     layer_of,
@@ -24,6 +25,7 @@ from tests.methods.host import (
     tasks,
     trainable_at_7b,
 )
+from tests.methods.recorded import under
 
 SHAPE = {"rank": 8, "alpha": 16.0, "experts": 4}
 CASES = ("task0_first", "task0_late", "nofreeze_task0_late", "nofreeze_task1")
@@ -50,30 +52,36 @@ def spectrum(basis: Tensor, values: Tensor, count: int = 1) -> Spectrum:
 # ---------------------------------------------------------------------------------------------------------- recordings
 
 
-def batch_routing(method: Same, tensors: dict[str, Tensor], case: str) -> Tensor:
+def batch_routing(method: Same, tensors: dict[str, Tensor], case: str, x: Tensor) -> Tensor:
     """What Prism routes by: the mean over every token of every sample, masked. Not offered: it is one value per batch."""
-    mean = method.expert_weights(LAYER, tensors[f"{case}/in.x"]).flatten(0, 1).mean(0)
+    mean = method.expert_weights(LAYER, x).flatten(0, 1).mean(0)
     masked = mean * tensors[f"{case}/state_before.expert_masks"]
     return masked / masked.sum()
 
 
+def routed_by(omega: Tensor) -> Route:
+    """Our product of sums with one ω [E] for everything."""
+    return Route(["experts"], {"experts": lambda *_: partial(product_of_sums, omega)})
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_recorded_layer(tensors: dict[str, Tensor], case: str) -> None:
-    """Given its batch-wide ω, our product of sums gives its output and its gradients before its hooks."""
+    """Given its batch-wide ω, our product of sums gives its output and its gradients, those of parameters before its
+    hooks."""
     method = loaded(tensors, reference="prism")
-    omega = batch_routing(method, tensors, case)
-    assert_near(omega, tensors[f"{case}/aux.routing"])
     x = tensors[f"{case}/in.x"].clone().requires_grad_(True)
-    y = run_linear(method, Route(["experts"], {"experts": lambda *_: partial(product_of_sums, omega)}), x)
+    omega = batch_routing(method, tensors, case, x)
+    assert_near(omega, tensors[f"{case}/aux.routing"])
+    y = run_linear(method, routed_by(omega), x)
     assert_near(y.detach(), tensors[f"{case}/out.train"])
     layer, router = layer_of(method), method.modules["router"].weight(LAYER)
-    parts = [layer.lora_A["experts"].weight, layer.lora_B["experts"].weight, router]
-    a, b, w = torch.autograd.grad((y * tensors[f"{case}/in.G"]).sum(), parts)
-    expected = torch.cat([tensors[f"{case}/grad_raw.A.{i}"] for i in range(4)])
-    assert_near(a, expected)
-    assert_near(b, torch.cat([tensors[f"{case}/grad.train.B.{i}"] for i in range(4)], 1))
+    parts = [x, layer.lora_A["experts"].weight, layer.lora_B["experts"].weight, router]
+    by_x, a, b, w = torch.autograd.grad((y * tensors[f"{case}/in.G"]).sum(), parts)
+    theirs = under(tensors, f"{case}/grad.train.") | under(tensors, f"{case}/grad_raw.")
+    assert_near(by_x, theirs["x"])
+    assert_experts(a, b, theirs, "")
     if case != "task0_late":  # one expert is left there: the router's gradient is 0 up to rounding
-        assert_near(w, tensors[f"{case}/grad_raw.router"])
+        assert_near(w, theirs["router"])
 
 
 def test_recorded_hooks(tensors: dict[str, Tensor]) -> None:
@@ -86,21 +94,40 @@ def test_recorded_hooks(tensors: dict[str, Tensor]) -> None:
     assert_near(router_factors(deviations, 3, 0.8, 1.2), tensors["hook_formulas/aux.router_factors"])
     before = torch.cat([tensors[f"{case}/grad_raw.A.{i}"] for i in range(4)])
     router, a = method.shaped(LAYER, tensors[f"{case}/grad_raw.router"], before)
-    assert_near(router, tensors[f"{case}/grad.train.router"])
+    for key in (f"{case}/grad.train.router", "hook_formulas/aux.router"):
+        assert_near(router, tensors[key])
     assert_near(a, torch.cat([tensors[f"{case}/grad.train.A.{i}"] for i in range(4)]))
+    assert_near(a[:2], tensors["hook_formulas/aux.A.0"])
     late = "nofreeze_task0_late"
     assert_near(
         method.shaped(LAYER, tensors[f"{late}/grad_raw.router"], before)[0], tensors[f"{late}/grad.train.router"]
     )
+    for first in ("task0_first", "task0_late", late):  # as in ours, A is not shaped in the first task
+        for i in range(4):
+            assert torch.equal(tensors[f"{first}/grad.train.A.{i}"], tensors[f"{first}/grad_raw.A.{i}"])
 
 
 def test_recorded_evaluation_is_not_offered(tensors: dict[str, Tensor]) -> None:
-    """One ω for the whole batch, scaled by a gate that is not in the method: a sample alone gets another answer than in a
-    batch. Given that ω our function gives the recorded output; our method answers rows as if alone."""
-    omega, x = tensors["eval/aux.final_routing.gate"], tensors["eval/in.x"]
-    method = loaded(tensors, reference="prism")
-    y = run_linear(method, Route(["experts"], {"experts": lambda *_: partial(product_of_sums, omega)}), x)
-    assert_near(y.detach(), tensors["eval/out.eval.gate"])
+    """One ω for the whole batch: the mean of softmax(logits / E), scaled by a gate that is not in the method, its two
+    largest renormalised. Then a sample alone gets another answer than in a batch. Given that ω our function gives the
+    recorded output; our method divides nothing by E, keeps every expert and answers rows as if alone."""
+    method, x = loaded(tensors, reference="prism"), tensors["eval/in.x"]
+
+    def mean(x: Tensor) -> Tensor:
+        return (method.modules["router"](LAYER, x) / 4).softmax(-1).flatten(0, 1).mean(0)
+
+    def final(x: Tensor, gate: Tensor) -> Tensor:
+        values, places = (mean(x) * gate).topk(2)
+        return torch.zeros(4).scatter(0, places, values / values.sum())
+
+    gate = tensors["eval/in.gate"]
+    assert_near(mean(x), tensors["eval/aux.mean_probs"])
+    assert_near(final(x, gate), tensors["eval/aux.final_routing.gate"])
+    for name, rows, by in (("gate", x, gate), ("ones", x, torch.ones(4)), ("gate.sample0_alone", x[:1], gate)):
+        y = run_linear(method, routed_by(final(rows, by)), rows)
+        assert_near(y.detach(), tensors[f"eval/out.eval.{name}"])
+        assert (run_linear(method, method.route({}, None, False), rows) - y).abs().max() > 0.1
+    assert (method.expert_weights(LAYER, x).flatten(0, 1).mean(0) - mean(x)).abs().max() > 0.04
     assert (tensors["eval/out.eval.gate"][:1] - tensors["eval/out.eval.gate.sample0_alone"]).abs().max() > 0.1
     for reference in ("none", "prism"):
         method = loaded(tensors, reference=reference)
@@ -140,7 +167,7 @@ def test_spectrum_of_few_directions_is_exact_and_cut() -> None:
     for n in (3, 1, 5):
         ours.add(torch.randn(n, 2) @ plane)
     assert ours.basis.shape == (9, 4) and (ours.values[2:] == 0).all() and (ours.basis[:, 2:] == 0).all()
-    assert leading(ours.values, 1.0) == 2
+    assert leading(ours.values, 1.0, ours.energy) == 2
     row = plane[0] / plane[0].norm()
     assert float((ours.basis.T @ row).norm()) == pytest.approx(1, abs=1e-5)
 
@@ -148,6 +175,29 @@ def test_spectrum_of_few_directions_is_exact_and_cut() -> None:
 @pytest.mark.parametrize("energy, k", [(0.4, 1), (0.5, 2), (0.79, 2), (0.81, 3), (1.0, 4)])
 def test_leading_directions(energy: float, k: int) -> None:
     assert leading(torch.tensor([5.0, 3.0, 1.5, 0.5]), energy) == k  # shares .5 .8 .95 1
+
+
+def test_the_share_is_of_all_energy_also_of_what_was_cut() -> None:
+    torch.manual_seed(0)
+    x, ours = torch.randn(400, 64), Spectrum(8)
+    for part in x.split(40):
+        ours.add(part)
+    assert ours.energy == pytest.approx(float(x.double().square().sum()) / 400)
+    held = ours.values.sum() / ours.energy
+    assert held < 0.3 and leading(ours.values, 0.9, ours.energy) == 8  # of 64 alike directions
+    assert leading(ours.values, 0.05, ours.energy) < 8
+
+
+def test_a_weight_is_a_repetition() -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(5, 7), torch.randn(4, 7)
+    weighed, repeated = Spectrum(7), Spectrum(7)
+    for rows, times in ((x, 3), (y, 1)):
+        weighed.add(rows, times)
+        repeated.add(torch.cat([rows] * times))
+    assert (weighed.count, weighed.energy) == (repeated.count, pytest.approx(repeated.energy)) == (19, weighed.energy)
+    c = [(s.basis * s.values) @ s.basis.T for s in (weighed, repeated)]
+    assert_near(c[0], c[1])
 
 
 # ------------------------------------------------------------------------------------------------------- naive formulas

@@ -11,7 +11,18 @@ from hide_llava.data.records import FEATURES
 from hide_llava.methods.base import Context
 from hide_llava.methods.sefe import Sefe
 from tests.methods.host import assert_near, recorded
-from tests.methods.recorded import case, on_tiny_llama, path_of, put, text, total, trainable
+from tests.methods.recorded import (
+    assert_gradients,
+    assert_logits,
+    case,
+    on_tiny_llama,
+    path_of,
+    put,
+    text,
+    total,
+    trainable,
+    under,
+)
 from tests.methods.refused import assert_refused
 
 TENSORS = recorded("reglora_sefe")
@@ -55,7 +66,8 @@ def test_selection_of_the_recording(task: int) -> None:
 
 @pytest.mark.parametrize("task", [1, 2, 3])
 def test_loss_of_the_recording(task: int) -> None:
-    """With reference=authors: duplicates count twice, divisor 224, no alpha / rank. Past LoRA layers were merged there."""
+    """Logits, both losses and their gradients in every linear. With reference=authors: duplicates count twice, divisor
+    224, no alpha / rank. Past LoRA layers were merged there."""
     mine = case(TENSORS, f"loss_task{task}")
     routed, base = after(task)
     method = routed.method
@@ -70,16 +82,19 @@ def test_loss_of_the_recording(task: int) -> None:
     for past in method.experts[:-1]:  # the recording's base holds no past experts
         put(routed, past, {})
     trainable(routed)
-    plain, whole = total(routed, text(mine))
+    batch = text(mine)
+    assert_logits(routed, batch, mine["out.logits"])
+    plain, whole = total(routed, batch)
     assert_near(plain, mine["out.ce"])
     assert_near(whole, mine["out.total"])
-    term = method.loss(None, {}, None)["key_elements"]
-    assert_near(term / 2500, mine["out.reg"])
-    term.backward()
-    for path, _, layer in method.core.layers(method.adapter):
-        name = path.replace("model.language_model.layers", "model.layers")
-        assert_near(layer.lora_A[method.adapter].weight.grad / 2500, mine[f"grad.reg.{name}.A"])
-        assert_near(layer.lora_B[method.adapter].weight.grad / 2500, mine[f"grad.reg.{name}.B"])
+    term = method.loss(None, {}, None)["key_elements"] / 2500
+    assert_near(term, mine["out.reg"])
+    for kind, loss in (("total", whole), ("reg", term)):
+        routed.zero_grad()
+        loss.backward()
+        gradients = under(mine, f"grad.{kind}.")
+        assert len(gradients) == 2 * len(LINEARS)
+        assert_gradients(routed, method.adapter, gradients, "A", "B")
     method.config.reference = "none"  # every element once, mean over the 14 linears there are
     for masks in method.keys.values():
         for other in masks[1:]:
@@ -118,6 +133,26 @@ def test_packing_and_the_mean_against_loops() -> None:
     assert_near(term.detach().double(), expected.detach())
     assert_near(a.grad.double(), x.grad)
     assert_near(b.grad.double(), y.grad)
+
+
+def test_penalty_of_all_linears_against_loops() -> None:
+    """λ · mean over linears of the mean |(B A)_jk| over the recorded key elements: value and gradients, in fp64."""
+    routed, _ = after(2, "none")
+    method, means, leaves = routed.method, [], {}
+    method.before_task(method.tasks[2], None)
+    put(routed, method.adapter, factors(2))
+    trainable(routed)
+    for name in LINEARS:
+        a, b = leaves[f"model.{name}"] = [p.double().requires_grad_(True) for p in factors(2)[f"model.{name}"]]
+        keys = set(pairs(TENSORS[f"select/task1.{name}.keys"]))
+        means.append(sum(sum(b[j, r] * a[r, k] for r in range(4)).abs() for j, k in keys) / len(keys))
+    expected = 2500 * sum(means) / len(means)
+    expected.backward()
+    term = method.loss(None, {}, None)["key_elements"]
+    term.backward()
+    assert_near(term.detach().double(), expected.detach())
+    gradients = {f"{name}.{side}": p.grad for name, pair in leaves.items() for side, p in zip("AB", pair)}
+    assert_gradients(routed, method.adapter, gradients, "A", "B")
 
 
 def test_state_survives() -> None:

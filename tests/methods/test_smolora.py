@@ -12,12 +12,14 @@ from hide_llava.methods.base import Context, Features, Route, method_config
 from hide_llava.methods.smolora import SMoLora
 from tests.methods.host import (
     LAYER,
+    assert_experts,
     assert_near,
     fill,
     layer_of,
     on_one_linear,
     recorded,
     run_linear,
+    run_masked,
     stacked,
     tasks,
     tiny_llama,
@@ -60,6 +62,13 @@ def ones(x: Tensor) -> Tensor:
 # ---------------------------------------------------------------------------------------------------------- recordings
 
 
+def assert_recorded(method: SMoLora, tensors: dict[str, Tensor], prefix: str, path: str = LAYER) -> None:
+    """Gradients of every expert and of both fusion heads of one linear."""
+    layer, heads = layer_of(method, path), torch.cat([tensors[prefix + "fc_vu"], tensors[prefix + "fc_if"]])
+    assert_experts(layer.lora_A["experts"].weight.grad, layer.lora_B["experts"].weight.grad, tensors, prefix)
+    assert_near(method.modules["fusion"].weight(path).grad, heads)
+
+
 @pytest.mark.parametrize("case, index", [("full", 0), ("instruction_1", 1), ("instruction_2", 2)])
 def test_recorded_layer(tensors: dict[str, Tensor], case: str, index: int) -> None:
     method = loaded(tensors, **PUBLISHED)
@@ -68,23 +77,26 @@ def test_recorded_layer(tensors: dict[str, Tensor], case: str, index: int) -> No
     y = run_linear(method, route(method, embedding, ones(x)), x)
     assert_near(y.detach(), tensors[f"{case}/out.train"])
     (y * tensors["full/in.G"]).sum().backward()
-    layer, theirs = layer_of(method), f"{case}/grad.train."
-    for ours, expected in zip((layer.lora_A["experts"], layer.lora_B["experts"]), stacked(tensors, theirs)):
-        assert_near(ours.weight.grad, expected)
-    heads = torch.cat([tensors[theirs + "fc_vu"], tensors[theirs + "fc_if"]])
-    assert_near(method.modules["fusion"].weight(LAYER).grad, heads)
-    assert_near(x.grad, tensors[theirs + "x"])
+    assert_recorded(method, tensors, f"{case}/grad.train.")
+    assert_near(x.grad, tensors[f"{case}/grad.train.x"])
     assert method.modules["visual"].weight(LAYER).grad is None  # a constant one-hot: no gradient, ever
     assert method.modules["instruction"].weight(LAYER).grad is None
+    if case == "full":  # the others were not recorded at inference
+        y = run_linear(method, route(method, embedding, ones(x), train=False), x)
+        assert_near(y.detach(), tensors["full/out.eval"])
 
 
 def test_recorded_choices(tensors: dict[str, Tensor]) -> None:
+    """Pooled input, the logits and indices of both gates, and the one-hot of both."""
     method, x = loaded(tensors, **PUBLISHED), tensors["full/in.x"]
     visual = method.modules["visual"](LAYER, x.mean(1))
-    assert_near(visual.detach(), tensors["full/aux.vu_logits"][:, 0])
     for case, index in (("full", 0), ("instruction_1", 1), ("instruction_2", 2)):
+        assert_near(x.mean(1), tensors[f"{case}/aux.pooled"][:, 0])
+        assert_near(visual.detach(), tensors[f"{case}/aux.vu_logits"][:, 0])
         logits = method.modules["instruction"](LAYER, tensors["full/in.instruction_embeddings"][index])
         assert_near(logits.detach(), tensors[f"{case}/aux.ins_logits"])
+        assert torch.equal(visual.argmax(-1), tensors[f"{case}/aux.vu_index"])
+        assert torch.equal(logits.argmax(-1), tensors[f"{case}/aux.ins_index"])
         hard = torch.cat([method.choose(visual), method.choose(logits).expand(len(x), -1)], -1)
         assert torch.equal(hard[:, None], tensors[f"{case}/aux.gate"])
 
@@ -103,9 +115,7 @@ def test_recorded_padding(tensors: dict[str, Tensor]) -> None:
         assert_near(y[b, :length].detach(), tensors[f"padded/out.single.{b}"][0])
         (y[b, :length] * tensors["full/in.G"][b, :length]).sum().backward()
         assert_near(together.grad[b, :length], tensors[f"padded/grad.single.{b}.x"][0])
-        layer = layer_of(method)
-        for ours, expected in zip(("lora_A", "lora_B"), stacked(tensors, f"padded/grad.single.{b}.")):
-            assert_near(getattr(layer, ours)["experts"].weight.grad, expected)
+        assert_recorded(method, tensors, f"padded/grad.single.{b}.")
     differs = (tensors["padded/out.batch"][2, :3] - tensors["padded/out.single.2"][0]).abs().max()
     assert differs > 0.1  # the recorded defect is visible
 
@@ -128,36 +138,39 @@ def test_recorded_decoding(tensors: dict[str, Tensor]) -> None:
 
 
 def test_recorded_model(tensors: dict[str, Tensor]) -> None:
+    """A whole tiny Llama with experts on its FFN: logits and loss of training and inference, and every gradient."""
     method = SMoLora(SMoLora.Config(dropout=0.0, **SHAPE, **PUBLISHED), Core(tiny_llama(tensors)), tasks())
     method.setup()
     method.before_task(tasks()[0], CONTEXT)
-    pairs = []
-    for path, _, layer in method.core.layers("experts"):
-        theirs = "tiny_llama/param." + path.replace("language_model.", "") + "."
-        fill(method, "experts", *stacked(tensors, theirs), path)
-        fill_gates(method, tensors, theirs, path)
-        theirs = theirs.replace("param.", "grad.train.")
-        a, b = stacked(tensors, theirs)
-        heads = torch.cat([tensors[theirs + "fc_vu"], tensors[theirs + "fc_if"]])
-        pairs += [(layer.lora_A["experts"].weight, a), (layer.lora_B["experts"].weight, b)]
-        pairs += [(method.modules["fusion"].weight(path), heads)]
+    names = {path: path.replace("language_model.", "") for path, _, _ in method.core.layers("experts")}
+    for path, name in names.items():
+        fill(method, "experts", *stacked(tensors, f"tiny_llama/param.{name}."), path)
+        fill_gates(method, tensors, f"tiny_llama/param.{name}.", path)
     batch = {k: tensors[f"tiny_llama/in.{k}"] for k in ("input_ids", "attention_mask", "labels")}
     embedding = tensors["full/in.instruction_embeddings"][1]
-    method.core.follow(route(method, embedding, batch["attention_mask"], labels=batch["labels"]))
-    output = method.core.llava(**batch)
     real = batch["attention_mask"].bool()
-    assert_near(output.logits[real], tensors["tiny_llama/out.train.logits"][real])
-    assert_near(output.loss, tensors["tiny_llama/out.train.loss"])
+    for mode in ("eval", "train"):
+        method.core.follow(route(method, embedding, batch["attention_mask"], mode == "train", labels=batch["labels"]))
+        output = method.core.llava(**batch)
+        assert_near(output.logits[real], tensors[f"tiny_llama/out.{mode}.logits"][real])
+        assert_near(output.loss, tensors[f"tiny_llama/out.{mode}.loss"])
     output.loss.backward()
-    assert len(pairs) == 18
-    for parameter, expected in pairs:
-        assert_near(parameter.grad, expected, 5e-5)
+    assert len(names) == 6
+    for path, name in names.items():
+        assert_recorded(method, tensors, f"tiny_llama/grad.train.{name}.", path)
 
 
 def test_recorded_dropout_is_not_offered(tensors: dict[str, Tensor]) -> None:
-    """The published code draws a mask per expert, also for experts that are off; one LoRA has one mask."""
-    masks = tensors["dropout/in.x_dropped"] != 0
-    assert not torch.equal(masks[0], masks[1])
+    """The published code draws a mask per expert, also for experts that are off; one LoRA has one mask. With its inputs
+    of the four experts, our choice and fusion give its output and gradients."""
+    kept = tensors["dropout/in.x_dropped"] / tensors["full/in.x"]  # 0 or 1 / .7
+    assert not torch.equal(kept[0], kept[1])
+    method, x = loaded(tensors, **PUBLISHED), tensors["full/in.x"].clone().requires_grad_(True)
+    y = run_masked(method, route(method, tensors["full/in.instruction_embeddings"][0], ones(x)), x, kept)
+    assert_near(y.detach(), tensors["dropout/out.train"])
+    (y * tensors["full/in.G"]).sum().backward()
+    assert_recorded(method, tensors, "dropout/grad.train.")
+    assert_near(x.grad, tensors["dropout/grad.train.x"])
 
 
 # ------------------------------------------------------------------------------------------------------ naive reference
@@ -185,9 +198,10 @@ def naive(method: SMoLora, x: Tensor, hard: Tensor, spans: list[tuple[int, int]]
 
 
 def test_straight_through_gates() -> None:
-    """Forward: the one-hot of each prompt's own mean. Backward: ∂L/∂z = p ⊙ (∂L/∂h − p·∂L/∂h), h the one-hot."""
+    """Forward: the one-hot h of each prompt's own mean. Backward: ∂L/∂z = p ⊙ (∂L/∂h − p·∂L/∂h); from there into both
+    gates and, through the mean, into every token of the prompt. A, B and the heads: as if h were a constant."""
     torch.manual_seed(5)
-    x, cotangent = torch.randn(2, 5, 6), torch.randn(2, 5, 4)
+    x, cotangent = torch.randn(2, 5, 6, requires_grad=True), torch.randn(2, 5, 4)
     mask = torch.tensor([[1, 1, 1, 1, 1], [0, 0, 1, 1, 1]])  # left padding
     answers = torch.tensor([[-100, -100, -100, 7, 8], [-100, -100, -100, -100, 9]])
     method = on_one_linear(SMoLora, torch.randn(4, 6), rank=8, alpha=4.0, experts=4)
@@ -197,18 +211,28 @@ def test_straight_through_gates() -> None:
     y = run_linear(method, route(method, embedding, mask, labels=answers), x)
     (y * cotangent).sum().backward()
 
-    prompts = torch.stack([x[0, :3].double().mean(0), x[1, 2:4].double().mean(0)])
+    x64, spans = x.detach().double().requires_grad_(True), [(0, 3), (2, 4)]  # prompts without padding and answer
+    prompts = torch.stack([row[slice(*span)].detach().mean(0) for row, span in zip(x64, spans)])
     gates = [method.modules[name].weight(LAYER) for name in ("visual", "instruction")]
     logits = [prompts @ gates[0].double().T, embedding.double() @ gates[1].double().T]
     hard = torch.cat([torch.eye(2, dtype=torch.float64)[z.argmax(1)] for z in logits], 1).requires_grad_(True)
-    expected = naive(method, x, hard, [(0, 5), (0, 5)])
+    expected = naive(method, x64, hard, [(0, 5), (0, 5)])
     assert_near(y.detach(), expected.detach())
-    (slope,) = torch.autograd.grad((expected * cotangent).sum(), hard)
+    layer = layer_of(method)
+    plain = [layer.lora_A["experts"].weight, layer.lora_B["experts"].weight, method.modules["fusion"].weight(LAYER)]
+    slope, by_token, *slopes = torch.autograd.grad((expected * cotangent).sum(), [hard, x64, *plain])
+    for parameter, gradient in zip(plain, slopes):
+        assert_near(parameter.grad, gradient)
     for gate, z, h, read in zip(gates, logits, slope.split(2, 1), (prompts, embedding.double())):
         p = z.detach().softmax(1)
         dz = p * (h - (p * h).sum(1, keepdim=True))
         assert_near(gate.grad, (dz.T @ read).float())
         assert gate.grad.abs().max() > 1e-3
+        if gate is gates[0]:  # the instruction is not of the model
+            for row, (start, end) in enumerate(spans):
+                for n in range(start, end):
+                    by_token[row, n] += sum(dz[row, e] * gate[e].detach().double() for e in range(2)) / (end - start)
+    assert_near(x.grad.double(), by_token)
 
 
 def test_trained_and_random_gates_differ_only_in_gradients(tensors: dict[str, Tensor]) -> None:
@@ -294,7 +318,7 @@ def test_size_at_7b() -> None:
         ({"rank": 20}, "rank=20: must be a multiple of experts=8"),
         ({"gates": "soft"}, "gates=soft: expected one of trained, random"),
         ({"pool": "mean"}, "pool=mean: expected one of prompt, call"),
-        ({"instruction": "index"}, "instruction=index: expected one of text, oracle"),
+        ({"instruction": "index"}, "instruction=index: expected one of line, question, oracle"),
         ({"samples": 0}, "samples=0: must be at least 1"),
     ],
 )
