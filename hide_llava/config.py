@@ -6,8 +6,10 @@ Order of composition (later wins): defaults, model, benchmark, train, method, co
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +46,12 @@ def names(group: str) -> list[str]:
 
 
 def nearest(word: str, known: list[str], prefix: str = "") -> str:
-    """`Did you mean '<prefix>x'?` or the list of what is known."""
-    close = difflib.get_close_matches(word, known, 1, 0.5)
-    return f"Did you mean '{prefix}{close[0]}'?" if close else f"Known: {', '.join(sorted(known))}."
+    """`Did you mean '<prefix>x'?`, whatever the case, or the list of what is known."""
+    if not known:
+        return "It has no options." if prefix else "There is none."
+    spelt = {name.lower(): name for name in known}
+    close = difflib.get_close_matches(word.lower(), spelt, 1, 0.5)
+    return f"Did you mean '{prefix}{spelt[close[0]]}'?" if close else f"Known: {', '.join(sorted(known))}."
 
 
 def read_yaml(path: Path) -> dict:
@@ -76,15 +81,24 @@ def _group_file(group: str, name: str) -> Path:
     return path
 
 
+def _read_section(group: str, path: Path) -> dict:
+    """A YAML file that has a mapping as its section of that group."""
+    tree = read_yaml(path)
+    if tree.get(group) is None:
+        raise UserError(f"{path}: has no top-level '{group}:' section, so it is not a {group} file.")
+    if not isinstance(value := tree[group], dict):
+        example = f"{{name: {value if isinstance(value, str) else '…'}}}"
+        raise UserError(f"{path}: '{group}' must be a mapping, e.g. `{group}: {example}`, got {value!r}.")
+    return tree
+
+
 def read_group(group: str, path: Path) -> dict:
     """A YAML file of a group. A benchmark may say which one it `extends`: its own keys win, tasks are merged by id.
 
     Raises:
         UserError: as `read_yaml`, no section of that group, or a circle of `extends`.
     """
-    tree = read_yaml(path)
-    if not isinstance(tree.get(group), dict):
-        raise UserError(f"{path}: has no top-level '{group}:' section, so it is not a {group} file.")
+    tree = _read_section(group, path)
     return extend(tree, path) if group == "benchmark" and "extends" in tree[group] else tree
 
 
@@ -94,8 +108,8 @@ def extend(tree: dict, path: Path, seen: tuple[Path, ...] = ()) -> dict:
     base_path = _group_file("benchmark", name if not name.endswith((".yaml", ".yml")) else str(path.parent / name))
     if base_path in (*seen, path):
         raise UserError(f"{path}: 'extends' goes in a circle ({base_path.name}).")
-    base = read_yaml(base_path)
-    if "extends" in base.get("benchmark", {}):
+    base = _read_section("benchmark", base_path)
+    if "extends" in base["benchmark"]:
         base = extend(base, base_path, (*seen, path))
     for one, where in ((base, base_path), (tree, path)):
         _check_keys(one, RunConfig, where.name)
@@ -106,16 +120,23 @@ def extend(tree: dict, path: Path, seen: tuple[Path, ...] = ()) -> dict:
     return merged
 
 
-def _check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
-    fields = {f.name: f for f in dataclasses.fields(schema)}
+def _check_keys(tree: dict, schema: type, where: str, prefix: str = "", method: Any = None) -> None:
+    """`method`: name of the method whose options a misplaced key may mean."""
+    fields = [f.name for f in dataclasses.fields(schema)]
     for key, value in tree.items():
         if key not in fields:
-            raise UserError(f"{where}: unknown key '{prefix}{key}'. {nearest(str(key), list(fields), prefix)}")
+            hint = _nearest_of_all(str(key), method) if schema is RunConfig else nearest(str(key), fields, prefix)
+            raise UserError(f"{where}: unknown key '{prefix}{key}'. {hint}")
         child = SECTIONS.get(schema, {}).get(key)
         if child is not None and not (value is None and schema is TaskConfig):
             if not isinstance(value, dict):
-                raise UserError(f"{where}: '{prefix}{key}' takes a name or a mapping, got {value!r}.")
+                raise UserError(f"{where}: '{prefix}{key}' must be a mapping of its keys, got {value!r}.")
             _check_keys(value, child, where, f"{prefix}{key}.")
+        elif schema is RunConfig and key == "method":
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: 'method' must be a mapping, e.g. `method: {{name: lora}}`, got {value!r}.")
+            if not isinstance(name := value.get("name"), str | None):
+                raise UserError(f"{where}: 'method.name' takes the name of one method, e.g. lora, got {name!r}.")
         elif schema is BenchmarkConfig and key in ("tasks", "general"):
             if not isinstance(value, list) or not all(isinstance(task, dict) for task in value):
                 raise UserError(f"{where}: '{prefix}{key}' takes a list of mappings, one per task.")
@@ -123,13 +144,44 @@ def _check_keys(tree: dict, schema: type, where: str, prefix: str = "") -> None:
                 _check_keys(task, TaskConfig, where, f"{prefix}{key}[{i}].")
 
 
+def _nearest_of_all(word: str, method: Any) -> str:
+    """`nearest` among the top level and, the section being forgotten, among the keys of the sections and the method."""
+    from hide_llava.methods.base import method_class
+
+    places = {f.name: [f.name] for f in dataclasses.fields(RunConfig)}
+    sections = {key: schema for key, schema in SECTIONS[RunConfig].items() if key != "benchmark"}
+    if isinstance(method, str):
+        with contextlib.suppress(UserError):  # an unknown method is told later
+            sections["method"] = method_class(method).Config
+    for section, schema in sections.items():
+        for field in dataclasses.fields(schema):
+            if field.name not in ("name", "preset"):
+                places.setdefault(field.name, []).append(f"{section}.{field.name}")
+    close = difflib.get_close_matches(word.lower(), places, 1, 0.5)
+    if not close:
+        return nearest(word, [f.name for f in dataclasses.fields(RunConfig)])
+    return f"Did you mean {' or '.join(map(repr, places[close[0]]))}?"
+
+
 def _merge(config: Any, tree: dict, where: str) -> Any:
-    _check_keys(tree, RunConfig, where)
+    section = tree.get("method")
+    name = section.get("name") if isinstance(section, dict) else None
+    _check_keys(tree, RunConfig, where, method=name or OmegaConf.select(config, "method.name"))
     try:
-        return OmegaConf.merge(config, tree)
+        merged = OmegaConf.merge(config, tree)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
         raise UserError(f"{where}: wrong value for '{key}': {str(error).splitlines()[0]}") from None
+    _check_finite(OmegaConf.to_container(merged), f"{where}: ")
+    return merged
+
+
+def _check_finite(tree: Any, where: str = "") -> None:
+    """Raises UserError for a number of the tree that is nan or infinite."""
+    for key, value in flatten(tree).items():
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UserError(f"{where}{key}={number}: must be a finite number.")
 
 
 def _parse_overrides(overrides: list[str]) -> tuple[dict[str, str], dict]:
@@ -163,15 +215,46 @@ def compose(overrides: list[str], defaults: dict[str, str] | None = None) -> Run
             raise UserError(f"{group}= is missing. Known: {', '.join(names(group))}.")
     config = OmegaConf.structured(RunConfig)
     for group in GROUPS:
-        path = _group_file(group, chosen[group])
-        partial = read_group(group, path)
+        plugin = group == "method" and _is_plugin(chosen[group])
+        path = Path(f"{chosen[group]}.yaml") if plugin else _group_file(group, chosen[group])
+        partial = {"method": {"name": chosen[group]}} if plugin else read_group(group, path)
         if group == "method":
             partial["method"]["preset"] = path.stem
         if group == "benchmark":
             partial["benchmark"].pop("defaults", None)  # taken above; no part of a run's configuration
         config = _merge(config, partial, str(path.name))
+        if group == "method":
+            preset, file = partial["method"], path.name
     config = _merge(config, tree, "command line")
-    return finish(config)
+    try:
+        return finish(config)
+    except UserError:
+        _check_preset(preset, file)
+        raise
+
+
+def _is_plugin(method: str) -> bool:
+    """Whether it is a method of an installed package, whose name stands for its defaults, and no preset of ours."""
+    from hide_llava.methods.base import plugins
+
+    return method in {entry.name for entry in plugins()} - set(names("method"))
+
+
+def _method_values(section: dict) -> dict[str, Any]:
+    """The `method:` section with every option of the method."""
+    from hide_llava.methods.base import method_config
+
+    values = {**section, **dataclasses.asdict(method_config(section))}
+    _check_finite({"method": values})
+    return values
+
+
+def _check_preset(section: dict, file: str) -> None:
+    """What is wrong with the preset itself is said with its file's name."""
+    try:
+        _method_values(section)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
 
 
 def _defaults_of(benchmark: str | None) -> dict[str, str]:
@@ -188,7 +271,6 @@ def _defaults_of(benchmark: str | None) -> dict[str, str]:
 def finish(config: Any) -> RunConfig:
     """Check values, resolve the method's own fields, and return plain dataclasses."""
     from hide_llava.benchmarks.selection import select_tasks
-    from hide_llava.methods.base import method_config
 
     missing = [str(k) for k in OmegaConf.missing_keys(config)]
     if missing:
@@ -203,7 +285,7 @@ def finish(config: Any) -> RunConfig:
             raise UserError(f"{key}={value}: must be greater than 0.")
     plain: RunConfig = OmegaConf.to_object(config)
     select_tasks(plain)
-    plain.method = {**plain.method, **dataclasses.asdict(method_config(plain.method))}
+    plain.method = _method_values(plain.method)
     return plain
 
 

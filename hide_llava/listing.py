@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-from importlib.metadata import entry_points
 from pathlib import Path
 
 from hide_llava.config import configs_folder, names, read_group, read_yaml
-from hide_llava.methods.base import method_class
+from hide_llava.errors import UserError
+from hide_llava.methods.base import method_class, plugins
 from hide_llava.metrics import METRICS
 from hide_llava.storage import read_json
 
@@ -40,8 +40,12 @@ def _methods() -> list[tuple[str, ...]]:
         module = __import__(cls.__module__, fromlist=["x"]).__doc__ or ""
         what = _first_sentence(comment(path)) or module.strip().splitlines()[0]
         rows.append((name, cls.name, "".join(f"[{label}] " for label in cls.labels) + what))
-    for plugin in entry_points(group="hide_llava.methods"):
-        rows.append((plugin.name, plugin.name, f"from {plugin.value}"))
+    for plugin in plugins():
+        try:
+            what = (method_class(plugin.name).__doc__ or "").strip().partition("\n")[0]
+        except UserError as error:
+            what = f"[unusable: {error}]"
+        rows.append((plugin.name, plugin.name, f"{what} (from {plugin.value})".strip()))
     return [("PRESET", "METHOD", "WHAT"), *rows]
 
 

@@ -98,7 +98,20 @@ def read_json(path: Path) -> Any:
 
 
 def save_state(folder: Path, name: str, state: dict[str, Any]) -> None:
-    """Tensors of `state` to `<name>.safetensors`, the rest to `<name>.json`."""
+    """Tensors of `state` to `<name>.safetensors`, the rest to `<name>.json`.
+
+    Raises:
+        UserError: a value that is neither a tensor nor of JSON, e.g. a tensor inside a dictionary.
+    """
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            try:
+                json.dumps(value)
+            except TypeError as error:
+                raise UserError(
+                    f"state() has '{key}', which is neither a tensor nor a JSON value ({error}); give each tensor a key "
+                    "of its own, e.g. 'past.0'."
+                ) from None
     tensors = {k: v.detach().cpu().contiguous() for k, v in state.items() if isinstance(v, Tensor)}
     with writing(folder / f"{name}.safetensors"):
         folder.mkdir(parents=True, exist_ok=True)

@@ -125,6 +125,11 @@ def test_a_file_of_ones_own(write) -> None:
         ("eval.batchsize=2", ("'eval.batchsize'", "'eval.batch_size'")),
         ("method.rnk=4", ("'method.rnk'", "'hide'", "rank'")),
         ("method.zzzzzz=4", ("'method.zzzzzz'", "Known: ", "expanded_layers")),
+        ("rank=4", ("command line", "unknown key 'rank'", "Did you mean 'method.rank'?")),
+        ("Epochs=4", ("'train.epochs'",)),
+        ("num_workers=4", ("'train.num_workers' or 'eval.num_workers'",)),
+        ("dtype=float32", ("'model.dtype'",)),
+        ("method=HiDe", ("unknown method 'HiDe'", "Did you mean 'hide'?")),
         ("method=hid", ("unknown method 'hid'", "'hide'")),
         ("benchmark=ucti", ("unknown benchmark 'ucti'", "'ucit'")),
         ("train=defualt", ("unknown train 'defualt'", "'default'")),
@@ -142,9 +147,14 @@ def test_unknown_names_are_answered_with_the_nearest(word: str, fragments: tuple
     [
         ("method: {name: lora}\ntrain: {epoch: 2}", ("mine.yaml", "'train.epoch'", "'train.epochs'")),
         ("method: {name: lora}\ntrian: {epochs: 2}", ("mine.yaml", "'trian'", "'train'")),
-        ("method: {name: lora, rnk: 2}", ("'method.rnk'", "rank'")),
-        ("method: {name: loar}", ("unknown method 'loar'", "'lora'")),
-        ("method: {rank: 2}", ("no 'name'",)),
+        ("method: {name: lora, rnk: 2}", ("mine.yaml: unknown key 'method.rnk'", "rank'")),
+        ("method: {name: lora, rank: big}", ("mine.yaml: method.rank: ", "'big'")),
+        ("method: {name: lora}\nrank: 2", ("mine.yaml: unknown key 'rank'", "'method.rank'")),
+        ("method: {name: loar}", ("mine.yaml: unknown method 'loar'", "'lora'")),
+        ("method: {name: [lora]}", ("mine.yaml: 'method.name' takes the name of one method", "['lora']")),
+        ("method: {rank: 2}", ("mine.yaml: the method section has no 'name'",)),
+        ("method: lora", ("mine.yaml: 'method' must be a mapping, e.g. `method: {name: lora}`",)),
+        ("method: {name: lora}\ntrain: {epochs: .nan}", ("mine.yaml: train.epochs=nan: must be a finite number",)),
         ("method: {name: lora}\nbenchmark: {tasks: [{idd: a}]}", ("'benchmark.tasks[0].idd'", "id'")),
         ("method: {name: lora}\nbenchmark: {tasks: 3}", ("'benchmark.tasks'", "list")),
         ("method: {name: lora}\ntrain: fast", ("'train'", "'fast'")),
@@ -187,6 +197,25 @@ def test_impossible_values_name_the_field(word: str) -> None:
     key, _, value = word.partition("=")
     message = refusal(word)
     assert key.removeprefix("method.") in message and value in message
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+@pytest.mark.parametrize("key", [*(f.name for f in dataclasses.fields(TrainConfig) if f.type == "float")])
+def test_numbers_are_finite(key: str, value: str) -> None:
+    assert refusal(f"train.{key}={value}") == f"command line: train.{key}={value}: must be a finite number."
+
+
+def test_sections_that_are_only_a_name(write) -> None:
+    for group in GROUPS:
+        path = write("mine.yaml", f"{group}: mini")
+        with pytest.raises(
+            UserError, match=rf"mine\.yaml: '{group}' must be a mapping, e\.g\. `{group}: {{name: mini}}`"
+        ):
+            compose(["benchmark=mini-ucit", "method=lora", f"{group}={path}"])
+
+
+def test_a_method_without_options() -> None:
+    assert refusal("method=zero_shot", "method.rank=4").endswith("for method 'zero_shot'. It has no options.")
 
 
 def test_words_that_are_no_override() -> None:

@@ -78,6 +78,14 @@ class Core:
     def names(self) -> list[str]:
         return list(self.peft.peft_config) if self.peft is not None else []
 
+    def known(self, names: list[str], where: str) -> None:
+        """Raises UserError for the first name that is no adapter's."""
+        for name in names:
+            if name not in self.names():
+                raise UserError(
+                    f"{where}: there is no adapter '{name}'; there are: {', '.join(self.names()) or 'none'}."
+                )
+
     def parameters_of(self, name: str) -> list[nn.Parameter]:
         return [p for _, _, m in self.layers(name) for p in (m.lora_A[name].weight, m.lora_B[name].weight)]
 
@@ -162,10 +170,13 @@ class Core:
         """Make `route` the current one. Kept until the next call, so that activation recomputation sees the same."""
         self.route = route
         active = [*self._standing, *route.active]
-        if self.peft is not None and active != self._active:
-            self._switch(active)
+        if active != self._active:
+            self.known(active, "route")
+            if self.peft is not None:
+                self._switch(active)
         for name in route.gates:
             if name not in self._hooks:
+                self.known([name], "gates of the route")
                 self._hook(name)
 
     def _switch(self, active: list[str]) -> None:
@@ -228,6 +239,7 @@ class Core:
 
         A quantised base is not touched: there the sum is one more adapter, low-rank and always active.
         """
+        self.known(names, "fold")
         self._wrap()
         skip = set(skip_layers)
         layers = [(path, index, m) for path, index, m in self.layers(names[0]) if index not in skip]
@@ -251,6 +263,7 @@ class Core:
 
     def _hold(self, name: str, experts: list[str], layers: list[int], make: Callable[..., Factors]) -> int:
         """Add adapter `name` of scale 1 on `layers`, its A and B made from the experts' factors; returns its rank."""
+        self.known(experts, name)
         held = [(path, m) for path, index, m in self.layers(experts[0]) if index in set(layers)]
         factors = {
             path: make([(m.lora_A[e].weight, m.lora_B[e].weight) for e in experts], [m.scaling[e] for e in experts])

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
 from torch import Tensor, nn
@@ -152,26 +152,67 @@ REGISTRY: dict[str, type[Method]] = {}
 
 
 def register(cls: type[Method]) -> type[Method]:
-    """Class decorator: make a method known under its `name`."""
+    """Class decorator: make a method known under its `name`.
+
+    Raises:
+        UserError: another class has that name.
+    """
+    known = REGISTRY.get(cls.name)
+    if known is not None and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
+        raise UserError(f"method '{cls.name}' is both {_place(known)} and {_place(cls)}; rename one of them.")
     REGISTRY[cls.name] = cls
     return cls
+
+
+def _place(cls: type) -> str:
+    return f"{cls.__module__}:{cls.__qualname__}"
 
 
 def method_class(name: str) -> type[Method]:
     """Find a method by name, here or through the entry-point group `hide_llava.methods`.
 
     Raises:
-        UserError: unknown name, with the nearest known one.
+        UserError: unknown name, with the nearest known one; a plug-in that cannot be imported or is no method.
     """
     import hide_llava.methods.all  # noqa: F401  (registers the built-in methods)
     from hide_llava.config import nearest
 
-    plugins = {e.name: e for e in entry_points(group="hide_llava.methods")}
-    if name not in REGISTRY and name in plugins:
-        plugins[name].load()
+    found = [entry for entry in plugins() if entry.name == name]
+    if len({entry.value for entry in found}) > 1:
+        raise UserError(f"method '{name}' is offered by {' and '.join(map(_origin, found))}; uninstall one of them.")
+    if found:
+        register(_load(found[0]))
     if name not in REGISTRY:
-        raise UserError(f"unknown method '{name}'. {nearest(name, [*REGISTRY, *plugins])}")
+        raise UserError(
+            f"unknown method '{name}'. {nearest(name, [*REGISTRY, *(e.name for e in plugins())])} (A method of your own "
+            "is found if its package announces it as an entry point, or if its file is imported first.)"
+        )
     return REGISTRY[name]
+
+
+def plugins() -> list[EntryPoint]:
+    """Methods that installed packages announce, whether or not they can be loaded."""
+    return list(entry_points(group="hide_llava.methods"))
+
+
+def _origin(entry: EntryPoint) -> str:
+    return f"{entry.value}" + (f" (package {entry.dist.name} {entry.dist.version})" if entry.dist else "")
+
+
+def _load(entry: EntryPoint) -> type[Method]:
+    try:
+        cls = entry.load()
+    except Exception as error:  # whatever the package does when it is imported
+        raise UserError(
+            f"method '{entry.name}': its plug-in {_origin(entry)} cannot be imported: {type(error).__name__}: {error}"
+        ) from None
+    if not isinstance(cls, type) or not issubclass(cls, Method):
+        raise UserError(f"method '{entry.name}': its plug-in {_origin(entry)} is not a subclass of Method.")
+    if cls.name != entry.name:
+        raise UserError(
+            f"method '{entry.name}': its plug-in {_origin(entry)} has name = '{cls.name}'; the two must be the same."
+        )
+    return cls
 
 
 def method_config(tree: dict[str, Any]) -> Any:

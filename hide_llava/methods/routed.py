@@ -18,6 +18,7 @@ from hide_llava.adapters.core import Core
 from hide_llava.adapters.projectors import project
 from hide_llava.adapters.route import Route
 from hide_llava.data.conversation import last_line
+from hide_llava.errors import UserError
 from hide_llava.methods.base import Features, Method
 from hide_llava.model.embed import Vision, insert_prompts, see, splice
 
@@ -106,6 +107,8 @@ class RoutedLlava(nn.Module):
         vision = self.see(batch)
         features = self.features(batch, vision)
         route = self.method.route(batch, features, train)
+        if not isinstance(route, Route):
+            raise UserError(f"method '{self.method.name}': route() must return a Route, got {route!r:.80}.")
         self.core.follow(route)
         embeds = splice(
             self.llava, batch["input_ids"], vision, lambda x: project(self.core, x, route, batch["has_image"])

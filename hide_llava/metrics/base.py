@@ -72,6 +72,8 @@ class Metric:
     positional: bool = False
     options: tuple[str, ...] = ()
     """Names of the options this metric reads besides `OPTIONS`."""
+    averages: tuple[str, ...] = ("legacy", "clean")
+    """Which of the two scores are means over questions, so that per-question verdicts may explain them."""
     labels: Callable[[dict], list[str]] = lambda options: []
     """What every table must say beside this score, given the options: a judge's name, a tokenizer, "local"."""
     check: Callable[[dict], None] = lambda options: None

@@ -243,6 +243,7 @@ CAPTION7 = Metric(
     clean=caption_clean,
     needs="coco",
     positional=True,
+    averages=(),  # BLEU is one number of all captions
     labels=lambda options: [PYTHON_LABEL] if options.get("tokenizer") == "python" else [],
     check=lambda options: require(options.get("tokenizer", "ptb"), bool(options.get("spice"))),
     options=("spice",),

@@ -147,6 +147,7 @@ CVIT_CIDER_ORACLE = _metric(
     "CVIT Flickr30k (eval_flickr30k_cider)",
     lambda corpus, options: oracle(corpus),
     lambda corpus, options: whitespace(corpus),
+    averages=("clean",),  # the verdicts are of cider_d_ws
     labels=_oracle_labels,
     check=_check_package,
 )

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from hide_llava.metrics import METRICS
+
 RESAMPLES = 2_000
 SEED = 0
 DRAWS = 20_000_000  # counts held at once: 160 MB
@@ -77,14 +79,21 @@ def _percentiles(values: np.ndarray) -> Interval:
 
 
 def usable_verdicts(score: dict) -> tuple[dict[str, float] | None, str]:
-    """(verdicts of a score.json whose mean IS its headline score, "" ) or (None, why there is no interval)."""
-    verdicts = score.get("verdicts")
+    """(verdicts of a score.json whose mean IS its headline score, "" ) or (None, why there is no interval).
+
+    The metric says whether its headline is a mean over questions at all; equal numbers alone may be a coincidence.
+    """
+    verdicts, metric = score.get("verdicts"), METRICS.get(score.get("metric"))
     if not verdicts:
         return None, "no per-question verdicts are stored"
+    averages = metric.averages if metric else ("legacy", "clean")
     mean = 100 * sum(verdicts.values()) / len(verdicts)
-    if abs(mean - score["score"]) <= 1e-6 * max(1.0, abs(mean)):
+
+    def is_mean(value: float | None) -> bool:
+        return value is not None and abs(mean - value) <= 1e-6 * max(1.0, abs(mean))
+
+    if score.get("headline", "legacy") in averages and is_mean(score["score"]):
         return verdicts, ""
-    clean = (score.get("clean") or {}).get("score")
-    if clean is not None and abs(mean - clean) <= 1e-6 * max(1.0, abs(mean)):
+    if "clean" in averages and is_mean((score.get("clean") or {}).get("score")):
         return None, "the verdicts average to the clean score, the headline is the legacy one"
     return None, "the score is not the mean of per-question verdicts"

@@ -127,7 +127,10 @@ class Run:
         found = list(self.manifest.get("labels") or [])
         cells = [*self.cells.values(), *self.general.values()]
         asked = list(dict.fromkeys(cell.task for cell in cells))
+        limited = any(label.startswith("partial: limit=") for label in found)  # then no cell need say so again
         for label in dict.fromkeys(label for cell in cells for label in cell.labels):
+            if limited and label.startswith("partial"):
+                continue
             tasks = list(dict.fromkeys(cell.task for cell in cells if label in cell.labels))
             found.append(label if len(tasks) == len(asked) else f"{', '.join(map(self.task_title, tasks))}: {label}")
         found += [f"mixed {text}: the cells of this table are not comparable" for text in self._mixed()]

@@ -16,6 +16,7 @@ from hide_llava.results.matrix import AccuracyMatrix, Cell, column_means, last_r
 from hide_llava.results.run_reader import Run
 
 MEAN = "Mean"
+TITLES = {"protocol": "Protocol of the tasks", "headline": "Metric rules of the headline scores"}  # of settings
 
 
 def number(value: Cell, digits: int = 2) -> str:
@@ -91,7 +92,10 @@ def facts(run: Run) -> list[tuple[str, str]]:
         ("Model", manifest.get("model")),
         ("Seed", manifest.get("seed")),
         ("Global batch", manifest.get("global_batch")),
-        *((key.replace("_", " ").capitalize(), ", ".join(values)) for key, values in run.settings().items()),
+        *(
+            (TITLES.get(key, key.replace("_", " ").capitalize()), ", ".join(values))
+            for key, values in run.settings().items()
+        ),
         ("Stages evaluated", f"{run.evaluated_stages} of {len(manifest['stages'])}"),
         ("Labels", "; ".join(run.labels()) or "none"),
     ]

@@ -28,6 +28,12 @@ def count_records(config: RunConfig, stage: Stage) -> int | None:
     return sum(len(task_records(config, t)) for t in stage.train)
 
 
+def stated_records(config: RunConfig, stage: Stage) -> int | None:
+    """Training records of a stage as the benchmark's YAML states them, or None where it does not."""
+    stated = [config.benchmark.tasks[t].n_train for t in stage.train]
+    return None if None in stated else sum(min(n, config.limit or n) for n in stated)
+
+
 def plan(config: RunConfig, tflops: float = TFLOPS) -> str:
     """Readable text: batches, steps, parameters, files, extra passes, FLOPs, memory.
 
@@ -42,13 +48,16 @@ def plan(config: RunConfig, tflops: float = TFLOPS) -> str:
     if not cls.trains:
         lines.append(f"no training; {len(stages[0].evaluate)} tasks are evaluated")
     counts = [count_records(config, stage) for stage in stages] if cls.trains else []
-    for stage, records in zip(stages, counts):
+    stated = [stated_records(config, stage) if found is None else None for stage, found in zip(stages, counts)]
+    counts = [said if found is None else found for found, said in zip(counts, stated)]
+    for stage, records, said in zip(stages, counts, stated):
         batch, epochs = stage_plan(config, stage)
-        steps = (
-            "? (training file not found)" if records is None else batch.steps(records, epochs, config.train.max_steps)
+        steps = "?" if records is None else batch.steps(records, epochs, config.train.max_steps)
+        note = (
+            " (as stated; the training file is not there)" if said else " (no training file)" if records is None else ""
         )
         lines.append(
-            f"  {stage.index + 1:2d} {stage.title:<20} {records if records is not None else '?':>7} records × {epochs:g} "
+            f"  {stage.index + 1:2d} {stage.title:<20} {records if records is not None else '?':>7} records{note} × {epochs:g} "
             f"epoch(s), batch {batch.global_batch} = {batch.per_device} per device × {batch.accumulation} accumulation "
             f"× {batch.world} process(es): {steps} steps; then {len(stage.evaluate)} task(s) evaluated"
         )
@@ -149,21 +158,15 @@ def record_line(work: Work, stages: int) -> str:
 
 def _training(config: RunConfig, work: Work, stages: list[Stage], counts: list[int | None], tflops: float) -> list[str]:
     line = record_line(work, len(stages))
-    most = config.limit or float("inf")
-    stated = [sum(int(min(config.benchmark.tasks[t].n_train or 0, most)) for t in s.train) for s in stages]
-    known = [n if n is not None else said for n, said in zip(counts, stated)]
-    if not all(known):
+    if not all(counts):
         return [line, "all training: not known without the training files"]
     total = 0.0
     for i, stage in enumerate(stages):
         batch, epochs = stage_plan(config, stage)
-        seen = epochs * known[i] if config.train.max_steps <= 0 else config.train.max_steps * batch.global_batch
+        seen = epochs * counts[i] if config.train.max_steps <= 0 else config.train.max_steps * batch.global_batch
         extra = work.sizes.cost.extra / batch.per_device if i else 0
-        total += seen * (work.record(i) + extra) + work.beside(known[: i + 1], epochs)
-    source = "" if None not in counts else "; record counts as the benchmark states them"
-    hours = (
-        f"{rounded(total / tflops / 3.6e15)} h at {tflops:g} TFLOP/s (--tflops: what the GPUs sustain together{source})"
-    )
+        total += seen * (work.record(i) + extra) + work.beside(counts[: i + 1], epochs)
+    hours = f"{rounded(total / tflops / 3.6e15)} h at {tflops:g} TFLOP/s (--tflops: what the GPUs sustain together)"
     return [line, f"all training: {in_flops(total)}, {hours}"]
 
 

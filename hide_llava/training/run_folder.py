@@ -19,12 +19,14 @@ import torch
 from hide_llava.benchmarks.selection import partial_label
 from hide_llava.config import RunConfig, TaskConfig, flatten, from_yaml, to_yaml
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Stage, Task, method_class
+from hide_llava.methods.base import Stage, Task, method_class, plugins
 from hide_llava.storage import read_json, write_json, write_text
 
 # keys that may differ between two calls of one run: they cannot change a result
 FREE = ("output", "data_root", "model_root", "eval.batch_size", "eval.num_workers", "train.num_workers",
         "train.save_steps", "train.logging_steps", "train.report_to", "model.device")  # fmt: skip
+# keys that say most about why two configurations differ: told first
+FIRST = ("method.name", "method.preset", "benchmark.name", "tasks", "task_order")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "numpy", "pillow")
 
 
@@ -170,11 +172,17 @@ def _refuse_foreign(path: Path) -> None:
 def _refuse_other(run: RunFolder, config: RunConfig, existing: bool) -> None:
     old, new = (flatten(dataclasses.asdict(c)) for c in (run.config, config))
     free = tuple(k for k in new if k in FREE or (existing and k.startswith("eval.")))
-    differing = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
+    said = {k: tuple(repr(c[k]) if k in c else "absent" for c in (old, new)) for k in old.keys() | new.keys()}
+    differing = sorted(
+        (k for k, (there, now) in said.items() if there != now and k not in free),
+        key=lambda k: (FIRST.index(k) if k in FIRST else len(FIRST), k.startswith("benchmark.tasks."), k),
+    )
     if differing:
-        listed = "; ".join(f"{k}: {old.get(k)!r} there, {new.get(k)!r} now" for k in differing[:8])
+        listed = "; ".join(f"{k}: {said[k][0]} there, {said[k][1]} now" for k in differing[:8])
+        more = f"; and {len(differing) - 8} more" if len(differing) > 8 else ""
         raise UserError(
-            f"{run.path}: holds a run with another configuration ({listed}). Choose another output=, or delete it."
+            f"{run.path}: holds a run with another configuration ({listed}{more}). Choose another output=, delete the "
+            "folder, or give the old values back."
         )
 
 
@@ -184,6 +192,7 @@ def new_manifest(config: RunConfig) -> dict[str, Any]:
     for package in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
+    versions |= {e.dist.name: e.dist.version for e in plugins() if e.name == config.method["name"] and e.dist}
     stages = [
         {
             "name": stage_name(s), "title": s.title, "status": "pending",

@@ -16,6 +16,7 @@ from hide_llava.adapters.core import Core
 from hide_llava.config import RunConfig
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Method, Stage, method_class, method_config
+from hide_llava.methods.checks import check_needs, check_training
 from hide_llava.methods.routed import RoutedLlava
 from hide_llava.model.load import Loaded, load, resolve
 from hide_llava.model.routing_encoder import ClipRoutingEncoder
@@ -59,6 +60,7 @@ class Session:
         self.tasks = method_tasks(config)
         self.stages: list[Stage] = stages_of(config)
         self.method: Method = method_class(config.method["name"])(method_config(config.method), self.core, self.tasks)
+        check_needs(self.method)
         needs = self.method.needs
         by_clip = {"clip_text"} if "sentence" in needs and config.model.sentence == "clip" else set()
         encoder = routing_encoder(config, self.loaded, needs | by_clip)
@@ -81,6 +83,7 @@ class Session:
         if not is_main():
             return
         names = self.method.adapters()
+        self.core.known(names, f"method '{self.method.name}': adapters()")
         for name in names:
             self.core.save(name, folder / "adapter" if len(names) == 1 else folder / "adapter" / name)
         trained = {id(p) for group in self.method.params() for p in group["params"]}
@@ -132,6 +135,7 @@ class Session:
         set_seed(self.config.seed + stage.index)
         self.core.unfold()
         self.method.before_task(self.tasks[stage.train[0]], context)
+        check_training(self.method)
         self.routed.requires_grad_(False)
         for group in self.method.params():
             for parameter in group["params"]:

@@ -16,6 +16,7 @@ from transformers.trainer import SCHEDULER_NAME
 
 from hide_llava.adapters.route import Route
 from hide_llava.errors import UserError
+from hide_llava.methods.checks import checked_terms
 from hide_llava.methods.routed import RoutedLlava
 from hide_llava.storage import writing
 from hide_llava.training.checkpoint import load_trained, mark_complete, rotate, save_trained
@@ -72,7 +73,8 @@ class MethodTrainer(Trainer):
                 f"the loss is {loss.item()} at step {self.state.global_step + 1} (records {', '.join(inputs['ids'][:4])}"
                 "); lower train.learning_rate, set train.max_grad_norm, or use bf16 instead of fp16."
             )
-        for name, term in self.method.loss(output, inputs, output.features).items():
+        terms = checked_terms(self.method, self.method.loss(output, inputs, output.features))
+        for name, term in terms.items():
             share = term / self.current_gradient_accumulation_steps
             self.terms[name] = self.terms.get(name, 0.0) + float(share.detach())
             loss = loss + share.to(loss.dtype)

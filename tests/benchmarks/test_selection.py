@@ -109,7 +109,7 @@ def test_a_benchmark_that_extends_another(write) -> None:
 
 def test_the_legacy_section_is_checked(write) -> None:
     task = "id: a, title: A, test: t.json, metric: exact_upper"
-    for text, says in {"legacy: {resaon: x}": "'benchmark.tasks[0].legacy.resaon'", "legacy: yes": "takes a name or a mapping",
+    for text, says in {"legacy: {resaon: x}": "'benchmark.tasks[0].legacy.resaon'", "legacy: yes": "must be a mapping",
                        "legacy: {workers: 2}": "reason"}.items():  # fmt: skip
         path = write("b.yaml", f"benchmark: {{name: b, tasks: [{{{task}, {text}}}]}}")
         with pytest.raises(UserError) as caught:

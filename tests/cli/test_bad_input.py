@@ -142,7 +142,7 @@ def test_unknown_metric(mine: Path, words: Words, tmp_path: Path) -> None:
         ("benchmark: [", "not valid YAML"),
         ("- 1", "expected a mapping"),
         ("train: {epochs: 1}", "no top-level 'benchmark:'"),
-        ("benchmark: tiny", "no top-level 'benchmark:'"),
+        ("benchmark: tiny", "must be a mapping, e.g. `benchmark: {name: tiny}`"),
         ("benchmark: {name: x, tasks: [a]}", "takes a list of mappings"),
     ],
 )
@@ -212,8 +212,18 @@ def test_folder_of_another_run(world: Path, run: Path) -> None:
     before = content(run)
     changed = ("train.epochs=1", "train.learning_rate=1e-4", "method.rank=4", "seed=1", "eval.max_new_tokens=9")
     says = (run, "train.learning_rate: 0.005 there, 0.0001 now", "method.rank: 8 there, 4 now", "seed: 42 there, 1 now",
-            "eval.max_new_tokens: None there, 9 now", "output=")  # fmt: skip
-    refused("run", *arguments(world, "hide", run, *changed), says=says)
+            "eval.max_new_tokens: None there, 9 now", "output=", "or give the old values back")  # fmt: skip
+    assert "more" not in refused("run", *arguments(world, "hide", run, *changed), says=says)
+    assert content(run) == before
+
+
+def test_folder_of_another_method(world: Path, run: Path) -> None:
+    """What says most comes first, a key that one side lacks is absent, and what is left out is counted."""
+    before = content(run)
+    words = arguments(world, "lora", run, "train.epochs=1", "tasks=[task0,task1]")
+    first = "(method.name: 'hide' there, 'lora' now; method.preset: 'hide' there, 'lora' now; tasks: None there, "
+    message = refused("run", *words, says=(run, first, " there, absent now", " more). Choose another output="))
+    assert int(message.split("; and ")[1].split(" more")[0]) > 1 and "None now" not in message
     assert content(run) == before
 
 

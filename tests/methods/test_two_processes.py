@@ -13,7 +13,7 @@ import pytest
 
 from hide_llava.config import compose
 from hide_llava.errors import UserError
-from hide_llava.methods.base import REGISTRY, Method
+from hide_llava.methods.base import Method, method_class
 from hide_llava.pipeline import run
 from hide_llava.training.engines import check_engine
 from tests.methods.test_contract import TRAINED, assert_same, fields, make_world, preset, small, tensors_of
@@ -40,7 +40,7 @@ def words(world: Path, method: str, output: Path, engine: str = "ddp") -> list[s
 def in_two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs with two processes."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "all.json").write_text(json.dumps([words(world, m, folder / m) for m in METHODS]))
+    (folder / "all.json").write_text(json.dumps([words(world, m, folder / Path(m).stem) for m in METHODS]))
     done = launch(COMMAND_LINE, "each", str(folder / "all.json"), seconds=900)
     (folder / "error.txt").write_text(f"{done.returncode} {done.stderr[-3000:]}")
     return folder
@@ -59,7 +59,7 @@ def assert_equal_runs(one: Path, two: Path, atol: float) -> None:
 @pytest.mark.xdist_group("two-processes")
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_equal_one(method: str, world: Path, in_two: Path, tmp_path: Path) -> None:
-    two = in_two / method
+    two = in_two / Path(method).stem
     stages = json.loads((two / "manifest.json").read_text())["stages"] if two.is_dir() else []
     assert stages and all(s["status"] == "complete" for s in stages), (in_two / "error.txt").read_text()
     run(compose(words(world, method, tmp_path / "one")), report=False)
@@ -71,7 +71,7 @@ def test_two_processes_equal_one(method: str, world: Path, in_two: Path, tmp_pat
 @pytest.mark.parametrize("method", ZERO)
 def test_zero2_equals_one_process_or_is_refused(method: str, world: Path, tmp_path: Path) -> None:
     mine = words(world, method, tmp_path / "two", "zero2")
-    cls = REGISTRY[compose(mine).method["name"]]
+    cls = method_class(compose(mine).method["name"])
     if cls.on_gradients is not Method.on_gradients:
         with pytest.raises(UserError, match=r"leaves no whole gradients.* use train.engine=ddp"):
             check_engine(compose(mine), cls)

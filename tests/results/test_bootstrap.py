@@ -101,3 +101,17 @@ def test_only_a_mean_of_verdicts_gets_an_interval() -> None:
     for words, score in said.items():
         found, why = usable_verdicts(score)
         assert found is None and words in why
+
+
+def test_a_score_that_only_happens_to_equal_the_mean_gets_none() -> None:
+    """BLEU of a corpus, and CVIT's oracle CIDEr whose verdicts are another rule's."""
+    nothing = {"score": 0.0, "clean": {"score": 0.0}, "verdicts": {"1": 0.0, "2": 0.0}}
+    for metric, headline, words in (
+        ("caption7", "legacy", "not the mean"),
+        ("caption7", "clean", "not the mean"),
+        ("cvit_cider_oracle", "legacy", "the headline is the legacy one"),
+    ):
+        found, why = usable_verdicts({**nothing, "metric": metric, "headline": headline})
+        assert found is None and words in why
+    for metric, headline in (("cvit_cider_oracle", "clean"), ("exact_upper", "legacy"), ("of a plug-in", "legacy")):
+        assert usable_verdicts({**nothing, "metric": metric, "headline": headline}) == (nothing["verdicts"], "")

@@ -221,7 +221,13 @@ def test_other_benchmarks_are_other_tables(tmp_path: Path) -> None:
 def test_a_baseline_is_compared_question_by_question(tmp_path: Path) -> None:
     def exact(name: str, right: int, **more: object) -> Path:
         verdicts = {str(q): float(q < right) for q in range(200)}
-        score = {"score": right / 2, "verdicts": verdicts, "clean": {"score": right / 2}, **more}
+        score = {
+            "score": right / 2,
+            "verdicts": verdicts,
+            "clean": {"score": right / 2},
+            "metric": "exact_upper",
+            **more,
+        }
         return edited(sequential_run(tmp_path, name, name), cell=score)
 
     base, better = exact("base", 100), exact("better", 130)

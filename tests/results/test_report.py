@@ -120,6 +120,22 @@ def test_labels_and_mixed_settings(tmp_path: Path) -> None:
     assert any(label.startswith("mixed image_transform (crop, pad)") for label in labels)
 
 
+def test_what_a_limited_run_says_once(tmp_path: Path) -> None:
+    """Its own label covers those of its cells; protocol and rule of the score are told apart."""
+    label = "partial: limit=20 training records and questions of each file"
+    path = sequential_run(tmp_path, labels=[label])
+    for folder in path.glob("eval/*/*"):
+        data = json.loads((folder / "score.json").read_text())
+        labels = ["partial: 20 of 100 questions (limit=20)", "partial"]
+        write(folder / "score.json", {**data, "labels": labels, "limit": 20, "protocol": "clean"})
+    run = read_run(path)
+    assert run.labels() == [label]
+    text = markdown(run)
+    assert "- Protocol of the tasks: clean" in text and "- Metric rules of the headline scores: legacy" in text
+    write(path / "manifest.json", {**run.manifest, "labels": []})
+    assert read_run(path).labels() == labels  # nothing else says so
+
+
 def test_joint_and_zero_shot_runs(tmp_path: Path) -> None:
     run = read_run(joint_run(tmp_path))
     assert run.matrix.joint and re.search(r"^Last +74\.78$", format_matrix(run.matrix), re.M)
