@@ -79,7 +79,7 @@ class SMoLora(SequentialLora):
     def before_task(self, task: Task, context: Context) -> None:
         self.current = task.index
         self._add_instruction_gate(context.widths["sentence"])
-        if self.oracle:
+        if self.oracle and context.train_data is not None:  # `plan` has no data
             self.instructions[task.index] = self._mean_instruction(context)
 
     def _add_instruction_gate(self, width: int) -> None:

@@ -22,6 +22,7 @@ from hide_llava.training.flops import Flops
 from hide_llava.training.plan import plan
 from hide_llava.training.session import Session
 from hide_llava.training.sizes import Sizes, sizes, sizes_of_alike_layers
+from hide_llava.values import rules
 
 SHAPE = ModelShape(published("7b"), "")
 TASKS = [Task(i, f"task-{i}", 6) for i in range(6)]
@@ -284,6 +285,19 @@ def test_text_of_the_small_model(method: str) -> None:
     text = plan(compose(["benchmark=mini-ucit", "model=mini", "train=mini", f"method={method}"]))
     assert "base model: 2.9 M parameters" in text and "an answer: " in text
     assert "hide_llava/assets/mini/llava" in text
+
+
+@pytest.mark.parametrize("method", TRAINED)
+def test_every_choice_can_be_planned(method: str) -> None:
+    """Each value of each option that takes one of several, without data and without weights."""
+    kind = REGISTRY[method].Config
+    choices = {name: words for name, words in rules(kind) if words.startswith("expected one of ")}
+    for name, words in choices.items():
+        for value in words.removeprefix("expected one of ").split(", "):
+            if value != getattr(kind(), name):
+                words = ["method.buffer=10"] if method == "replay" else []  # also a percentage
+                text = plan(compose(["benchmark=mini-ucit", f"method={method}", f"method.{name}={value}", *words]))
+                assert "trained in one task: " in text and "an answer: " in text, (name, value)
 
 
 def test_two_digits_and_no_more() -> None:
