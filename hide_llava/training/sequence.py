@@ -224,6 +224,7 @@ def _hand_over(session: Session, run: RunFolder, stage: Stage, trainer: MethodTr
     fresh.restore(run, stage.index - 1)
     fresh.begin_stage(stage, _context(fresh, dataset))
     load_trained(fresh.routed, folder)
+    torch.distributed.barrier()  # the main process deletes that folder when the stage is closed
     return fresh
 
 
