@@ -57,24 +57,26 @@ def require_matplotlib() -> None:
 
 def new_figure(theme: Theme, width: float, height: float) -> tuple[Figure, Any]:
     """A figure of that size in inches and its bare axes."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), facecolor=theme.paper, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
+    figure = _figure(theme, width, height, 0.08)
     return figure, _bare(figure.add_subplot(facecolor=theme.paper), theme, 9)
 
 
 def new_panels(theme: Theme, width: float, height: float, rows: int, columns: int) -> tuple[Figure, list[Any]]:
     """A figure of that size in inches with a grid of bare axes that share both scales, row by row."""
-    require_matplotlib()
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), facecolor=theme.paper, layout="constrained")
+    figure = _figure(theme, width, height, 0.06)
     grid = figure.subplots(
         rows, columns, sharex=True, sharey=True, squeeze=False, subplot_kw={"facecolor": theme.paper}
     )
     return figure, [_bare(axes, theme, 8) for axes in grid.flat]
+
+
+def _figure(theme: Theme, width: float, height: float, pad: float) -> Figure:
+    require_matplotlib()
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), facecolor=theme.paper, layout="constrained")
+    figure.get_layout_engine().set(w_pad=pad, h_pad=pad)
+    return figure
 
 
 def _bare(axes: Any, theme: Theme, size: float) -> Any:
