@@ -21,6 +21,7 @@ class ModelConfig:
     sentence: str | None = None  # sentence-transformers folder or hub id, or `clip`: CLIP's text features instead
     projector: str | None = None  # original format only: an `mm_projector.bin` that replaces the projector
     dtype: str = "auto"  # auto (bf16 on a GPU, fp32 on a CPU) | float32 | bfloat16 | float16
+    tf32: bool = True  # fp32 products on a GPU may use TF32; routing and folding never do
     attention: str = "auto"  # auto | sdpa | flash | eager
     device: str = "auto"  # auto | cpu | cuda
     quantization: str = "none"  # none | 4bit | 8bit: the decoder's linears, by bitsandbytes

@@ -10,7 +10,6 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from hide_llava.adapters import peft_folder
 from hide_llava.adapters.folding import Factors, Folds, low_rank
+from hide_llava.adapters.peft_folder import replace_values
 from hide_llava.adapters.route import Route
 from hide_llava.adapters.spec import TARGETS, LoraSpec
 from hide_llava.errors import UserError
@@ -151,9 +151,10 @@ class Core:
         return 4 * sum(p.numel() for p in self.projector.parameters())
 
     def load_projector(self, state: dict[str, Tensor]) -> None:
-        with torch.no_grad():
-            for key, parameter in self.projector.named_parameters():
-                parameter.copy_(state[key])
+        """Put weights into the projector, in the dtype that they are stored in: a trained projector is fp32 beside a bf16
+        model, and rounding it here would make a restarted run another run."""
+        for key, parameter in self.projector.named_parameters():
+            replace_values(parameter, state[key])
 
     # ---- routing -------------------------------------------------------------------------------------------------
     @contextlib.contextmanager

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from hide_llava.errors import UserError
 
@@ -39,6 +38,11 @@ def read(folder: Path) -> tuple[LoraConfig, State]:
         raise UserError(f"{folder}: not a readable peft adapter ({' '.join(str(error).split())}).") from None
 
 
+def replace_values(parameter: nn.Parameter, stored: Tensor) -> None:
+    """Give a parameter the values *and the dtype* of a stored tensor, on its own device."""
+    parameter.data = stored.detach().to(parameter.device, copy=True)
+
+
 def fill(peft: PeftModel, name: str, layers: Iterable[tuple[str, int, LoraLayer]], state: State, folder: Path) -> None:
     """Put `state`, read from `folder`, into adapter `name`, which is on `layers` (of `Core.layers`).
 
@@ -51,9 +55,8 @@ def fill(peft: PeftModel, name: str, layers: Iterable[tuple[str, int, LoraLayer]
     own = {f"base_model.model.{path}.lora_{x}.weight": getattr(layer, f"lora_{x}")[name].weight
            for path, _, layer in layers for x in "AB"}  # fmt: skip
     if {k: v.shape for k, v in own.items()} == {k: v.shape for k, v in state.items()}:
-        with torch.no_grad():
-            for key, parameter in own.items():
-                parameter.copy_(state[key])
+        for key, parameter in own.items():
+            replace_values(parameter, state[key])
         return
     try:
         result = set_peft_model_state_dict(peft, state, adapter_name=name)

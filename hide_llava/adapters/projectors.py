@@ -14,13 +14,14 @@ from hide_llava.adapters.route import Route
 
 def project(core: Core, patches: Tensor, route: Route, has_image: Tensor) -> Tensor:
     """Vision patches [n, P, d_v] of the rows with `has_image` [B] → [n, P, d], by the projector(s) of `route`."""
-    patches = patches.to(core.projector.linear_1.weight.dtype)
     if route.projectors is None:
-        return core.projector(patches)
+        return core.projector(patches.to(core.projector.linear_1.weight.dtype))
     mixed = torch.zeros((), device=patches.device)
     for name, weight in route.projectors.items():
-        weight = weight[has_image].to(patches.dtype)[:, None, None]
-        mixed = mixed + weight * functional_call(core.projector, core.projectors[name], (patches,))
+        own = core.projectors[name]
+        dtype = own["linear_1.weight"].dtype  # a trained copy is fp32, whatever the model's own projector is
+        projected = functional_call(core.projector, own, (patches.to(dtype),))
+        mixed = mixed + weight[has_image].to(dtype)[:, None, None] * projected
     return mixed
 
 

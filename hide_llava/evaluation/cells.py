@@ -132,13 +132,15 @@ def answer_batch(
         batch["task"] = task
     ids, route = session.routed.generate(batch, max_new_tokens)
     tokenizer, rows = session.loaded.tokenizer, []
+    names = list(route.weights)
+    weights = torch.stack([route.weights[n] for n in names], 1).tolist() if names else [[]] * len(ids)  # one copy to the host
     for b, tokens in enumerate(ids.tolist()):
         if tokenizer.eos_token_id in tokens:
             tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1]
         rows.append({
             "question_id": batch["ids"][b], "prompt": batch["prompts"][b],
             "text": tokenizer.decode(tokens, skip_special_tokens=True).strip(), "token_ids": tokens,
-            "routing": {name: round(float(w[b]), 6) for name, w in route.weights.items()},
+            "routing": {name: round(weight, 6) for name, weight in zip(names, weights[b])},
         })  # fmt: skip
     return rows
 

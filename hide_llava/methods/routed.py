@@ -21,6 +21,7 @@ from hide_llava.data.conversation import last_line
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Features, Method
 from hide_llava.model.embed import Vision, insert_prompts, see, splice
+from hide_llava.precision import full_precision
 
 
 @dataclass
@@ -75,7 +76,7 @@ class RoutedLlava(nn.Module):
     @torch.no_grad()
     def features(self, batch: dict[str, Any], vision: Vision | None) -> Features:
         """What `method.needs` of the routing features [B, d], fp32; image rows of text-only records are zero."""
-        with torch.autocast(batch["input_ids"].device.type, enabled=False):  # anchors and routing stay fp32
+        with torch.autocast(batch["input_ids"].device.type, enabled=False), full_precision():  # anchors too stay fp32
             return self._features(batch, vision)
 
     def _features(self, batch: dict[str, Any], vision: Vision | None) -> Features:

@@ -17,6 +17,7 @@ from hide_llava.data.tokenizer import load_tokenizer
 from hide_llava.errors import UserError
 from hide_llava.model.original import is_original, load_original
 from hide_llava.model.quantized import quantize
+from hide_llava.precision import allow_tf32
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -100,6 +101,7 @@ def load(config: RunConfig) -> Loaded:
     Raises:
         UserError: folder missing, not a LLaVA-1.5, weights missing, tokenizer not exact.
     """
+    allow_tf32(config.model.tf32)
     root = config.model_folder()
     folder, clip = resolve(config.model.path, root), resolve(config.model.clip, root)
     if not (folder / "config.json").is_file():

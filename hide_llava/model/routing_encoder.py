@@ -51,8 +51,15 @@ class ClipRoutingEncoder(nn.Module):
 
     @torch.no_grad()
     def image(self, cls: Tensor, pixel_values: Tensor) -> Tensor:
-        """[n, d_v] last-layer CLS states → [n, d] fp32 image embeddings."""
-        return self.post_layernorm[0](cls).float() @ self.visual_projection.T
+        """[n, d_v] last-layer CLS states → [n, d] fp32 image embeddings.
+
+        Normalised in fp32 whatever the dtypes are: under CUDA's autocast the tower's layer norms give fp32 states, in
+        generation bf16 ones, and CUDA's layer norm refuses weights of another dtype than its input.
+        """
+        norm = self.post_layernorm[0]
+        weight, bias = norm.weight.float(), norm.bias.float()
+        normed = nn.functional.layer_norm(cls.float(), norm.normalized_shape, weight, bias, norm.eps)
+        return normed @ self.visual_projection.T
 
     @torch.no_grad()
     def text(self, texts: list[str]) -> Tensor:

@@ -145,7 +145,6 @@ def _arguments(
         deepspeed=deepspeed_config(config),
         bf16=dtype == torch.bfloat16 and train.engine == "ddp",  # ZeRO: autocast in the trainer
         fp16=dtype == torch.float16,
-        tf32=True if device.type == "cuda" else None,
         use_cpu=device.type == "cpu",
         dataloader_num_workers=train.num_workers,
         dataloader_pin_memory=device.type == "cuda",

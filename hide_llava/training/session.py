@@ -13,6 +13,7 @@ from transformers import set_seed
 
 from hide_llava.adapters.anchors import is_main
 from hide_llava.adapters.core import Core
+from hide_llava.adapters.peft_folder import replace_values
 from hide_llava.config import RunConfig
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Method, Stage, method_class, method_config
@@ -127,7 +128,9 @@ class Session:
         state = copy.copy(state)
         modules = {k.removeprefix("modules."): state.pop(k) for k in list(state) if k.startswith("modules.")}
         self.method.load_state(state)
-        self.method.modules.load_state_dict(modules)
+        self.method.modules.load_state_dict(modules)  # checks names and shapes
+        for name, parameter in self.method.modules.named_parameters():
+            replace_values(parameter, modules[name])
 
     # ---- training and inference mode ---------------------------------------------------------------------------------
     def begin_stage(self, stage: Stage, context: Context) -> None:

@@ -1,0 +1,166 @@
+"""One method on the simulated device, in bf16 with checkpointing, by the real pipeline: `python -m tests.simulated_cuda.walk`.
+
+    walk WORLD OUTPUT METHOD…     one JSON line for each method
+
+Two tasks are trained, evaluated, stored; the same again, stopped after every step of the second task and gone on with in
+a new session each time; then both are compared. What made the host wait is counted per step, per batch and per token.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import LlavaForConditionalGeneration as Llava
+from transformers import TrainerCallback
+from transformers.utils import logging
+
+import hide_llava.methods.all  # noqa: F401
+import tests.methods.extra  # noqa: F401
+from hide_llava.config import RunConfig, compose
+from hide_llava.evaluation import cells
+from hide_llava.pipeline import run
+from hide_llava.training import run_folder, sequence
+from hide_llava.training.run_folder import RunFolder
+from hide_llava.training.sequence import Interrupted
+from tests.methods.test_contract import assert_same, preset, small, tensors_of
+from tests.simulated_cuda import device
+from tests.tiny import arguments
+
+SETTINGS = ("model.device=cuda", "model.dtype=bfloat16", "train.gradient_checkpointing=true", "tasks=[task0,task1]",
+            "train.epochs=1", "eval.num_workers=0", "eval.batch_size=6", "eval.max_new_tokens=4")  # fmt: skip
+FEW = ("method.samples=2",)  # records that are looked at again after a task, one by one: more only take time
+QUICK = {"branchlora": (*FEW, "method.branches=4"), "clmoe": FEW, "same": FEW}
+
+
+class Counted:
+    """Waits of the host while training steps and batches of answers were at work, and what they were for."""
+
+    def __init__(self) -> None:
+        self.steps, self.batches = [], []
+        self.by_place: dict[str, collections.Counter] = {"step": collections.Counter(), "batch": collections.Counter()}
+
+    def during(self, kind: str, before: collections.Counter) -> int:
+        new = device.waits - before
+        self.by_place[kind] += new
+        return new.total()
+
+
+class _Steps(TrainerCallback):
+    def __init__(self, counted: Counted):
+        self.counted = counted
+
+    def on_step_begin(self, *_: Any, **__: Any) -> None:
+        self.before = device.waits.copy()
+
+    def on_step_end(self, *_: Any, **__: Any) -> None:
+        self.counted.steps.append(self.counted.during("step", self.before))
+
+
+def walk(world: Path, output: Path, method: str) -> dict[str, Any]:
+    """The numbers of one method: waits per step and batch, and where they come from."""
+    words = arguments(world, preset(world, method), output / "whole", *small(method), *QUICK.get(method, ()), *SETTINGS)
+    counted = Counted()
+    with counting(counted):
+        run(compose(words), report=False)
+    stops = until_done(compose([*words, f"output={output / 'stopped'}"]))
+    assert bool(stops) == bool(counted.steps)
+    whole, again = output / "whole", output / "stopped"
+    assert all(stage["status"] == "complete" for stage in RunFolder(again).manifest["stages"])
+    if counted.steps:
+        assert_same(tensors_of(again), tensors_of(whole))
+    for file in sorted(whole.rglob("predictions.jsonl")):
+        assert ids(file) == ids(again / file.relative_to(whole)), f"other answers after a restart: {file.parent.name}"
+    places = {kind: dict(found.most_common()) for kind, found in counted.by_place.items()}
+    return {"steps": counted.steps, "batches": counted.batches, "places": places}
+
+
+def until_done(config: RunConfig) -> int:
+    """Run with a stop in the middle of each task and a new session after each stop; how often it was stopped."""
+    build, stops = sequence.build_trainer, 0
+
+    def stopping(*args: Any) -> Any:
+        trainer, callback = build(*args)
+        end = callback.on_step_end
+
+        def on_step_end(arguments: Any, state: Any, control: Any, **rest: Any) -> Any:
+            callback.stopped = state.global_step == 1
+            return end(arguments, state, control, **rest)
+
+        callback.on_step_end = on_step_end
+        return trainer, callback
+
+    sequence.build_trainer = stopping
+    try:
+        while True:
+            try:
+                run(config, report=False)
+                return stops
+            except Interrupted:
+                stops += 1
+    finally:
+        sequence.build_trainer = build
+
+
+@contextlib.contextmanager
+def counting(counted: Counted) -> Iterator[None]:
+    """Inside the block training steps, batches of answers and decoded tokens are counted."""
+    build_trainer, answer_batch, upstream = sequence.build_trainer, cells.answer_batch, Llava.generate
+    decoding = [0, 0]  # waits inside upstream's generate, tokens
+
+    def build(*args: Any) -> Any:
+        trainer, callback = build_trainer(*args)
+        trainer.add_callback(_Steps(counted))
+        return trainer, callback
+
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        before = device.waits.copy()
+        result = upstream(*args, **kwargs)
+        decoding[:] = [(device.waits - before).total(), result.shape[1]]
+        return result
+
+    def answer(*args: Any) -> list[dict]:
+        before = device.waits.copy()
+        rows = answer_batch(*args)
+        waits, tokens = decoding
+        counted.batches.append({"waits": counted.during("batch", before) - waits, "a token": waits / tokens})
+        return rows
+
+    sequence.build_trainer, cells.answer_batch, Llava.generate = build, answer, generate
+    try:
+        yield
+    finally:
+        sequence.build_trainer, cells.answer_batch, Llava.generate = build_trainer, answer_batch, upstream
+
+
+def ids(file: Path) -> list[list[int]]:
+    return [json.loads(line)["token_ids"] for line in file.read_text().splitlines()]
+
+
+def main() -> None:
+    world, output, *methods = sys.argv[1:]
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    run_folder.git_commit = lambda: None  # asks git twice in every run, which takes as long as a step here
+    with device.simulated_cuda():
+        for method in methods:
+            begun, line = time.monotonic(), {"method": method}
+            try:
+                line |= walk(Path(world), Path(output) / Path(method).stem, method)
+            except Exception:
+                line["error"] = traceback.format_exc()
+            line["seconds"] = round(time.monotonic() - begun, 1)
+            print("walked", json.dumps(line), flush=True)
+
+
+if __name__ == "__main__":
+    main()
