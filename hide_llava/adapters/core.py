@@ -17,7 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from hide_llava.adapters import peft_folder
-from hide_llava.adapters.folding import Factors, Folds, low_rank
+from hide_llava.adapters.folding import ENOUGH, Factors, Folds, low_rank
 from hide_llava.adapters.peft_folder import replace_values
 from hide_llava.adapters.route import Route
 from hide_llava.adapters.spec import TARGETS, LoraSpec
@@ -39,7 +39,8 @@ class Core:
         self.projectors: dict[str, dict[str, Tensor]] = {}
         self.folds = Folds()
         self._folded: dict[str, LoraLayer] = {}  # module name → peft layer whose base weight holds the fold
-        self._standing: list[str] = []  # folds of a quantised base: adapters that are active whatever the route says
+        self._standing: list[str] = []  # what could not be folded: adapters that are active whatever the route says
+        self.kept: dict[str, float] = {}  # module name → share of its update that the folded weight would hold
 
     # ---- what there is -------------------------------------------------------------------------------------------
     @property
@@ -238,20 +239,25 @@ class Core:
     def fold(self, names: list[str], weights: list[float], mode: str, skip_layers: list[int]) -> None:
         """Merge adapters into the base weights of every layer but `skip_layers` (see folding.py); undo by `unfold`.
 
-        A quantised base is not touched: there the sum is one more adapter, low-rank and always active.
+        Where a weight is quantised, or too coarse for the update, it is not touched: there the sum is one more adapter,
+        low-rank and always active. `kept` says what was measured.
         """
         self.known(names, "fold")
         self._wrap()
-        skip = set(skip_layers)
-        layers = [(path, index, m) for path, index, m in self.layers(names[0]) if index not in skip]
-        if layers and not layers[0][2].get_base_layer().weight.is_floating_point():
+        unfolded = []
+        for path, index, module in self.layers(names[0]):
+            if index in skip_layers:
+                continue
+            if module.get_base_layer().weight.is_floating_point():
+                self.kept[path] = self.folds.fold(module, names, weights, mode)
+                if self.kept[path] >= ENOUGH:
+                    self._folded[path] = module
+                    continue
+            unfolded.append(path)
+        if unfolded:
             self._standing.append(f"routed-fold-{len(self._standing)}")
-            self._hold(self._standing[-1], names, sorted({index for _, index, _ in layers}),
+            self._hold(self._standing[-1], names, unfolded,
                        lambda factors, scales: low_rank(factors, weights, scales, mode))  # fmt: skip
-            return
-        for path, _, module in layers:
-            self.folds.fold(module, names, weights, mode)
-            self._folded[path] = module
 
     def concatenate(self, name: str, experts: list[str], layers: list[int]) -> int:
         """One adapter `name` on `layers` holding all experts: A = [A_0; A_1; …], B = [s_0 B_0 | s_1 B_1 | …].
@@ -259,13 +265,15 @@ class Core:
         Returns its rank; the caller gates rank block i with the weight of expert i. Without layers there is nothing to
         hold: no adapter is added and the rank is 0.
         """
-        ones = [1.0] * len(experts)
-        return self._hold(name, experts, layers, lambda factors, scales: low_rank(factors, ones, scales, "delta_sum"))
+        ones, wanted = [1.0] * len(experts), set(layers)
+        paths = [path for path, index, _ in self.layers(experts[0]) if index in wanted]
+        return self._hold(name, experts, paths, lambda factors, scales: low_rank(factors, ones, scales, "delta_sum"))
 
-    def _hold(self, name: str, experts: list[str], layers: list[int], make: Callable[..., Factors]) -> int:
-        """Add adapter `name` of scale 1 on `layers`, its A and B made from the experts' factors; returns its rank."""
+    def _hold(self, name: str, experts: list[str], paths: list[str], make: Callable[..., Factors]) -> int:
+        """Add adapter `name` of scale 1 on the linears `paths`, its A and B made from the experts' factors; returns its rank."""
         self.known(experts, name)
-        held = [(path, m) for path, index, m in self.layers(experts[0]) if index in set(layers)]
+        wanted = set(paths)
+        held = [(path, m) for path, _, m in self.layers(experts[0]) if path in wanted]
         factors = {
             path: make([(m.lora_A[e].weight, m.lora_B[e].weight) for e in experts], [m.scaling[e] for e in experts])
             for path, m in held
@@ -295,6 +303,7 @@ class Core:
         self._wrap()
         self._folded.clear()
         self._standing.clear()
+        self.kept.clear()
         self.folds.unfold()
         self.follow(Route())
         for name in [n for n in self.names() if n.startswith("routed")]:

@@ -5,6 +5,13 @@
 
 The sum is formed in fp32 and rounded once. The original weights are *kept* (a copy in host memory; 13 GB for the lower
 31 layers of a bf16 7B), because W + Δ − Δ is not W in floating point: unfolding copies them back, bit for bit.
+
+In bf16 a weight has eight significant bits, so that an update of less than about 0.2 % of it is rounded away, not by chance
+but always in the same direction. How much of an update the rounded weight holds is therefore measured,
+
+    kept = ⟨round(W + Δ) − W, Δ⟩ / ‖Δ‖²,
+
+and a linear in which it is below ENOUGH is not folded: its update stays one low-rank adapter (`Core.fold`).
 """
 
 from __future__ import annotations
@@ -14,7 +21,9 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 
 from hide_llava.errors import UserError
+from hide_llava.precision import full_precision
 
+ENOUGH = 0.99  # of an update; random weights with an update of 1 % of W keep 1.000 in bf16, of 0.5 % 0.987, of 0.1 % 0.55
 MODES = ("delta_sum", "factor_sum")
 
 
@@ -44,8 +53,17 @@ def low_rank(factors: list[Factors], weights: list[float], scales: list[float], 
 
 def delta(factors: list[Factors], weights: list[float], scales: list[float], mode: str) -> Tensor:
     """The fused update [d_out, d_in] in fp32 from (A [r, d_in], B [d_out, r]) per expert; see `low_rank`."""
-    a, b = low_rank(factors, weights, scales, mode)
-    return b @ a
+    with full_precision():
+        a, b = low_rank(factors, weights, scales, mode)
+        return b @ a
+
+
+def kept(weight: Tensor, folded: Tensor, update: Tensor) -> float:
+    """Share of `update` [d_out, d_in] fp32 that `folded`, in the dtype of `weight`, holds; 1 for an update of zero."""
+    size = update.square().sum(dtype=torch.float64)
+    if weight.dtype == torch.float32 or not size:
+        return 1.0
+    return float(((folded.float() - weight.float()) * update).sum(dtype=torch.float64) / size)
 
 
 class Folds:
@@ -54,15 +72,22 @@ class Folds:
     def __init__(self) -> None:
         self._kept: dict[LoraLayer, Tensor] = {}
 
-    def fold(self, layer: LoraLayer, names: list[str], weights: list[float], mode: str) -> None:
-        """Merge adapters `names` of one peft layer into its base weight."""
+    def fold(self, layer: LoraLayer, names: list[str], weights: list[float], mode: str) -> float:
+        """Merge adapters `names` of one peft layer into its base weight, if that holds ENOUGH of their update.
+
+        Returns the share that it holds; below ENOUGH the weight is as it was.
+        """
         weight = layer.get_base_layer().weight
         with torch.no_grad():
-            if layer not in self._kept:
-                self._kept[layer] = weight.detach().to("cpu", copy=True)
             factors = [(layer.lora_A[n].weight, layer.lora_B[n].weight) for n in names]
             update = delta(factors, weights, [layer.scaling[n] for n in names], mode)
-            weight.copy_((weight.float() + update).to(weight.dtype))
+            folded = (weight.float() + update).to(weight.dtype)
+            share = kept(weight, folded, update)
+            if share >= ENOUGH:
+                if layer not in self._kept:
+                    self._kept[layer] = weight.detach().to("cpu", copy=True)
+                weight.copy_(folded)
+        return share
 
     def unfold(self) -> None:
         with torch.no_grad():

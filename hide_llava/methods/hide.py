@@ -179,7 +179,7 @@ class HiDe(Method):
         image = [self.image_anchors.mean(t) for t in self.learned]
         text = [self.text_anchors.mean(t) for t in self.learned]
         if self.config.routing == "softmax_all":
-            image = (image + self._unlearned("image", text[0]))[: self.slots]
+            image = (image + self._unlearned("image", self.image_anchors.sums[self.learned[0]]))[: self.slots]
             text = (text + self._unlearned("text", text[0]))[: self.slots]
         return image, text
 

@@ -150,14 +150,7 @@ class RoutedLlava(nn.Module):
         """Greedy answers [B, ≤ max_new_tokens] of a left-padded batch, and the route they took."""
         ready = self.prepare({**batch, "labels": None}, False)
         ids = self.llava.generate(
-            inputs_embeds=ready["inputs_embeds"],
-            attention_mask=ready["attention_mask"],
-            max_new_tokens=max_new_tokens,
-            do_sample=False,
-            num_beams=1,
-            temperature=None,
-            top_p=None,
-            top_k=None,
-            pad_token_id=0,
-        )
+            inputs_embeds=ready["inputs_embeds"], attention_mask=ready["attention_mask"],
+            max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=0,
+        )  # fmt: skip
         return ids, ready["route"]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.utils import is_flash_attn_2_available
 
 from hide_llava.config import ModelConfig, RunConfig
@@ -90,9 +90,14 @@ def dtype_of(config: ModelConfig) -> torch.dtype:
 def attention_of(config: ModelConfig) -> str:
     """`auto` takes flash attention where it can be imported and runs, else SDPA."""
     if config.attention == "auto":
-        usable = is_flash_attn_2_available() and dtype_of(config) != torch.float32
+        usable = is_flash_attn_2_available() and dtype_of(config) != torch.float32 and _runs_flash(device_of(config))
         return "flash_attention_2" if usable else "sdpa"
     return {"flash": "flash_attention_2"}.get(config.attention, config.attention)
+
+
+def _runs_flash(device: torch.device) -> bool:
+    """Flash attention 2 has kernels for Ampere and newer GPUs only."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 def load(config: RunConfig) -> Loaded:
@@ -128,7 +133,11 @@ def load(config: RunConfig) -> Loaded:
     if config.model.quantization != "none":
         quantize(llava, config.model.quantization, dtype)
     llava.to(device_of(config.model)).eval().requires_grad_(False)
-    llava.generation_config.eos_token_id = tokenizer.eos_token_id
+    # Greedy means greedy: upstream fills in whatever the folder's generation_config.json says (repetition penalties,
+    # suppressed words, a time limit), so that file is not used.
+    llava.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
+    )
     return Loaded(llava, tokenizer, image_tokens(llava), preprocessor, clip)
 
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hide_llava.adapters.core import Core
+from hide_llava.adapters.core import Core, LoraSpec
 from hide_llava.adapters.folding import MODES, delta
 from hide_llava.adapters.route import Route
 from hide_llava.errors import UserError
+from tests.methods.host import OneLinear
 
 Factors = list[tuple[Tensor, Tensor]]
 
@@ -191,3 +192,65 @@ def test_folded_layers_run_without_wrapper_unless_an_adapter_on_them_is_active(b
     core.follow(Route())
     core.unfold()
     assert {path: m for path, _, m in core.layers("e0")} == modules
+
+
+# ------------------------------------------------------------------------------- updates that are small beside W
+
+
+@pytest.mark.parametrize("dtype, folds", [(torch.float32, True), (torch.bfloat16, False), (torch.float16, True)])
+@pytest.mark.parametrize("mode", MODES)
+def test_an_update_of_a_thousandth_of_the_weights_is_kept(dtype: torch.dtype, folds: bool, mode: str) -> None:
+    """A linear of 1,024 by 1,024. For inputs that the experts read, its output changes by the whole update; bf16 weights
+    would hold half of it, so there the sum stays one low-rank adapter."""
+    generator = torch.Generator().manual_seed(0)
+    host = OneLinear(1024, 1024)
+    host.model.language_model.layers[0].mlp.down_proj.weight.data.copy_(
+        0.02 * torch.randn(1024, 1024, generator=generator)
+    )
+    core = Core(host.to(dtype))
+    core.llava.dtype = dtype
+    names, weights = ["e0", "e1"], [1.0, 0.5]
+    for name in names:
+        core.add(name, LoraSpec(8, 16.0, 0.0, "ffn"))
+        _, _, layer = next(core.layers(name))
+        a, b = (torch.randn(shape, generator=generator) for shape in ((8, 1024), (1024, 8)))
+        layer.lora_A[name].weight.data = a
+        layer.lora_B[name].weight.data = b * (1e-3 * layer.get_base_layer().weight.float().norm() / (2.0 * (b @ a).norm()))
+    base = layer.get_base_layer().weight.detach().clone()
+    update = torch.from_numpy(naive(factors_of(layer, names), weights, [2.0] * 2, mode))
+    x = torch.randn(40, 8, generator=generator) @ layer.lora_A["e0"].weight.detach()
+    x = (x / x.norm(dim=1, keepdim=True)).to(dtype)
+    wanted = x.double() @ update.T
+
+    def share(weight: Tensor) -> float:
+        change = x.double() @ (weight.double() - base.double()).T
+        return float((change * wanted).sum() / wanted.square().sum())
+
+    core.fold(names, weights, mode, [])
+    core.follow(Route())
+    (measured,) = core.kept.values()
+    rounded = (base.double() + update).to(dtype)
+    assert (measured >= 0.99) == folds
+    assert torch.equal(layer.get_base_layer().weight, base) != folds
+    assert (share(rounded) > 0.95) == folds  # what folding alone would do
+    change = host(x).double() - x.double() @ base.double().T
+    assert float((change * wanted).sum() / wanted.square().sum()) == pytest.approx(1.0, abs=0.03)
+    core.unfold()
+    assert torch.equal(layer.get_base_layer().weight, base) and core.names() == names
+
+
+def test_what_is_kept_is_measured(build: Callable[..., Core]) -> None:
+    """Against the formula in double precision, and only linears that hold 99 % are folded."""
+    core = build(4, dtype=torch.bfloat16)
+    for i, (_, _, layer) in enumerate(core.layers("e0")):
+        layer.lora_B["e0"].weight.data.mul_(3.0**-i)  # from large to lost
+    before = {path: m.get_base_layer().weight.double().clone() for path, _, m in core.layers("e0")}
+    core.fold(["e0"], [1.0], "delta_sum", [])
+    for path, _, layer in core.layers("e0"):
+        update = torch.from_numpy(naive(factors_of(layer, ["e0"]), [1.0], [2.0], "delta_sum"))
+        held = (before[path] + update).bfloat16().double() - before[path]
+        assert core.kept[path] == pytest.approx(float((held * update).sum() / update.square().sum()), abs=1e-3)
+    shares = list(core.kept.values())
+    assert min(shares) < 0.5 < 0.99 < max(shares)
+    folded = [p for p, _, m in core.layers("e0") if not torch.equal(m.get_base_layer().weight.double(), before[p])]
+    assert folded == [p for p, share in core.kept.items() if share >= 0.99]

@@ -1,4 +1,5 @@
-"""Two gloo processes at the same global batch end where one ends, for every preset of every method.
+"""Two gloo processes at the same global batch end where one ends: every preset of every method in fp32, one preset of
+each in bf16.
 
 All of them run in one launch, because starting it takes longer than training a tiny model. HIDE_ALL_ENGINES=1 also runs
 ZeRO-2, each in a launch of its own; tests/training/test_engines.py runs one method under it in every gate.
@@ -16,12 +17,13 @@ from hide_llava.errors import UserError
 from hide_llava.methods.base import Method, method_class
 from hide_llava.pipeline import run
 from hide_llava.training.engines import check_engine
-from tests.methods.test_contract import TRAINED, assert_same, fields, make_world, preset, small, tensors_of
+from tests.methods.test_contract import TRAINED, assert_same, fields, make_world, one_of_each, preset, small, tensors_of
 from tests.tiny import arguments
 from tests.torchrun import COMMAND_LINE, launch
 
 # The reference's running-mean anchors are per process by definition.
 METHODS = [m for m in TRAINED if m not in ("hide-official", "hide-mcitlib")]
+RUNS = [*((m, "float32") for m in METHODS), *((m, "bfloat16") for m in one_of_each(METHODS))]
 ZERO = METHODS if os.environ.get("HIDE_ALL_ENGINES") and importlib.util.find_spec("deepspeed") else []
 
 
@@ -30,9 +32,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_world(tmp_path_factory.mktemp("world"))
 
 
-def words(world: Path, method: str, output: Path, engine: str = "ddp") -> list[str]:
+def words(world: Path, method: str, output: Path, engine: str = "ddp", dtype: str = "float32") -> list[str]:
     plain = ["method.dropout=0"] if "dropout" in fields(method) else []
-    layout = ("train.epochs=1", "train.per_device_batch_size=2", f"train.engine={engine}")
+    layout = ("train.epochs=1", "train.per_device_batch_size=2", f"train.engine={engine}", f"model.dtype={dtype}")
     return arguments(world, preset(world, method), output, *small(method), *plain, *layout)
 
 
@@ -40,7 +42,7 @@ def words(world: Path, method: str, output: Path, engine: str = "ddp") -> list[s
 def in_two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs with two processes."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "all.json").write_text(json.dumps([words(world, m, folder / Path(m).stem) for m in METHODS]))
+    (folder / "all.json").write_text(json.dumps([words(world, m, folder / f"{Path(m).stem}-{d}", dtype=d) for m, d in RUNS]))
     done = launch(COMMAND_LINE, "each", str(folder / "all.json"), seconds=900)
     (folder / "error.txt").write_text(f"{done.returncode} {done.stderr[-3000:]}")
     return folder
@@ -57,12 +59,12 @@ def assert_equal_runs(one: Path, two: Path, atol: float) -> None:
 
 
 @pytest.mark.xdist_group("two-processes")
-@pytest.mark.parametrize("method", METHODS)
-def test_two_processes_equal_one(method: str, world: Path, in_two: Path, tmp_path: Path) -> None:
-    two = in_two / Path(method).stem
+@pytest.mark.parametrize(("method", "dtype"), RUNS)
+def test_two_processes_equal_one(method: str, dtype: str, world: Path, in_two: Path, tmp_path: Path) -> None:
+    two = in_two / f"{Path(method).stem}-{dtype}"
     stages = json.loads((two / "manifest.json").read_text())["stages"] if two.is_dir() else []
     assert stages and all(s["status"] == "complete" for s in stages), (in_two / "error.txt").read_text()
-    run(compose(words(world, method, tmp_path / "one")), report=False)
+    run(compose(words(world, method, tmp_path / "one", dtype=dtype)), report=False)
     # the joint stage has three times the steps: AdamW blows the last bit of near-zero gradients up a little further
     assert_equal_runs(tmp_path / "one", two, 5e-5 if method == "multitask" else 1e-5)
 

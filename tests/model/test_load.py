@@ -98,6 +98,8 @@ def test_flash_attention_where_it_is_missing(world: Path) -> None:
 
 def test_auto_attention_takes_flash_where_it_fits(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "is_flash_attn_2_available", lambda: True)
+    assert module.attention_of(config(world, "model.dtype=bfloat16").model) == "sdpa"  # installed, but on a CPU
+    monkeypatch.setattr(module, "_runs_flash", lambda device: True)
     assert module.attention_of(config(world, "model.dtype=bfloat16").model) == "flash_attention_2"
     assert module.attention_of(config(world, "model.dtype=float32").model) == "sdpa"  # flash has no fp32 kernels
 
@@ -169,3 +171,15 @@ def test_original_format_needs_its_clip(world: Path) -> None:
 def test_unknown_device(world: Path) -> None:
     with pytest.raises(UserError, match=r"model\.device=toaster"):
         load(config(world, "model.device=toaster"))
+
+
+def test_greedy_whatever_the_folder_says(world: Path, spoiled: Path) -> None:
+    """A published folder's generation_config.json may penalise repetitions, forbid words or end after a time."""
+    (spoiled / "generation_config.json").write_text(json.dumps({
+        "repetition_penalty": 1.5, "bad_words_ids": [[5]], "suppress_tokens": [7], "max_time": 1e-6, "do_sample": True,
+        "temperature": 0.2, "num_beams": 3, "stop_strings": ["a"], "prompt_lookup_num_tokens": 2}))  # fmt: skip
+    ours, plain = load(config(world, f"model.path={spoiled}")).llava, load(config(world)).llava
+    assert ours.generation_config.to_diff_dict() == plain.generation_config.to_diff_dict()
+    embeds = plain.get_input_embeddings()(torch.tensor([[1, 5, 9, 30, 7]]))
+    one, two = (m.generate(inputs_embeds=embeds, max_new_tokens=8, do_sample=False, num_beams=1) for m in (ours, plain))
+    assert torch.equal(one, two)

@@ -164,3 +164,15 @@ def test_unknown_encoder_is_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"router\.encoder=dino: expected clip or open_clip"):
         Session(configuration(world, "hide", tmp_path / "run", "router.encoder=dino"))
     Session(configuration(world, "lora", tmp_path / "run", "router.encoder=dino"))  # needs no features, loads none
+
+
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+def test_image_feature_of_a_bf16_tower_is_made_in_fp32(given: torch.dtype, world: Path, llava) -> None:
+    """In training on a GPU the states are fp32 (CUDA's autocast), in generation bf16; the norm's weights are bf16."""
+    half = LlavaForConditionalGeneration.from_pretrained(world / "llava", dtype=torch.bfloat16).eval()
+    half.model.vision_tower.load_state_dict(llava.model.vision_tower.state_dict())
+    cls = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).to(given)
+    ours = ClipRoutingEncoder(half, world / "clip").image(cls, cls)
+    exact = ClipRoutingEncoder(llava, world / "clip").image(cls.float(), cls)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, exact, atol=2e-2, rtol=2e-2)  # what rounding the norm's weights to bf16 costs
