@@ -5,8 +5,6 @@ from __future__ import annotations
 import re
 
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
-_OPTION = re.compile(r"\(?\s*([A-Z])\s*(?:[).:,]|$)", re.IGNORECASE)
-_SAID = re.compile(r"\b(?:answer|option|choice)\s*(?:is|:)?\s*:?\s*\(?([A-Z])\b(?![\w'])", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 
 
@@ -35,12 +33,6 @@ def yes_no(text: str) -> str | None:
         return words[0]
     found = {word for word in words if word in ("yes", "no")}
     return found.pop() if len(found) == 1 else None
-
-
-def option_letter(text: str) -> str | None:
-    """The option letter, upper case: "B", "(b)", "B. a dog", "b) a dog" or "The answer is B"; None otherwise."""
-    match = _OPTION.match(text.strip()) or _SAID.search(text)
-    return match.group(1).upper() if match else None
 
 
 def numbers(text: str) -> list[float]:
