@@ -76,7 +76,7 @@ def is_sentence(text: str, record: dict, options: dict) -> int:
     As published, a gold that is one plain string is walked character by character, so short captions then fail.
     """
     text = text.strip()
-    references = record.get("answer", record["captions"])
+    references = record["answer"] if isinstance(record.get("answer"), str) else record["captions"]
     long = len(text.split()) > SENTENCE
     return int(text.endswith(".") and (long or any(text.lower() in part.lower() for part in references)))
 

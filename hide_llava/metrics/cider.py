@@ -29,6 +29,8 @@ def caption_records(questions: list[dict], references: Path | None, options: dic
     """Records with "captions": from the records' own answer list, or from a COCO-type reference file."""
     if references is not None and isinstance(read_table(references, "caption reference file"), dict):
         records = coco_records(questions, references, options)
+        if not questions:
+            raise UserError(f"{references} knows images, and answers are joined by question id; give the question file too.")
         if "n_reference" in records[0] and any("image_id" not in row for row in questions):
             raise UserError(
                 f"{references} describes more images than are asked about; give each question its image_id."

@@ -10,7 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from hide_llava.errors import UserError
 from hide_llava.metrics.answers import has_words, trim
+from hide_llava.metrics.rows import is_number, where
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -37,7 +39,8 @@ _CLAIM = re.compile(
     r"(?:most\s+)?(?:correct|right|best|true|likely|answer)\b"
 )
 _NAMED = re.compile(
-    r"(?<!n['’]t )(?<!not )(?:\b(?:is|be|are|choose|pick|select|say|guess|think|with)|(?<=\w)['’]s)\s+[(\[]?(?P<letter>[A-Zb-hj-z])[)\]]?\s*(?:[.,;!?\n]|$)"
+    r"(?<!n['’]t )(?<!not )(?:\b(?:is|be|are|choose|pick|select|say|guess|think|with)|(?<=\w)['’]s)\s+"
+    r"[(\[]?(?P<letter>[A-Zb-hj-z])[)\]]?\s*(?:[.,;!?\n]|$)"
 )
 _ALONE = re.compile(r"(?:^|[.!?:\n])\s*[(\[]?([A-Z])[)\]]?\s*[.!]?\s*(?=\n|$)")
 _REASON = re.compile(r"\s+(?:because|since|as|due|given|for|which)\b")
@@ -120,9 +123,9 @@ def option_letters(record: dict) -> str:
     answer are not trusted.
     """
     given = record.get("choices") or record.get("options")
-    if isinstance(given, dict):
+    if isinstance(given, dict) and given:
         return "".join(sorted(str(key).strip().upper() for key in given))
-    if isinstance(given, list):
+    if isinstance(given, list) and given:
         return ALPHABET[: len(given)]
     text, answer = str(record.get("text", "")), str(record.get("answer", "")).strip().upper()
     for pattern in (_LABEL, re.compile(r"\(([A-Z])\)")):
@@ -130,6 +133,19 @@ def option_letters(record: dict) -> str:
         if len(listed) > 1 and (answer in listed or len(answer) != 1):
             return listed
     return ALPHABET
+
+
+def check_options(record: dict) -> None:
+    """Raises UserError when `choices` or `options` is neither a list of texts nor a mapping of letters to texts."""
+    given = record.get("choices") or record.get("options")
+    if given is None or given in ("", [], {}):
+        return
+    values = list(given.values()) if isinstance(given, dict) else given
+    letters = not isinstance(given, dict) or all(str(key).strip().upper() in [*ALPHABET] for key in given)
+    if not letters or not isinstance(values, list) or not all(isinstance(v, str) or is_number(v) for v in values):
+        raise UserError(f"{where(record)}: choices are {given!r}, expected a list of texts.")
+    if len(values) > len(ALPHABET):
+        raise UserError(f"{where(record)}: has {len(values)} choices, and there are {len(ALPHABET)} letters.")
 
 
 def option_texts(record: dict) -> list[str]:

@@ -16,7 +16,7 @@ from hide_llava.errors import UserError
 from hide_llava.metrics.answers import has_words, numbers, trim
 from hide_llava.metrics.base import Job, Metric, per_question, per_row
 from hide_llava.metrics.judge import judge_from
-from hide_llava.metrics.letters import ALPHABET, option_letter
+from hide_llava.metrics.letters import ALPHABET, check_options, option_letter
 from hide_llava.metrics.rows import is_number, read_table, select, text_field, where
 
 RULE_LABEL = "Math-rule: no judge, not comparable with judged scores"
@@ -44,13 +44,12 @@ def mathvista_records(questions: list[dict], references: Path | None, options: d
             raise UserError(f"{where(row)}: answer_type is {kind!r}, expected one of {', '.join(KINDS)}; give MathVista's "
                             "testmini.json as references.")  # fmt: skip
         answer = str(answer) if is_number(answer) else text_field(row, "answer")
-        if not isinstance(choices, list) or not all(isinstance(c, str) or is_number(c) for c in choices):
+        check_options({**row, "options": None})
+        if not isinstance(choices, list):
             raise UserError(f"{where(row)}: choices are {choices!r}, expected a list of texts.")
         choices = [str(choice) for choice in choices]
         if choices and answer not in choices:
             raise UserError(f"{where(row)}: answer {answer!r} is none of its choices.")
-        if len(choices) > len(ALPHABET):
-            raise UserError(f"{where(row)}: has {len(choices)} choices, and there are {len(ALPHABET)} letters.")
         if not choices and kind in READ and _read(kind, answer) is None:
             raise UserError(f"{where(row)}: answer is {answer!r}, expected a number ({kind}).")
         option = ALPHABET[choices.index(answer)] if choices else None
@@ -77,9 +76,9 @@ def _read(kind: str, text: str) -> float | None:
     """The number that Python's int() or float() makes of the whole text; None when it is none."""
     try:
         value = READ[kind](text)
+        return value if math.isfinite(value) else None
     except (ValueError, OverflowError):
         return None
-    return value if math.isfinite(value) else None
 
 
 def infer_option(text: str, choices: list[str]) -> str | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from hide_llava.errors import UserError
 from hide_llava.metrics.base import Job, Metric, per_question
 from hide_llava.metrics.exact_match import answer_records
-from hide_llava.metrics.letters import option_letter, option_letters, option_texts
+from hide_llava.metrics.letters import check_options, option_letter, option_letters, option_texts
 from hide_llava.metrics.rows import where
 
 LABEL = "APP-local: scored here; published numbers come from a server that has closed"
@@ -18,6 +18,7 @@ def letter_records(questions: list[dict], references: Path | None, options: dict
     """Records whose answer is the letter of one of their options; UserError otherwise."""
     rows = answer_records(questions, references, options)
     for row in rows:
+        check_options(row)
         letters = option_letters(row)
         if not re.fullmatch(r"\s*[A-Za-z]\s*", row["answer"]) or row["answer"].strip().upper() not in letters:
             raise UserError(

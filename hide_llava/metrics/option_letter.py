@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hide_llava.errors import UserError
 from hide_llava.metrics.base import Job, Metric, per_question, percent
-from hide_llava.metrics.letters import ALPHABET, option_letter, option_letters, option_texts
+from hide_llava.metrics.letters import ALPHABET, check_options, option_letter, option_letters, option_texts
 from hide_llava.metrics.rows import annotation_rows, read_json, select, where
 
 LETTERS = "ABCDE"
@@ -85,12 +85,9 @@ def scienceqa_records(questions: list[dict], references: Path | None, options: d
 
 
 def _flat_record(row: dict, options: dict) -> dict:
-    answer, letters = row.get("answer"), option_letters({**row, "text": ""})
-    listed = row.get("choices") or row.get("options")
-    if listed is None:
-        letters = LETTERS
-    elif not isinstance(listed, list | dict):
-        raise UserError(f"{where(row)}: choices are {listed!r}, expected a list of texts.")
+    check_options(row)
+    answer = row.get("answer")
+    letters = option_letters(row) if row.get("choices") or row.get("options") else LETTERS
     index = answer if isinstance(answer, int) and not isinstance(answer, bool) else -1
     if isinstance(answer, str) and len(answer.strip()) == 1:
         index = ALPHABET.find(answer.strip().upper())
