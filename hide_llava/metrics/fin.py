@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from hide_llava.metrics.answers import yes_no
+from hide_llava.metrics.answers import option_letter, yes_no
 from hide_llava.metrics.base import Metric, per_question, per_row
 from hide_llava.metrics.exact_match import answer_records
-from hide_llava.metrics.letters import check_options, option_letter, option_letters, option_texts
+from hide_llava.metrics.letters import check_options, option_letters, option_texts
 from hide_llava.metrics.substring import UNANSWERABLE, squeeze
 
 

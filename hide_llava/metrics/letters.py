@@ -1,17 +1,16 @@
-"""One reader of option letters for every clean rule: which option of its question does an answer name?
+"""Option letters: those that a question offers, and the one that an answer says. `answers.option_letter` reads with it.
 
-It reads what a person would read and nothing else: a letter that stands for an option ("B", "(b)", "B. rises", "Answer:
-**D**", "C is correct", "It's C", "B because …"), or the text of exactly one option. An article, a pronoun or the letter of
-a word is no option, two options at once are none, and so is a letter that the question does not offer.
+It reads what a person would read and nothing else, a letter that stands for an option: "B", "(b)", "B. rises", "Answer:
+**D**", "C is correct", "It's C", "B because …". An article, a pronoun or the letter of a word is no option, two options at
+once are none, and so is a letter that the question does not offer.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.answers import has_words, trim
 from hide_llava.metrics.rows import is_number, where
 
 ALPHABET = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -50,21 +49,15 @@ _WRONG = re.compile(r"[)\]]?\s+(?:is|are|was)(?:\s+not|n['’]t|\s+(?:wrong|inco
 _ABBREVIATION = re.compile(r"\.\w\.")
 
 
-def option_letter(text: str, letters: Iterable[str] = ALPHABET, choices: Sequence[str] = ()) -> str | None:
-    """The letter of the option that an answer names, upper case, or None.
-
-    letters: those of the question's options. choices: their texts, in the order of the letters, where they are known:
-    an answer that names no letter may be one of them, or hold exactly one of them as whole words.
-    """
+def said_letter(text: str, letters: Iterable[str] = ALPHABET) -> str | None:
+    """The letter by which an answer names one of its question's options (`letters`), upper case, or None."""
     letters = [*letters]
     for said in _said(_cleared(text), letters):
         if said in letters:
             return said
         if said == "":
             break
-    equal = [letter for letter, choice in zip(letters, choices) if trim(choice) == trim(text)]
-    inside = [letter for letter, choice in zip(letters, choices) if has_words(text, choice)]
-    return next((found[0] for found in (equal, inside) if len(found) == 1), None)
+    return None
 
 
 def _cleared(text: str) -> str:

@@ -13,10 +13,10 @@ import re
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.answers import has_words, numbers, trim
+from hide_llava.metrics.answers import has_words, numbers, option_letter, trim
 from hide_llava.metrics.base import Job, Metric, per_question, per_row
 from hide_llava.metrics.judge import judge_from
-from hide_llava.metrics.letters import ALPHABET, check_options, option_letter
+from hide_llava.metrics.letters import ALPHABET, check_options
 from hide_llava.metrics.rows import is_number, read_table, select, text_field, where
 
 RULE_LABEL = "Math-rule: no judge, not comparable with judged scores"

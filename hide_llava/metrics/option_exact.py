@@ -6,9 +6,10 @@ import re
 from pathlib import Path
 
 from hide_llava.errors import UserError
+from hide_llava.metrics.answers import option_letter
 from hide_llava.metrics.base import Job, Metric, per_question
 from hide_llava.metrics.exact_match import answer_records
-from hide_llava.metrics.letters import check_options, option_letter, option_letters, option_texts
+from hide_llava.metrics.letters import check_options, option_letters, option_texts
 from hide_llava.metrics.rows import where
 
 LABEL = "APP-local: scored here; published numbers come from a server that has closed"

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hide_llava.errors import UserError
+from hide_llava.metrics.answers import option_letter
 from hide_llava.metrics.base import Job, Metric, per_question, percent
-from hide_llava.metrics.letters import ALPHABET, check_options, option_letter, option_letters, option_texts
+from hide_llava.metrics.letters import ALPHABET, check_options, option_letters, option_texts
 from hide_llava.metrics.rows import annotation_rows, read_json, select, where
 
 LETTERS = "ABCDE"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from hide_llava.metrics import score
-from hide_llava.metrics.letters import option_letter, option_letters, option_texts
+from hide_llava.metrics.answers import option_letter
+from hide_llava.metrics.letters import option_letters, option_texts
 from hide_llava.metrics.mathvista import infer_option
 from hide_llava.metrics.option_letter import parse_coin, parse_hide
 
