@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -133,6 +135,17 @@ def test_every_metric_is_listed_and_documented() -> None:
     assert len(forms) == len(METRICS)
     for name, metric in METRICS.items():
         assert re.search(rf"^{name} +\S", listed, re.MULTILINE) and metric.summary in listed
+
+
+def test_lists_and_scores_do_without_torch(tmp_path: Path) -> None:
+    """Its import takes seconds, and metrics know strings only."""
+    (tmp_path / "q.jsonl").write_text('{"question_id": 1, "answer": "a"}\n')
+    (tmp_path / "p.jsonl").write_text('{"question_id": 1, "text": "a"}\n')
+    scored = ["score", "--metric", "exact_upper", "--predictions", f"{tmp_path}/p.jsonl", "--references", f"{tmp_path}/q.jsonl"]
+    for words in (["ls", "metrics"], ["ls", "benchmarks"], scored):
+        code = f"import sys; from hide_llava.cli import main; main({words!r}); print('torch' in sys.modules)"
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+        assert done.stdout.strip().endswith("False"), done.stdout + done.stderr
 
 
 @pytest.mark.parametrize("metric", sorted(METRICS))
