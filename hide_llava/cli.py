@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 
 from hide_llava import commands
-from hide_llava.errors import UserError
+from hide_llava.errors import Interrupted, UserError
 
 OVERRIDES = """
 A configuration is benchmark= method= model= [train=] plus any key=value of the tree, for example train.epochs=2
@@ -219,9 +219,8 @@ def _quiet() -> None:
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `hide-llava`."""
     args = build_parser().parse_args(argv)
-    _quiet()
-    from hide_llava.storage import disk_error
-    from hide_llava.training.sequence import Interrupted
+    if args.verb != "score" and not (args.verb == "ls" and args.what != "methods"):  # these do without torch's seconds
+        _quiet()
 
     def stop(*_: object) -> None:
         raise Interrupted("stopped")
@@ -244,6 +243,8 @@ def main(argv: list[str] | None = None) -> None:
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
+        from hide_llava.storage import disk_error
+
         sentence = disk_error(error)
         if sentence is None:
             raise

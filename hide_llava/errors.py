@@ -1,4 +1,4 @@
-"""The one exception a user may cause."""
+"""What ends a command by intention: a user's mistake, and a signal."""
 
 
 class UserError(Exception):
@@ -12,3 +12,10 @@ class UserError(Exception):
         if message.startswith("Caught UserError in "):
             message = message.rsplit("hide_llava.errors.UserError: ", 1)[-1].strip()
         super().__init__(message)
+
+
+class Interrupted(BaseException):
+    """SIGTERM or SIGUSR1 arrived; the state is saved and the same command goes on from it.
+
+    Not an Exception, so that code which turns any failure of a library into a sentence lets it pass.
+    """

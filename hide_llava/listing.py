@@ -7,9 +7,8 @@ from pathlib import Path
 
 from hide_llava.config import configs_folder, names, read_group, read_yaml
 from hide_llava.errors import UserError
-from hide_llava.methods.base import method_class, plugins
 from hide_llava.metrics import METRICS
-from hide_llava.storage import read_json
+from hide_llava.metrics.rows import read_json
 
 
 def listing(what: str) -> str:
@@ -33,6 +32,8 @@ def _first_sentence(text: str) -> str:
 
 
 def _methods() -> list[tuple[str, ...]]:
+    from hide_llava.methods.base import method_class, plugins  # torch and peft: seconds that no other list needs
+
     rows = []
     for name in names("method"):
         path = configs_folder() / "method" / f"{name}.yaml"

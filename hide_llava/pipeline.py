@@ -13,10 +13,11 @@ from hide_llava.adapters.anchors import is_main
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
 from hide_llava.evaluation.cells import evaluate_cell
-from hide_llava.evaluation.questions import generation_settings, question_file
+from hide_llava.evaluation.questions import generation_settings, questions_sha256
 from hide_llava.methods.base import Stage, method_class
+from hide_llava.metrics import ALL_EMPTY
 from hide_llava.preflight import preflight
-from hide_llava.storage import check_stage, read_json, sha256, stage_hash
+from hide_llava.storage import check_stage, read_json, stage_hash
 from hide_llava.training.engines import check_engine, start_processes
 from hide_llava.training.run_folder import RunFolder, general_tasks, open_run, stage_name, stages_of
 from hide_llava.training.sequence import refuse_changed_data, train_stage
@@ -78,7 +79,7 @@ class Pipeline:
     def evaluate(self, stage: Stage) -> None:
         """All cells of a stage that are not scored yet, with the experts folded once."""
         name = stage_name(stage)
-        wanted = [*(self.config.benchmark.tasks[j] for j in stage.evaluate), *general_tasks(self.config)]
+        wanted = [*(self.config.benchmark.tasks[j] for j in stage.evaluate), *general_tasks(self.config, stage)]
         trained = self._session_trains() and bool(stage.train)
         weights = stage_hash(self.run.stage(name)) if trained else None
         todo = [task for task in wanted if not self._is_scored(name, task, weights)]
@@ -95,6 +96,8 @@ class Pipeline:
                 if result is not None:
                     took = f"{result['n_scored']} answers, {time.monotonic() - start:.0f} s"
                     say(f"{name} on {task.id}: {result['score']:.2f} ({took})")
+                    if ALL_EMPTY in result["labels"]:
+                        say(f"warning: {name} on {task.id}: {ALL_EMPTY}; look at the losses of its training")
         self._took(name, "eval_seconds", time.monotonic() - begun if whole else None)
 
     def _is_scored(self, stage: str, task: TaskConfig, weights: str | None) -> bool:
@@ -105,7 +108,7 @@ class Pipeline:
         same = all(stored.get(k) == v for k, v in settings.items()) and stored.get("weights_sha256") == weights
         if not same and weights is not None:
             check_stage(self.run.stage(stage))
-        if not same or stored["questions_sha256"] != sha256(question_file(self.config, task)):
+        if not same or stored["questions_sha256"] != questions_sha256(self.config, task):
             raise UserError(
                 f"{folder}: was answered with other weights, settings or questions; delete it to evaluate again."
             )

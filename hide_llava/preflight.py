@@ -15,16 +15,18 @@ from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.records import load_records
 from hide_llava.errors import UserError
 from hide_llava.evaluation.questions import (
+    check_references,
     generation_settings,
     legacy_file,
-    question_file,
+    named_files,
+    question_files,
     read_questions,
     reference_file,
     score_options,
     with_suffix,
 )
 from hide_llava.metrics import get
-from hide_llava.training.run_folder import general_tasks, is_oracle, stages_of
+from hide_llava.training.run_folder import general_tasks, is_oracle, stage_name, stages_of
 from hide_llava.training.sequence import image_root, stage_plan, train_file
 
 LOOKED_AT = 8  # images of each file that are looked for here; all of them are when their stage begins
@@ -62,7 +64,7 @@ def _check_files(config: RunConfig, training: list[Path], asked: list[TaskConfig
     wanted = list(training)
     for task in asked:
         metric, references = get(task.metric), reference_file(config, task)
-        wanted += [question_file(config, task), *(f for f in (references, legacy_file(config, task)) if f is not None)]
+        wanted += [*question_files(config, task), *(f for f in (references, legacy_file(config, task)) if f is not None)]
         if metric.needs == "coco" and references is None:
             key = "references" if config.eval.split == "test" else "val_references"
             raise UserError(f"task '{task.id}': metric {metric.name} needs a file of references; set its '{key}'.")
@@ -92,13 +94,12 @@ def _check_questions(config: RunConfig, task: TaskConfig) -> list[str]:
     questions, in_file = read_questions(config, task)
     root = image_root(config, task, test=True)
     for question in questions[:LOOKED_AT]:
-        where = f"{question_file(config, task)}: question {question['question_id']!r}"
+        where = f"{named_files(config, task)}: question {question['question_id']!r}"
         _check_image(root, question.get("image"), where, "set images or test_images of the task")
     settings = generation_settings(config, task)
     with_suffix(questions, settings["prompt_suffix"])
-    options = score_options(config, task, len(questions) < in_file)
     try:
-        get(task.metric).gold(questions, reference_file(config, task), options)
+        check_references(config, task, questions, in_file)
     except UserError as error:
         raise UserError(f"task '{task.id}': {error}") from None
     warnings = _count_warning(task, "question file", in_file, task.n_test if config.eval.split == "test" else None)
@@ -126,4 +127,13 @@ def _left_out(config: RunConfig, evaluate: bool) -> list[str]:
     tasks = [*config.benchmark.tasks, *(config.benchmark.general if config.eval.general else [])]
     names = [t.id for t in tasks if t.train is None and t.instruction_of is None]
     reason = "the method is told the task id at inference, and these were never trained"
-    return [f"not asked: {', '.join(names)} ({reason})."] if names else []
+    late = [
+        f"{task.id} (before {stage_name(stage)})"
+        for task in general_tasks(config)
+        for stage in [next(s for s in stages_of(config) if task in general_tasks(config, s))]
+        if stage.index > 0
+    ]
+    reason_late = "the method is told the task id at inference, and theirs is not learned before"
+    return [f"not asked: {', '.join(names)} ({reason})."] * bool(names) + [
+        f"not asked at first: {', '.join(late)} ({reason_late})."
+    ] * bool(late)

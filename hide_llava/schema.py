@@ -51,7 +51,7 @@ class TaskConfig:
     id: str = MISSING
     title: str = MISSING
     train: str | None = None  # None: never trained, evaluated after the last stage
-    test: str = MISSING
+    test: Any = MISSING  # a file, or a list of files that are asked together (see `all_questions`)
     val: str | None = None
     metric: str = MISSING
     metric_options: dict[str, Any] = field(default_factory=dict)  # of that metric, e.g. {case: insensitive}

@@ -21,6 +21,7 @@ from hide_llava.analysis.cka import (
 from hide_llava.analysis.representations import probe_of, represent
 from hide_llava.config import nearest
 from hide_llava.errors import UserError
+from hide_llava.evaluation.batches import automatic_batch_size
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.session import Session
 
@@ -67,6 +68,7 @@ def analyse(
 
     tasks: only the stages that train these. legacy: the published procedure (§6.1): every model on the first 50 test
     questions of its OWN task, MLP branch, mean over all positions, biased RBF CKA; unrelated inputs, see §6.3.
+    batch_size: None takes the run's eval.batch_size, and where that is null as well, what fits into free memory.
 
     Raises:
         UserError: no run, no such stage or task, fewer than two models, or a stage that is not complete.
@@ -76,8 +78,11 @@ def analyse(
     chosen = _stages(session, run, stage, tasks)
     if legacy:
         activation, pooling, kernel, samples = "mlp", "all", "rbf", LEGACY_SAMPLES
-    config, size = session.config, batch_size or session.config.eval.batch_size
+    config = session.config
     probes = [probe_of(config, config.benchmark.tasks[session.stages[t].train[0]], samples, legacy) for t in chosen]
+    longest = max(len(question["text"]) for probe in probes for question in probe.questions)  # characters: above tokens
+    automatic = automatic_batch_size(session.core.llava, session.loaded.image_tokens + longest)
+    size = batch_size or config.eval.batch_size or automatic
     models = []
     for k, t in enumerate(chosen):
         session.restore(folder, t)

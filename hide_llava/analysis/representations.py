@@ -22,8 +22,7 @@ from tqdm import tqdm
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.collator import Collator
 from hide_llava.data.dataset import QuestionDataset
-from hide_llava.data.records import load_questions
-from hide_llava.evaluation.questions import generation_settings, question_file, with_suffix
+from hide_llava.evaluation.questions import all_questions, generation_settings, with_suffix
 from hide_llava.training.sequence import image_root
 from hide_llava.training.session import Session
 
@@ -47,7 +46,7 @@ def probe_of(config: RunConfig, task: TaskConfig, samples: int, first: bool = Fa
     """
     split = "test" if first or task.val is None else "val"
     config.eval.split = split
-    questions = load_questions(question_file(config, task), image_root(config, task, test=True))
+    questions = all_questions(config, task)
     chosen = range(len(questions))
     if len(questions) > samples:
         chosen = chosen[:samples] if first else sorted(random.Random(config.seed).sample(chosen, samples))

@@ -67,10 +67,11 @@ def places(config: RunConfig, task: TaskConfig) -> list[Place]:
     named = {"train": (task.train, task.n_train, None), "val": (task.val, None, task.val_references),
              "test": (task.test, task.n_test, task.references)}  # fmt: skip
     for split, (name, expected, references) in named.items():
-        if name is not None:
+        for one in [] if name is None else name if isinstance(name, list) else [name]:
+            expected = None if isinstance(name, list) else expected  # of all files together
             images, suffix = image_root(config, task, test=split != "train"), task.prompt_suffix or ""
             answered = metric.needs == "questions" and references is None
-            result.append(Place(task.id, split, folder / name, images, expected, answered, suffix))
+            result.append(Place(task.id, split, folder / one, images, expected, answered, suffix))
     return result
 
 
@@ -86,7 +87,7 @@ def check(config: RunConfig, deep: bool = False) -> CheckReport:
     report = CheckReport(config.benchmark.name, root, deep, f"{lengths.how} (limit {lengths.limit})")
     prompts: dict[str, dict[str, list[str]]] = defaultdict(dict)  # constant prompt -> task -> splits
     for task in [*config.benchmark.tasks, *config.benchmark.general]:
-        scans = {}
+        scans: dict[str, list[Scan]] = {}
         for place in places(config, task):
             if not place.file.is_file():
                 report.findings.append(_missing(place.task, place.split, place.file))
@@ -94,12 +95,12 @@ def check(config: RunConfig, deep: bool = False) -> CheckReport:
             found = scan(place, lengths, deep)
             report.files.append(_summary(found))
             report.findings += findings(found)
-            scans[place.split] = found
+            scans.setdefault(place.split, []).append(found)
             if found.constant_prompt is not None:
                 prompts[found.constant_prompt].setdefault(task.id, []).append(place.split)
         report.findings += _references(config, task)
-        if "train" in scans and "test" in scans:
-            report.findings += overlap(scans["train"], scans["test"])
+        for train in scans.get("train", []):
+            report.findings += [finding for test in scans.get("test", []) for finding in overlap(train, test)]
     report.findings += [finding for prompt, owners in prompts.items() for finding in _constant(prompt, owners)]
     report.findings.sort(key=lambda finding: ORDER.index(finding.level))
     return report

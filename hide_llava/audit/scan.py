@@ -138,7 +138,7 @@ def _take(found: Scan, record: Any, images: _Images, lengths: PromptLengths) -> 
 
 
 def _answers(found: Scan, record: Mapping[str, Any], index: int) -> list[Any]:
-    for key in ("answer", "answer_bbox", "answers"):
+    for key in ("answer", "answer_bbox", "answers", "label"):
         if key in record:
             return [record[key]]
     return [""] if found.place.answered else []  # a file of references may hold them instead

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import PurePath
 
 from hide_llava.config import RunConfig, TaskConfig, nearest
 from hide_llava.errors import UserError
@@ -63,6 +64,11 @@ def _check_roles(tasks: list[TaskConfig], general: list[TaskConfig]) -> None:
     """Only a trained task lends its id (`instruction_of`), only an untrained one borrows; `general` is never trained."""
     trained = [task.id for task in tasks if task.train is not None]
     for task in [*tasks, *general]:
+        files = task.test if isinstance(task.test, list) else [task.test]
+        if not files or not all(isinstance(file, str) and file for file in files):
+            raise UserError(f"task '{task.id}': test={task.test!r}; it takes a file, or a list of files.")
+        if len({PurePath(file).stem for file in files}) < len(files):
+            raise UserError(f"task '{task.id}': the test files need different names, which begin their questions' ids.")
         if task.instruction_of is not None and (task.train is not None or task.instruction_of not in trained):
             raise UserError(
                 f"task '{task.id}': instruction_of={task.instruction_of} is for a task without 'train', and names one "

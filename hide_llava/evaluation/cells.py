@@ -20,7 +20,7 @@ from hide_llava.evaluation.batches import automatic_batch_size, within_memory
 from hide_llava.evaluation.questions import (
     generation_settings,
     mix_answers,
-    question_file,
+    questions_sha256,
     read_questions,
     reference_file,
     score_labels,
@@ -191,9 +191,10 @@ def evaluate_cell(
 
     weights: hash of the stage folder the answers come from (`stage_hash`).
     """
-    config, file = session.config, question_file(session.config, task)
+    config = session.config
     questions, in_file = read_questions(config, task)
-    settings = {**generation_settings(config, task), "questions_sha256": sha256(file), "weights_sha256": weights}
+    settings = {**generation_settings(config, task), "questions_sha256": questions_sha256(config, task)}
+    settings["weights_sha256"] = weights
     predictions = answer(session, questions, image_root(config, task, test=True), folder, settings,
                          config.eval.batch_size, config.eval.num_workers, label, oracle_task(session, task))  # fmt: skip
     if ranks()[0]:

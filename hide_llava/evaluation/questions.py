@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,51 @@ from hide_llava.data.records import load_questions
 from hide_llava.errors import UserError
 from hide_llava.metrics import get
 from hide_llava.metrics.rows import read_jsonl
+from hide_llava.storage import sha256
 from hide_llava.training.sequence import image_root
 
 Rows = list[dict[str, Any]]
 
 
-def question_file(config: RunConfig, task: TaskConfig) -> Path:
+def question_files(config: RunConfig, task: TaskConfig) -> list[Path]:
+    """The task's question file, or the files whose questions are asked together.
+
+    Raises:
+        UserError: the task has no file of the split that `eval.split` names.
+    """
     name = task.test if config.eval.split == "test" else task.val
     if name is None:
         raise UserError(f"task '{task.id}' of benchmark '{config.benchmark.name}' has no {config.eval.split} file; "
                         f"set eval.split={'val' if config.eval.split == 'test' else 'test'}.")  # fmt: skip
-    return config.data_folder() / config.benchmark.instructions / name
+    folder = config.data_folder() / config.benchmark.instructions
+    return [folder / one for one in (name if isinstance(name, list) else [name])]
+
+
+def named_files(config: RunConfig, task: TaskConfig) -> str:
+    """The question files as errors name them."""
+    return ", ".join(map(str, question_files(config, task)))
+
+
+def questions_sha256(config: RunConfig, task: TaskConfig) -> str:
+    """The SHA-256 of the question file; of the hashes of all, one on a line, where there are several."""
+    hashes = [sha256(file) for file in question_files(config, task)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def all_questions(config: RunConfig, task: TaskConfig) -> Rows:
+    """Every question of the task. Of several files each id begins with its file's name, which is also its category.
+
+    POPE is three files whose ids overlap: question 1 of coco_pope_random.json becomes "coco_pope_random:1". A category
+    that the question has itself stays.
+    """
+    files, images = question_files(config, task), image_root(config, task, test=True)
+    if len(files) == 1:
+        return load_questions(files[0], images)
+    return [
+        {"category": file.stem, **question, "question_id": f"{file.stem}:{question['question_id']}"}
+        for file in files
+        for question in load_questions(file, images)
+    ]
 
 
 def reference_file(config: RunConfig, task: TaskConfig) -> Path | None:
@@ -57,7 +92,7 @@ def read_questions(config: RunConfig, task: TaskConfig) -> tuple[Rows, int]:
 
     Caption references know a question by its place in the whole file, so a part keeps that as `image_id`.
     """
-    questions = load_questions(question_file(config, task), image_root(config, task, test=True))
+    questions = all_questions(config, task)
     kept = draw(config, len(questions))
     if len(kept) < len(questions) and get(task.metric).needs == "coco":
         for i in kept:
@@ -101,16 +136,35 @@ def mix_answers(rows: Rows, config: RunConfig, task: TaskConfig) -> tuple[Rows, 
     labels = [f"legacy protocol: {task.legacy.reason}"]
     if task.legacy.answers is None:
         return rows, labels
-    file = legacy_file(config, task)
-    other = {json.dumps(row["question_id"]): row for row in read_jsonl(file)}
-    own = -(-len(rows) // task.legacy.workers)
-    mixed = list(rows[:own])
-    for row in rows[own:]:
-        key = json.dumps(row["question_id"])
-        if key not in other:
-            raise UserError(f"{file}: has no answer to question {row['question_id']!r}.")
-        mixed.append({**row, "text": other[key]["text"]})
+    own, texts = _other_texts(config, task, rows)
+    mixed = [*rows[:own], *({**row, "text": text} for row, text in zip(rows[own:], texts))]
     return mixed, [*labels, f"{len(rows) - own} of {len(rows)} answers are another model's"]
+
+
+def _other_texts(config: RunConfig, task: TaskConfig, rows: Rows) -> tuple[int, list[str]]:
+    """How many of the rows, questions or answers to them, keep their own answer, and the other model's to the rest."""
+    file = legacy_file(config, task)
+    other = {json.dumps(row.get("question_id")): row.get("text") for row in read_jsonl(file)}
+    own = -(-len(rows) // task.legacy.workers)
+    for row in rows[own:]:
+        if not isinstance(other.get(json.dumps(row["question_id"])), str):
+            raise UserError(f"{file}: has no answer to question {row['question_id']!r}.")
+    return own, [other[json.dumps(row["question_id"])] for row in rows[own:]]
+
+
+def check_references(config: RunConfig, task: TaskConfig, questions: Rows, in_file: int) -> None:
+    """Everything that scoring these questions reads is there and fits, so that nothing is refused after they were asked.
+
+    questions, in_file: of `read_questions`.
+
+    Raises:
+        UserError: a question or a reference that the task's metric cannot use, or an answer of the other model's
+            (`legacy.answers`) that is missing; file and record are named.
+    """
+    options = score_options(config, task, partial=len(questions) < in_file)
+    get(task.metric).gold(questions, reference_file(config, task), options, named_files(config, task))
+    if legacy_file(config, task) is not None:
+        _other_texts(config, task, questions)
 
 
 def legacy_file(config: RunConfig, task: TaskConfig) -> Path | None:

@@ -28,7 +28,7 @@ from hide_llava.metrics.ocrbench import OCRBENCH
 from hide_llava.metrics.option_exact import OPTION_EXACT_LOCAL
 from hide_llava.metrics.option_letter import OPTION_LETTER_COIN, OPTION_LETTER_HIDE
 from hide_llava.metrics.ptb import java_available, java_version
-from hide_llava.metrics.rows import check_predictions, question_rows, read_json, read_jsonl
+from hide_llava.metrics.rows import by_prompt, check_predictions, question_rows, read_jsonl, read_table
 from hide_llava.metrics.sci import SCI_MIXED
 from hide_llava.metrics.substring import SUBSTRING_LOWER, SUBSTRING_SQUEEZED, SUBSTRING_WORDISH
 from hide_llava.metrics.text_distance import ANLS, ANLS_PRISM
@@ -37,6 +37,7 @@ from hide_llava.metrics.vqa_standard import VQA_STANDARD
 from hide_llava.metrics.yes_no import MME, YES_NO
 
 __all__ = [
+    "ALL_EMPTY",
     "METRICS",
     "Metric",
     "get",
@@ -47,6 +48,9 @@ __all__ = [
     "score",
     "score_files",
 ]
+
+ALL_EMPTY = "all answers are empty"
+"""The label of a score whose answers hold nothing at all: what a diverged or an untrained model leaves behind."""
 
 METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -109,7 +113,7 @@ def score(
 
     predictions: rows {question_id, text, prompt?…} in question order. questions: the test file's rows {question_id,
     text, answer, …}. references: the extra annotation file or folder some metrics need (`Metric.needs`).
-    options: allow_partial, allow_duplicates, headline ("legacy", default, or "clean"), and those of the metric
+    options: allow_partial, allow_duplicates, headline ("legacy" or "clean"; default: the metric's own), and those of the metric
     (docs/METRICS.md): tokenizer, spice, case, split, judge_url …
 
     Returns {"metric", "score" (headline, percent), "headline", "legacy": {"score", "n", …} (absent when the published
@@ -120,14 +124,17 @@ def score(
     """
     rule = get(metric)
     options = _known_options(rule, options or {})
-    rows = check_predictions(predictions)
-    job = Job(rows, rule.gold(questions or [], Path(references) if references else None, options), options)
+    gold = rule.gold(questions or [], Path(references) if references else None, options)
+    rows = by_prompt(check_predictions(predictions), gold)
+    job = Job(rows, gold, options)
     labels = check_join(job)
+    if not any(row["text"].strip() for row in rows):
+        labels.append(ALL_EMPTY)
     if rule.positional and job.joinable and not job.in_order:
         labels.append("answers not in question order: the positional legacy score is not meaningful")
     labels += rule.labels(options)
     legacy, clean = rule.legacy(job), rule.clean(job)
-    headline = _headline(legacy, clean, options)
+    headline = _headline(legacy, clean, options.get("headline", rule.headline))
     result = {
         "metric": rule.name,
         "score": (legacy if headline == "legacy" else clean[0])["score"],
@@ -163,8 +170,7 @@ def parse_options(words: list[str]) -> dict:
     return {key: {"true": True, "false": False}.get(value, value) for key, value in pairs.items()}
 
 
-def _headline(legacy: dict | None, clean: tuple | None, options: dict) -> str:
-    wanted = options.get("headline", "legacy")
+def _headline(legacy: dict | None, clean: tuple | None, wanted: str) -> str:
     if wanted not in ("legacy", "clean"):
         raise UserError(f'Option headline is {wanted!r}; it may be "legacy" or "clean".')
     if legacy is None and clean is None:
@@ -191,11 +197,12 @@ def score_files(
     """
     rule = get(metric)
     rows = read_jsonl(Path(predictions), "answer file")
-    asked = question_rows(read_json(Path(questions), "question file"), str(questions)) if questions else []
+    apart = not (options or {}).get("allow_duplicates")
+    asked = question_rows(read_table(Path(questions), "question file"), str(questions), apart) if questions else []
     if references is None and not asked:
         raise UserError(f"Metric {rule.name} needs references (kind: {rule.needs}); give --references FILE.")
     if rule.needs == "questions" and not asked:
-        table = read_json(Path(references), "annotation file")
+        table = read_table(Path(references), "annotation file")
         if isinstance(table, list):  # records with answers are questions; anything else is for the rule to read
-            return score(metric, rows, table, None, options)
+            return score(metric, rows, question_rows(table, str(references), apart), None, options)
     return score(metric, rows, asked, Path(references) if references else None, options)

@@ -11,7 +11,8 @@ from pathlib import Path
 from hide_llava.errors import UserError
 from hide_llava.metrics.base import Job, Metric, per_distinct, per_question, percent
 from hide_llava.metrics.cider import caption_records
-from hide_llava.metrics.option_letter import choice_index, scienceqa_records
+from hide_llava.metrics.letters import ALPHABET
+from hide_llava.metrics.option_letter import scienceqa_records
 from hide_llava.metrics.rows import annotation_rows, text_list
 
 SHORT = 2
@@ -40,12 +41,12 @@ def letter_legacy(job: Job) -> dict:
 
 def letter_of_problem(text: str, record: dict, options: dict) -> int:
     """Clean: the letter must be an option of its problem."""
-    return int(is_letter(text) and choice_index(text.strip().upper(), record["n_choices"]) >= 0)
+    return int(is_letter(text) and text.strip().upper() in ALPHABET[: record["n_choices"]])
 
 
 def short_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
     """Records with "answers"; the raw `answer` is kept."""
-    return [{**row, "answers": text_list(row)} for row in annotation_rows(questions, references)]
+    return [{**row, "answers": text_list(row)} for row in annotation_rows(questions, references, options)]
 
 
 def is_short(text: str, record: dict, options: dict) -> int:
@@ -75,7 +76,7 @@ def is_sentence(text: str, record: dict, options: dict) -> int:
     As published, a gold that is one plain string is walked character by character, so short captions then fail.
     """
     text = text.strip()
-    references = record.get("answer", record["captions"])
+    references = record["answer"] if isinstance(record.get("answer"), str) else record["captions"]
     long = len(text.split()) > SENTENCE
     return int(text.endswith(".") and (long or any(text.lower() in part.lower() for part in references)))
 
@@ -89,18 +90,18 @@ FORMAT_LETTER = Metric(
     name="format_letter",
     summary="MIF: the answer is exactly one letter; clean: one of the problem's options",
     source="spec benchmarks.md §1.7: CVIT ScienceQA (eval_scienceqa_instruction)",
-    gold=scienceqa_records,
+    records=scienceqa_records,
     legacy=letter_legacy,
     clean=per_question(letter_of_problem),
     needs="scienceqa",
-    options=("split",),
+    options=("split", "allow_unanswerable"),
 )
 
 FORMAT_SHORT = Metric(
     name="format_short",
     summary="MIF: at most two words, or the gold answer; clean: not empty",
     source="spec benchmarks.md §1.7: CVIT short-answer data sets (eval_vqa_instruction)",
-    gold=short_records,
+    records=short_records,
     legacy=short_legacy,
     clean=per_question(is_short_answer),
 )
@@ -109,7 +110,7 @@ FORMAT_SENTENCE = Metric(
     name="format_sentence",
     summary="MIF: ends with a period and has five words, or is part of a reference",
     source="spec benchmarks.md §1.7: CVIT Flickr30k, TextCaps (eval_caption_instruction)",
-    gold=caption_records,
+    records=caption_records,
     legacy=per_distinct(is_sentence),
     clean=per_question(is_caption),
 )

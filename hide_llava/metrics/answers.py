@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Sequence
+
+from hide_llava.metrics.letters import ALPHABET, said_letter
 
 NUMBER = re.compile(r"[-+]?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?|[-+]?\.\d+")
-_OPTION = re.compile(r"\(?\s*([A-Z])\s*(?:[).:,]|$)", re.IGNORECASE)
-_SAID = re.compile(r"\b(?:answer|option|choice)\s*(?:is|:)?\s*:?\s*\(?([A-Z])\b(?![\w'])", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
 
 
@@ -37,10 +38,18 @@ def yes_no(text: str) -> str | None:
     return found.pop() if len(found) == 1 else None
 
 
-def option_letter(text: str) -> str | None:
-    """The option letter, upper case: "B", "(b)", "B. a dog", "b) a dog" or "The answer is B"; None otherwise."""
-    match = _OPTION.match(text.strip()) or _SAID.search(text)
-    return match.group(1).upper() if match else None
+def option_letter(text: str, letters: Iterable[str] = ALPHABET, choices: Sequence[str] = ()) -> str | None:
+    """The letter of the option that an answer names, upper case, or None: the one reader of every clean rule.
+
+    letters: those of the question's options. choices: their texts, in the order of the letters, where they are known:
+    an answer that says no letter may be one of them, or hold exactly one of them as whole words.
+    """
+    letters = [*letters]
+    if (said := said_letter(text, letters)) is not None:
+        return said
+    equal = [letter for letter, choice in zip(letters, choices) if trim(choice) == trim(text)]
+    inside = [letter for letter, choice in zip(letters, choices) if has_words(text, choice)]
+    return next((found[0] for found in (equal, inside) if len(found) == 1), None)
 
 
 def numbers(text: str) -> list[float]:

@@ -1,17 +1,18 @@
 """What a metric is, and the two joins every family shares.
 
 `legacy` repeats the published evaluation script, quirks included, so that numbers compare with the papers; `clean` is
-the same rule without the quirks. Both are always computed; the headline is legacy (spec hide.md §4.3, [DECISION]).
+the same rule without the quirks. Both are always computed. Which of them is the headline is the metric's to say: the form
+by which a benchmark's published tables were made, or the rule that its authors publish today (docs/METRICS.md lists them).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from hide_llava.errors import UserError
+from hide_llava.metrics.rows import check_unique, question_rows
 
 Rule = Callable[[str, dict, dict], float]
 """(answer text, reference record, options) -> 0…1"""
@@ -56,15 +57,15 @@ class Job:
 class Metric:
     """A named rule.
 
-    gold(questions, references, options) -> reference records; legacy(job) -> {"score", "n", …} or None when the
-    published script would stop; clean(job) -> ({"score", "n", …}, {question_id: 0…1}) or None when ids cannot
-    be joined.
+    records(questions, references, options) -> reference records, UserError for every record that the rules below could
+    not use; legacy(job) -> {"score", "n", …} or None when the published script would stop; clean(job) -> ({"score",
+    "n", …}, {question_id: 0…1}) or None when ids cannot be joined.
     """
 
     name: str
     summary: str
     source: str
-    gold: Callable[[list[dict], Path | None, dict], list[dict]]
+    records: Callable[[list[dict], Path | None, dict], list[dict]]
     legacy: Callable[[Job], dict | None]
     clean: Callable[[Job], tuple[dict, dict[str, float]] | None]
     needs: str = "questions"
@@ -72,12 +73,34 @@ class Metric:
     positional: bool = False
     options: tuple[str, ...] = ()
     """Names of the options this metric reads besides `OPTIONS`."""
+    headline: str = "legacy"
+    """The form that `score` shows unless the option `headline` asks for the other one: "legacy" or "clean"."""
     averages: tuple[str, ...] = ("legacy", "clean")
     """Which of the two scores are means over questions, so that per-question verdicts may explain them."""
     labels: Callable[[dict], list[str]] = lambda options: []
     """What every table must say beside this score, given the options: a judge's name, a tokenizer, "local"."""
     check: Callable[[dict], None] = lambda options: None
     """Raises UserError when this machine cannot compute the metric with these options; ask before generating."""
+
+    def gold(
+        self, questions: list[dict], references: Path | None, options: dict, source: str = "questions"
+    ) -> list[dict]:
+        """The reference records, checked for everything that scoring would stumble over: ask before generating.
+
+        questions: rows {question_id, text, …} of the test file, which errors call `source`; [] when the references are
+        all there is. references: the extra file or folder some metrics need.
+
+        Raises:
+            UserError: a record that cannot be used, an id that occurs twice (unless allow_duplicates), or no record.
+        """
+        apart = not options.get("allow_duplicates")
+        asked = question_rows(questions, source, apart) if questions else []
+        records = self.records(asked, references, options)
+        if not records:
+            raise UserError("The reference file holds no questions; nothing can be scored against it.")
+        if all(record.get("question_id") is not None for record in records):
+            check_unique(records, "the reference file", options)
+        return records
 
 
 def percent(right: float, n: int) -> float:
@@ -158,8 +181,6 @@ def check_join(job: Job) -> list[str]:
     options: allow_partial (score an incomplete answer file, labelled "partial"), allow_duplicates.
     """
     labels = []
-    if not job.gold:
-        raise UserError("The reference file holds no questions; nothing can be scored against it.")
     if job.joinable:
         unknown = [row["question_id"] for row in job.rows if row["question_id"] not in job.by_id]
         if unknown:
@@ -167,7 +188,8 @@ def check_join(job: Job) -> list[str]:
                 f"{len(unknown)} predictions answer questions that are not in the reference file (first: question_id "
                 f"{unknown[0]}); score them against the file they were generated from."
             )
-        labels += _check_duplicates(job)
+        labels += check_unique(job.rows, "predictions", job.options)
+        labels += check_unique(job.gold, "the reference file", job.options)
     if job.n_scored < job.n_expected:
         if not job.options.get("allow_partial"):
             missing = next((qid for qid in job.by_id if qid not in job.answers), None)
@@ -179,19 +201,4 @@ def check_join(job: Job) -> list[str]:
         labels.append("partial")
     elif job.n_expected < job.gold[0].get("n_reference", 0):  # the question file itself was only a part
         labels.append("partial")
-    return labels
-
-
-def _check_duplicates(job: Job) -> list[str]:
-    labels = []
-    for what, rows in (("predictions", job.rows), ("the reference file", job.gold)):
-        twice = [qid for qid, n in Counter(row["question_id"] for row in rows).items() if n > 1]
-        if not twice:
-            continue
-        if not job.options.get("allow_duplicates"):
-            raise UserError(
-                f"question_id {twice[0]} occurs more than once in {what} ({len(twice)} such ids); keep one record "
-                "each, or set allow_duplicates to count them as the published scripts do."
-            )
-        labels.append(f"duplicate ids in {what}")
     return labels

@@ -22,7 +22,7 @@ from hide_llava.errors import UserError
 from hide_llava.metrics import ptb
 from hide_llava.metrics.base import Job, Metric
 from hide_llava.metrics.ptb import java_available
-from hide_llava.metrics.rows import question_rows, read_json
+from hide_llava.metrics.rows import read_json, where
 from hide_llava.metrics.spice import require_spice, spice
 
 if TYPE_CHECKING:
@@ -47,11 +47,17 @@ def coco_records(questions: list[dict], references: Path | None, options: dict) 
         raise UserError("A caption score needs the COCO-type reference file (images and annotations); name it.")
     captions, names = _read_coco(references)
     if not questions:
-        return [{"question_id": None, "image_id": i, "captions": c} for i, c in sorted(captions.items())]
-    rows = question_rows(questions)
-    records = []
-    for number, row in enumerate(rows, 1):
+        ordered = sorted(captions.items(), key=lambda item: (isinstance(item[0], str), item[0]))
+        return [{"question_id": None, "image_id": i, "captions": c} for i, c in ordered]
+    records: list[dict] = []
+    seen: dict[int | str, str] = {}
+    for number, row in enumerate(questions, 1):
         image = row.get("image_id", number)
+        if not _is_id(image):
+            raise UserError(f"{where(row)}: image_id is {image!r}, expected a number or a text.")
+        if image in seen:
+            raise UserError(f"{where(row)}: belongs to image id {image}, as question_id {seen[image]} does.")
+        seen[image] = row["question_id"]
         if image not in captions:
             raise UserError(
                 f"question_id {row['question_id']} (number {number}) belongs to image id {image}, which has no caption "
@@ -64,31 +70,35 @@ def coco_records(questions: list[dict], references: Path | None, options: dict) 
                 f"{references} is {name}; the two files are not in the same order."
             )
         records.append({"question_id": row["question_id"], "image_id": image, "captions": captions[image]})
-    if len(rows) < len(captions) and options.get("allow_partial"):
+    if len(questions) < len(captions) and options.get("allow_partial"):
         return [{**record, "n_reference": len(captions)} for record in records]
-    if len(rows) != len(captions):
+    if len(questions) != len(captions):
         raise UserError(
-            f"The question file has {len(rows)} records but {references} describes {len(captions)} images; "
+            f"The question file has {len(questions)} records but {references} describes {len(captions)} images; "
             "use the reference file of this split."
         )
     return records
 
 
-def _read_coco(path: Path) -> tuple[dict, dict]:
+def _read_coco(path: Path) -> tuple[dict[int | str, list[str]], dict[int | str, str | None]]:
     """({image id: captions}, {image id: file name}); UserError when the file is not of that kind."""
     table = read_json(path, "caption reference file")
     if not isinstance(table, dict) or not isinstance(table.get("annotations"), list):
         raise UserError(f"{path}: expected a COCO-type file with images[] and annotations[].")
-    images: dict = {}
-    for number, image in enumerate(table.get("images") or [], 1):
-        if not isinstance(image, dict) or "id" not in image:
+    if not isinstance(listed := table.get("images") or [], list):
+        raise UserError(f"{path}: images is {listed!r}, expected a list of {{id, file_name}}.")
+    images: dict[int | str, str | None] = {}
+    for number, image in enumerate(listed, 1):
+        if not isinstance(image, dict) or not _is_id(image.get("id")):
             raise UserError(f"{path}: image {number} has no id.")
         if image["id"] in images:
             raise UserError(f"{path}: image id {image['id']} occurs more than once; keep one record of each image.")
+        if not isinstance(image.get("file_name"), str | None):
+            raise UserError(f"{path}: image {number} has the file name {image['file_name']!r}, expected a text.")
         images[image["id"]] = image.get("file_name")
-    captions: dict = {}
+    captions: dict[int | str, list[str]] = {}
     for number, note in enumerate(table["annotations"], 1):
-        if not isinstance(note.get("caption"), str) or "image_id" not in note:
+        if not isinstance(note, dict) or not isinstance(note.get("caption"), str) or not _is_id(note.get("image_id")):
             raise UserError(f"{path}: annotation {number} lacks image_id or caption.")
         if images and note["image_id"] not in images:
             raise UserError(f"{path}: annotation {number} is about image id {note['image_id']}, which images[] lacks.")
@@ -96,7 +106,13 @@ def _read_coco(path: Path) -> tuple[dict, dict]:
     bare = [i for i in images if i not in captions]
     if bare:
         raise UserError(f"{path}: image id {bare[0]} has no caption ({len(bare)} such images); fetch the file again.")
+    if not captions:
+        raise UserError(f"{path}: holds no captions.")
     return captions, images
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int | str) and not isinstance(value, bool)
 
 
 def caption_scores(
@@ -238,7 +254,7 @@ CAPTION7 = Metric(
     name="caption7",
     summary="mean of BLEU-1…4, METEOR, ROUGE-L and CIDEr, times 100",
     source="spec hide.md §4.4: UCIT VizWiz and Flickr30k captions",
-    gold=coco_records,
+    records=coco_records,
     legacy=caption_legacy,
     clean=caption_clean,
     needs="coco",

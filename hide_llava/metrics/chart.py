@@ -40,7 +40,7 @@ RELAXED_CHART = Metric(
     name="relaxed_chart",
     summary="numbers within 5 %, texts equal",
     source="Masry et al. 2022 (arXiv 2203.10244); spec benchmarks.md §4.4",
-    gold=answer_records,
+    records=answer_records,
     legacy=per_row(relaxed_legacy),
     clean=per_question(relaxed),
 )

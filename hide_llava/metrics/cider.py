@@ -16,7 +16,7 @@ from hide_llava.errors import UserError
 from hide_llava.metrics import ptb
 from hide_llava.metrics.base import Job, Metric
 from hide_llava.metrics.caption import coco_records, require
-from hide_llava.metrics.rows import annotation_rows, read_json, text_list
+from hide_llava.metrics.rows import annotation_rows, read_table, text_list
 
 Corpus = tuple[dict[str, list[str]], dict[str, str]]
 """({id: reference captions}, {id: predicted caption}), the same ids in the same order"""
@@ -27,14 +27,16 @@ PTB_PART = "CIDEr-D-PTB"
 
 def caption_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
     """Records with "captions": from the records' own answer list, or from a COCO-type reference file."""
-    if references is not None and isinstance(read_json(references, "caption reference file"), dict):
+    if references is not None and isinstance(read_table(references, "caption reference file"), dict):
         records = coco_records(questions, references, options)
+        if not questions:
+            raise UserError(f"{references} knows images, and answers are joined by question id; give the question file too.")
         if "n_reference" in records[0] and any("image_id" not in row for row in questions):
             raise UserError(
                 f"{references} describes more images than are asked about; give each question its image_id."
             )
         return records
-    return [{**row, "captions": text_list(row)} for row in annotation_rows(questions, references)]
+    return [{**row, "captions": text_list(row)} for row in annotation_rows(questions, references, options)]
 
 
 def cider_d(references: dict[str, list[str]], predicted: dict[str, str]) -> Scored:
@@ -109,7 +111,7 @@ def _metric(name: str, summary: str, used: str, legacy_rule: Callable, clean_rul
         return _with_standard(_result(scored), job, name), scored[1]
 
     source = f"spec benchmarks.md §1.6: {used}"
-    return Metric(name=name, summary=summary, source=source, gold=caption_records, legacy=legacy, clean=clean, **more)
+    return Metric(name=name, summary=summary, source=source, records=caption_records, legacy=legacy, clean=clean, **more)
 
 
 def _with_standard(result: dict, job: Job, name: str) -> dict:
@@ -167,6 +169,7 @@ CIDER_D_PTB = _metric(
     "the standard beside CVIT's two rules",
     _treebank,
     _treebank,
+    headline="clean",  # pycocoevalcap scores every image of the reference file
     labels=lambda options: ["python tokenizer, not comparable"] if options.get("tokenizer") == "python" else [],
     check=lambda options: require(options.get("tokenizer", "ptb")),
 )

@@ -10,7 +10,7 @@ from hide_llava.metrics.rows import annotation_rows, text_field
 
 def answer_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
     """Records {question_id, answer} from the annotation file, or from the question file itself."""
-    rows = annotation_rows(questions, references)
+    rows = annotation_rows(questions, references, options)
     return [{**row, "answer": text_field(row, "answer")} for row in rows]
 
 
@@ -33,7 +33,7 @@ EXACT_UPPER = Metric(
     name="exact_upper",
     summary="upper(p) == upper(g)",
     source="spec hide.md §4.3: UCIT ImageNet-R, ArxivQA, IconQA, CLEVR-Math; CoIN VizWiz, VQAv2",
-    gold=answer_records,
+    records=answer_records,
     legacy=per_row(equal_upper),
     clean=per_question(equal_upper),
 )
@@ -42,7 +42,7 @@ EXACT_LOWER_UNANSWERABLE = Metric(
     name="exact_lower_unanswerable",
     summary='lower(p) == lower(g); legacy: wrong when p contains "Unanswerable"',
     source="spec hide.md §4.3: CoIN OCR-VQA",
-    gold=answer_records,
+    records=answer_records,
     legacy=per_row(equal_lower_answerable),
     clean=per_question(equal_lower),
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from hide_llava.errors import UserError
 from hide_llava.metrics.base import Job, Metric, per_question, percent
-from hide_llava.metrics.rows import question_rows, read_json, select, text_field
+from hide_llava.metrics.rows import annotation_rows, read_table, select, text_field, where
 
 
 def gqa_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
@@ -15,16 +15,21 @@ def gqa_records(questions: list[dict], references: Path | None, options: dict) -
 
     Records without isBalanced (CoIN's flat test file) count as balanced.
     """
-    if references is None:
-        rows = question_rows(questions)
-    else:
-        table = read_json(references, "GQA question file")
+    rows = questions
+    if references is not None:
+        table = read_table(references, "GQA question file")
         if isinstance(table, list):
-            rows = question_rows(table, str(references))
+            rows = annotation_rows(questions, references, options)
         elif isinstance(table, dict) and all(isinstance(entry, dict) for entry in table.values()):
-            rows = select({str(k): {**v, "question_id": str(k)} for k, v in table.items()}, questions, references)
+            own = [{"_place": (str(references), n), **v, "question_id": k} for n, (k, v) in enumerate(table.items(), 1)]
+            rows = select(own, questions, references, options)
         else:
             raise UserError(f"{references}: expected GQA's object {{question id: record}} or a list of records.")
+    for row in rows:
+        types, groups = row.get("types") or {}, row.get("groups") or {}
+        tables = isinstance(types, dict) and isinstance(groups, dict)
+        if not tables or not all(isinstance(v, str | None) for v in (*types.values(), groups.get("global"))):
+            raise UserError(f"{where(row)}: types and groups are {types!r} and {groups!r}, expected names by kind.")
     return [{**row, "answer": text_field(row, "answer"), "balanced": row.get("isBalanced", True)} for row in rows]
 
 
@@ -108,7 +113,7 @@ GQA_EXACT = Metric(
     name="gqa_exact",
     summary="lower(p) without trailing periods == g, over balanced questions",
     source="spec hide.md §4.3: CoIN GQA",
-    gold=gqa_records,
+    records=gqa_records,
     legacy=gqa_legacy,
     clean=gqa_clean,
     needs="gqa",

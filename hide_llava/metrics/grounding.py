@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
 from hide_llava.errors import UserError
 from hide_llava.metrics.base import Job, Metric, per_question, per_row, with_parts
-from hide_llava.metrics.rows import annotation_rows
+from hide_llava.metrics.rows import annotation_rows, is_number, where
 
 Box = tuple[float, float, float, float]
 NUMBER = re.compile(r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?")
@@ -17,16 +18,16 @@ THRESHOLD = 0.5
 def box_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
     """Records with "box" (x1, y1, x2, y2, normalised coordinates) and "scale" = max(size), 1 without a size."""
     records = []
-    for row in annotation_rows(questions, references):
+    for row in annotation_rows(questions, references, options):
         raw = row.get("answer_bbox", row.get("answer"))
         numbers = raw if isinstance(raw, list) else NUMBER.findall(raw) if isinstance(raw, str) else []
-        if len(numbers) != 4:
-            raise UserError(
-                f"question_id {row['question_id']}: answer_bbox is {raw!r}, expected four numbers like "
-                '"[0.1, 0.2, 0.5, 0.6]".'
-            )
+        box = [float(x) for x in numbers if is_number(x) or (isinstance(x, str) and NUMBER.fullmatch(x.strip()))]
+        if len(numbers) != 4 or len(box) != 4 or not all(map(math.isfinite, box)):
+            raise UserError(f'{where(row)}: answer_bbox is {raw!r}, expected four numbers like "[0.1, 0.2, 0.5, 0.6]".')
         size = row.get("size") or [1]
-        records.append({**row, "box": tuple(float(x) for x in numbers), "scale": max(size)})
+        if not isinstance(size, list) or not all(is_number(x) and x > 0 for x in size):
+            raise UserError(f"{where(row)}: size is {size!r}, expected the width and height of the picture.")
+        records.append({**row, "box": tuple(box), "scale": max(size)})
     return records
 
 
@@ -95,7 +96,7 @@ IOU50 = Metric(
     name="iou50",
     summary="IoU with the reference box > 0.5; legacy loses digits while parsing, clean reads four numbers",
     source="spec hide.md §4.3: CoIN Grounding",
-    gold=box_records,
+    records=box_records,
     legacy=boxes_legacy,
     clean=with_parts(per_question(overlaps), mean_iou=overlap),
 )

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from hide_llava.errors import UserError
 from hide_llava.metrics.rows import read_json, read_text
-from hide_llava.storage import write_json
 
 PROMPT = """Below are a question about a picture and somebody's response to it. Write down nothing but the final answer
 that the response gives, in the form that the question asks for: an option letter, a whole number, a decimal number or a
@@ -56,6 +55,8 @@ class Judge:
         key = hashlib.sha256(json.dumps([self.url, asked], sort_keys=True).encode()).hexdigest()
         file = self.cache / key[:2] / f"{key}.json"
         if not file.is_file():
+            from hide_llava.storage import write_json  # imports torch
+
             write_json(file, {"url": self.url, "request": asked, "answer": self._ask(asked)})
         return str(read_json(file, "stored judge answer")["answer"])
 

@@ -8,6 +8,7 @@ knows no sheet, only the answers it is given.
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -15,7 +16,8 @@ from hide_llava.errors import UserError
 from hide_llava.metrics.answers import has_words, numbers, option_letter, trim
 from hide_llava.metrics.base import Job, Metric, per_question, per_row
 from hide_llava.metrics.judge import judge_from
-from hide_llava.metrics.rows import question_rows, read_json, select, text_field
+from hide_llava.metrics.letters import ALPHABET, check_options
+from hide_llava.metrics.rows import is_number, read_table, select, text_field, where
 
 RULE_LABEL = "Math-rule: no judge, not comparable with judged scores"
 MARKS = str.maketrans(dict.fromkeys(".()[],:;!*#{}", " "))
@@ -26,40 +28,57 @@ REFUSALS = (  # answers that MathVista's evaluation (VLMEvalKit) takes as option
     "Cannot determine the answer",
 )
 KINDS = ("integer", "float", "list", "text")
+READ = {"integer": int, "float": float}
 
 
 def mathvista_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
     """Records with answer, answer_type, choices and the judge.
 
     references: MathVista's testmini, {pid: record} or a list of records with pid; question id testmini_<n> is
-    pid n + 1. Without it the question records carry the fields themselves. UserError on missing fields.
+    pid n + 1. Without it the question records carry the fields themselves. UserError on missing or unusable fields.
     """
-    rows = question_rows(questions) if references is None else _testmini(questions, references)
-    judge = judge_from(options)
-    for row in rows:
-        if row.get("answer_type") not in KINDS:
-            raise UserError(f"question_id {row['question_id']}: answer_type is {row.get('answer_type')!r}, expected one "
-                            f"of {', '.join(KINDS)}; give MathVista's testmini.json as references.")  # fmt: skip
-        row["choices"] = [str(choice) for choice in row.get("choices") or []]
-        row["answer"] = str(row["answer"]) if isinstance(row.get("answer"), (int, float)) else text_field(row, "answer")
-        if row["choices"] and row["answer"] not in row["choices"]:
-            raise UserError(f"question_id {row['question_id']}: answer {row['answer']!r} is none of its choices.")
-        row["option"] = chr(65 + row["choices"].index(row["answer"])) if row["choices"] else None
-        row["answers"] = [row["answer"], *([row["option"]] if row["option"] else [])]
-        row["judge"] = judge
-    return rows
+    judge, records = judge_from(options), []
+    for row in questions if references is None else _testmini(questions, references, options):
+        kind, answer, choices = row.get("answer_type"), row.get("answer"), row.get("choices") or []
+        if kind not in KINDS:
+            raise UserError(f"{where(row)}: answer_type is {kind!r}, expected one of {', '.join(KINDS)}; give MathVista's "
+                            "testmini.json as references.")  # fmt: skip
+        answer = str(answer) if is_number(answer) else text_field(row, "answer")
+        check_options({**row, "options": None})
+        if not isinstance(choices, list):
+            raise UserError(f"{where(row)}: choices are {choices!r}, expected a list of texts.")
+        choices = [str(choice) for choice in choices]
+        if choices and answer not in choices:
+            raise UserError(f"{where(row)}: answer {answer!r} is none of its choices.")
+        if not choices and kind in READ and _read(kind, answer) is None:
+            raise UserError(f"{where(row)}: answer is {answer!r}, expected a number ({kind}).")
+        option = ALPHABET[choices.index(answer)] if choices else None
+        answers = [answer, *([option] if option else [])]
+        records.append({**row, "answer": answer, "choices": choices, "option": option, "answers": answers, "judge": judge})
+    return records
 
 
-def _testmini(questions: list[dict], path: Path) -> list[dict]:
-    table = read_json(path, "MathVista file")
+def _testmini(questions: list[dict], path: Path, options: dict) -> list[dict]:
+    table = read_table(path, "MathVista file")
     rows = list(table.values()) if isinstance(table, dict) else table
     if not isinstance(rows, list) or not all(isinstance(r, dict) and str(r.get("pid", "")).isdecimal() for r in rows):
         raise UserError(f"{path}: expected MathVista's testmini, {{pid: record}} or a list of records with a pid.")
-    gold = {f"testmini_{int(row['pid']) - 1}": row for row in rows}
-    gold = {qid: {**row, "question_id": qid} for qid, row in gold.items()}
-    asked = {row["question_id"]: row.get("text") for row in question_rows(questions)} if questions else {}
+    gold = [
+        {**row, "question_id": f"testmini_{int(row['pid']) - 1}", "_place": (str(path), number)}
+        for number, row in enumerate(rows, 1)
+    ]
+    asked = {row["question_id"]: row.get("text") for row in questions}
     return [{**r, "text": asked.get(r["question_id"]) or r.get("query", r.get("question", ""))}
-            for r in select(gold, questions, path)]  # fmt: skip
+            for r in select(gold, questions, path, options)]  # fmt: skip
+
+
+def _read(kind: str, text: str) -> float | None:
+    """The number that Python's int() or float() makes of the whole text; None when it is none."""
+    try:
+        value = READ[kind](text)
+        return value if math.isfinite(value) else None
+    except (ValueError, OverflowError):
+        return None
 
 
 def infer_option(text: str, choices: list[str]) -> str | None:
@@ -79,13 +98,13 @@ def infer_option(text: str, choices: list[str]) -> str | None:
     return found[0] if len(found) == 1 else None
 
 
-def _letters(choices: list[str]) -> list[str]:
-    return [chr(65 + i) for i in range(len(choices))]
+def _letters(choices: list[str]) -> str:
+    return ALPHABET[: len(choices)]
 
 
 def equal_number(text: str, record: dict) -> bool:
     """Python's int() or float() of the whole text equals the gold value's; other types are never equal."""
-    read = {"integer": int, "float": float}.get(record["answer_type"])
+    read = READ.get(record["answer_type"])
     try:
         return read is not None and read(text) == read(record["answer"])
     except (ValueError, OverflowError):
@@ -129,20 +148,14 @@ def sane(text: str, record: dict, options: dict) -> int:
         return int(bool(found) and round(found[-1], digits) == round(float(record["answer"]), digits))
     if kind == "list":
         lists = re.findall(r"\[[^\[\]]*\]", answer) or [answer]
-        return int(numbers(lists[-1]) == numbers(record["answer"]))
+        gold = numbers(record["answer"])
+        return int(numbers(lists[-1]) == gold if gold else trim(answer) == trim(record["answer"]))
     return int(has_words(answer, record["answer"]))
 
 
 def read_option(text: str, choices: list[str]) -> str | None:
-    """The letter that the answer says, else the one choice it equals or holds as whole words, else a lone letter."""
-    said = option_letter(text)
-    if said in _letters(choices):
-        return said
-    equal = [letter for letter, choice in zip(_letters(choices), choices) if trim(choice) == trim(text)]
-    inside = [letter for letter, choice in zip(_letters(choices), choices) if has_words(text, choice)]
-    words = set(text.translate(MARKS).split())
-    alone = [letter for letter in _letters(choices) if letter in words]
-    return next((found[0] for found in (equal, inside, alone) if len(found) == 1), None)
+    """The letter that the answer says, else that of the one choice it equals or holds as whole words."""
+    return option_letter(text, _letters(choices), choices)
 
 
 def _named(score: dict, job: Job) -> dict:
@@ -164,7 +177,7 @@ MATHVISTA = Metric(
     name="mathvista",
     summary="option letter or number, read by rule or by a judge",
     source="spec benchmarks.md §3.5: MLLM-ACL Math (eval_math)",
-    gold=mathvista_records,
+    records=mathvista_records,
     legacy=lambda job: _named(per_row(published)(job), job),
     clean=_clean,
     options=("judge_url", "judge_model", "judge_prompt", "judge_cache"),

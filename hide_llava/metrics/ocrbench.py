@@ -6,7 +6,7 @@ from pathlib import Path
 
 from hide_llava.errors import UserError
 from hide_llava.metrics.base import Job, Metric, per_question, with_parts
-from hide_llava.metrics.rows import annotation_rows, text_list
+from hide_llava.metrics.rows import annotation_rows, text_list, where
 
 FORMULA = "Handwritten Mathematical Expression Recognition"
 RECOGNITION = ("Regular Text", "Irregular Text", "Artistic Text", "Handwriting", "Digit String", "Non-Semantic Text")
@@ -21,12 +21,12 @@ CATEGORIES = {
 
 def ocr_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
     """Records with "answers" (one or more strings) and a known answer_type; UserError otherwise."""
-    rows = annotation_rows(questions, references)
+    rows = annotation_rows(questions, references, options)
     for row in rows:
-        if row.get("answer_type") not in CATEGORIES:
+        if row.get("answer_type") not in [*CATEGORIES]:
             raise UserError(
-                f"question_id {row['question_id']}: answer_type is {row.get('answer_type')!r}, which OCRBench does "
-                f"not have; known: {', '.join(CATEGORIES)}."
+                f"{where(row)}: answer_type is {row.get('answer_type')!r}, which OCRBench does not have; known: "
+                f"{', '.join(CATEGORIES)}."
             )
     return [{**row, "answers": text_list(row)} for row in rows]
 
@@ -59,7 +59,7 @@ OCRBENCH = Metric(
     name="ocrbench",
     summary="any reference in p; legacy: hits / 10, clean: hits / questions",
     source="spec benchmarks.md §3.5: MLLM-ACL OCR (eval_ocr)",
-    gold=ocr_records,
+    records=ocr_records,
     legacy=ocr_legacy,
     clean=with_parts(per_question(found_something), group=lambda record: CATEGORIES[record["answer_type"]]),
 )

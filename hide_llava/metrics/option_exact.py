@@ -9,17 +9,21 @@ from hide_llava.errors import UserError
 from hide_llava.metrics.answers import option_letter
 from hide_llava.metrics.base import Job, Metric, per_question
 from hide_llava.metrics.exact_match import answer_records
+from hide_llava.metrics.letters import check_options, option_letters, option_texts
+from hide_llava.metrics.rows import where
 
 LABEL = "APP-local: scored here; published numbers come from a server that has closed"
 
 
 def letter_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
-    """Records whose answer is one letter; UserError otherwise."""
+    """Records whose answer is the letter of one of their options; UserError otherwise."""
     rows = answer_records(questions, references, options)
     for row in rows:
-        if not re.fullmatch(r"\s*[A-Za-z]\s*", row["answer"]):
+        check_options(row)
+        letters = option_letters(row)
+        if not re.fullmatch(r"\s*[A-Za-z]\s*", row["answer"]) or row["answer"].strip().upper() not in letters:
             raise UserError(
-                f"question_id {row['question_id']}: answer is {row['answer']!r}, expected one option letter."
+                f"{where(row)}: answer is {row['answer']!r}, expected one option letter ({letters[0]}–{letters[-1]})."
             )
     return [{**row, "answer": row["answer"].strip().upper()} for row in rows]
 
@@ -30,8 +34,8 @@ def submitted(text: str, record: dict, options: dict) -> int:
 
 
 def said(text: str, record: dict, options: dict) -> int:
-    """Clean: the letter that the answer says ("B", "(b)", "B. …", "The answer is B") is the right one."""
-    return int(option_letter(text) == record["answer"])
+    """Clean: the option that the answer names ("B", "(b)", "B. …", "The answer is B") is the right one."""
+    return int(option_letter(text, option_letters(record), option_texts(record)) == record["answer"])
 
 
 def local_legacy(job: Job) -> dict:
@@ -43,7 +47,7 @@ OPTION_EXACT_LOCAL = Metric(
     name="option_exact_local",
     summary="the submitted text is the option letter; clean: the parsed letter is",
     source="spec benchmarks.md §3.5: MLLM-ACL APP (convert_result_to_submission)",
-    gold=letter_records,
+    records=letter_records,
     legacy=local_legacy,
     clean=per_question(said),
     labels=lambda options: [LABEL],

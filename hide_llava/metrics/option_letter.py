@@ -1,4 +1,4 @@
-"""Answer letters of multiple-choice questions: ScienceQA, with HiDe's and with CoIN's parser (spec hide.md §4.3)."""
+"""Answer letters of multiple-choice questions: ScienceQA, with HiDe's and with CoIN's parser in the legacy forms."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.base import Job, Metric, percent
-from hide_llava.metrics.rows import question_rows, read_json, select
+from hide_llava.metrics.answers import option_letter
+from hide_llava.metrics.base import Job, Metric, per_question, percent
+from hide_llava.metrics.letters import ALPHABET, check_options, option_letters, option_texts
+from hide_llava.metrics.rows import annotation_rows, read_json, select, where
 
 LETTERS = "ABCDE"
 FAILED = "FAILED"
@@ -52,46 +54,47 @@ def choice_index(letter: str, n_choices: int) -> int:
 
 
 def scienceqa_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
-    """Records with "index" (the right choice, 0-based) and "n_choices".
+    """Records with "index" (the right choice, 0-based), "answer" (its letter) and "n_choices".
 
     References: a folder with problems.json and pid_splits.json (options["split"], default "test"). Without it the
-    question records must carry `answer` (a letter or an index) and may carry `choices`.
+    question records must carry `answer` (a letter or an index) and may carry `choices`. UserError where the answer is
+    none of the choices, unless the option allow_unanswerable keeps such a question, which no answer then gets right.
     """
     if references is None:
-        return [_flat_record(row) for row in question_rows(questions)]
+        return [_flat_record(row, options) for row in questions]
     folder = Path(references)
     if folder.is_file() and folder.name not in ("problems.json", "pid_splits.json"):
-        return [_flat_record(row) for row in question_rows(read_json(folder, "annotation file"), str(folder))]
+        return [_flat_record(row, options) for row in annotation_rows(questions, references, options)]
     folder = folder.parent if folder.is_file() else folder
-    problems = read_json(folder / "problems.json", "ScienceQA problem file")
-    split = options.get("split", "test")
+    file, split = folder / "problems.json", str(options.get("split", "test"))
+    problems = read_json(file, "ScienceQA problem file")
     splits = read_json(folder / "pid_splits.json", "ScienceQA split file")
-    if split not in splits:
-        raise UserError(f"{folder / 'pid_splits.json'} has no split {split!r}; it has {', '.join(splits)}.")
-    gold = {}
+    if not isinstance(problems, dict) or not isinstance(splits, dict):
+        raise UserError(f"{folder}: problems.json and pid_splits.json must be objects, {{id: problem}} and {{split: ids}}.")
+    if not isinstance(splits.get(split), list):
+        raise UserError(f"{folder / 'pid_splits.json'} has no split {split!r}; it has {', '.join(map(str, splits))}.")
+    gold = []
     for pid in map(str, splits[split]):
         problem = problems.get(pid)
-        if not isinstance(problem, dict) or not isinstance(problem.get("answer"), int) or "choices" not in problem:
-            raise UserError(f"{folder / 'problems.json'}: problem {pid} lacks an integer answer or its choices.")
-        gold[pid] = {
-            "question_id": pid,
-            "index": problem["answer"],
-            "answer": LETTERS[problem["answer"]] if problem["answer"] < len(LETTERS) else "",
-            "n_choices": len(problem["choices"]),
-            "image": problem.get("image"),
-        }
-    return select(gold, questions, folder / "problems.json")
+        if not isinstance(problem, dict):
+            raise UserError(f"{file}: problem {pid} of split {split!r} is not there.")
+        kept = {key: problem[key] for key in ("answer", "choices", "image") if key in problem}
+        if not isinstance(problem.get("choices"), list) or not isinstance(problem.get("answer"), int):
+            raise UserError(f"{file}: problem {pid} lacks an integer answer or its choices.")
+        gold.append(_flat_record({"_place": (f"{file}: problem {pid}", None), **kept, "question_id": pid}, options))
+    return select(gold, questions, file, options)
 
 
-def _flat_record(row: dict) -> dict:
+def _flat_record(row: dict, options: dict) -> dict:
+    check_options(row)
     answer = row.get("answer")
+    letters = option_letters(row) if row.get("choices") or row.get("options") else LETTERS
     index = answer if isinstance(answer, int) and not isinstance(answer, bool) else -1
-    if isinstance(answer, str):
-        index = choice_index(answer.strip().upper(), len(LETTERS))
-    if index < 0:
-        raise UserError(f"question_id {row['question_id']}: answer is {answer!r}, expected a letter A–E or an index.")
-    letter = LETTERS[index] if index < len(LETTERS) else ""
-    return {**row, "index": index, "answer": letter, "n_choices": len(row.get("choices") or LETTERS)}
+    if isinstance(answer, str) and len(answer.strip()) == 1:
+        index = ALPHABET.find(answer.strip().upper())
+    if not 0 <= index < len(ALPHABET) or (index >= len(letters) and not options.get("allow_unanswerable")):
+        raise UserError(f"{where(row)}: answer is {answer!r}, expected a letter {letters[0]}–{letters[-1]} or an index.")
+    return {**row, "index": index, "answer": ALPHABET[index], "n_choices": len(letters)}
 
 
 def _right(text: str, record: dict, parse: Parser) -> int:
@@ -122,21 +125,19 @@ def _legacy(parse: Parser, divide_by_problems: bool) -> Callable[[Job], dict]:
     return legacy
 
 
-def _clean(parse: Parser) -> Callable[[Job], tuple[dict, dict[str, float]]]:
+def named(text: str, record: dict, options: dict) -> int:
+    """1 iff the option that the answer names, by its letter or by its text, is the right one."""
+    letters = ALPHABET[: record["n_choices"]]
+    return int(option_letter(text, letters, option_texts(record)) == record["answer"])
+
+
+def letters_clean(job: Job) -> tuple[dict, dict[str, float]]:
     """Every problem counts, a missing answer is wrong; image_accuracy goes by the record's own image field."""
-
-    def clean(job: Job) -> tuple[dict, dict[str, float]]:
-        verdicts = {
-            qid: _right(job.answers[qid]["text"], record, parse) if qid in job.answers else 0
-            for qid, record in job.by_id.items()
-        }
-        images = [verdicts[qid] for qid, record in job.by_id.items() if record.get("image")]
-        result = {"score": percent(sum(verdicts.values()), len(verdicts)), "n": len(verdicts)}
-        result["image_accuracy"] = percent(sum(images), len(images)) if images else None
-        result["image_n"] = len(images)
-        return result, verdicts
-
-    return clean
+    result, verdicts = per_question(named)(job)
+    images = [verdicts[qid] for qid, record in job.by_id.items() if record.get("image")]
+    result["image_accuracy"] = percent(sum(images), len(images)) if images else None
+    result["image_n"] = len(images)
+    return result, verdicts
 
 
 def _metric(name: str, summary: str, parse: Parser, divide_by_problems: bool) -> Metric:
@@ -144,11 +145,11 @@ def _metric(name: str, summary: str, parse: Parser, divide_by_problems: bool) ->
         name=name,
         summary=summary,
         source="spec hide.md §4.3: CoIN ScienceQA",
-        gold=scienceqa_records,
+        records=scienceqa_records,
         legacy=_legacy(parse, divide_by_problems),
-        clean=_clean(parse),
+        clean=letters_clean,
         needs="scienceqa",
-        options=("split",),
+        options=("split", "allow_unanswerable"),
     )
 
 

@@ -8,6 +8,7 @@ from hide_llava.errors import UserError
 from hide_llava.metrics.answers import has_words, trim
 from hide_llava.metrics.base import Job, Metric, per_question, percent, with_parts
 from hide_llava.metrics.exact_match import answer_records
+from hide_llava.metrics.rows import where
 from hide_llava.metrics.substring import UNANSWERABLE
 
 EXACT_SOURCES = ("AI2D", "TQA", "VQA", "SciVerse")
@@ -20,7 +21,7 @@ def sci_records(questions: list[dict], references: Path | None, options: dict) -
     for row in rows:
         if not isinstance(row.get("image"), str):
             raise UserError(
-                f"question_id {row['question_id']}: metric sci_mixed takes the source from the image's file name, but "
+                f"{where(row)}: metric sci_mixed takes the source from the image's file name, but "
                 f"image is {row.get('image')!r}; give the benchmark's own test file."
             )
     return rows
@@ -68,7 +69,7 @@ SCI_MIXED = Metric(
     name="sci_mixed",
     summary="equality, partial credit for lists, or substring, by the image's file name",
     source="spec benchmarks.md §2.5: MLLM-DCL Sci (eval_sci)",
-    gold=sci_records,
+    records=sci_records,
     legacy=sci_legacy,
     clean=with_parts(per_question(mixed_clean), group=lambda record: f"source:{source(record)}"),
 )

@@ -68,7 +68,7 @@ SUBSTRING_WORDISH = Metric(
     name="substring_wordish",
     summary="g in p with the published word-boundary hacks; clean: g as whole words of p",
     source="spec benchmarks.md §2.5: MLLM-DCL RS and AD (eval_ai2d)",
-    gold=answer_records,
+    records=answer_records,
     legacy=per_row(wordish),
     clean=with_parts(per_question(words), strict=strict),
 )
@@ -77,7 +77,7 @@ SUBSTRING_LOWER = Metric(
     name="substring_lower",
     summary="lower(g) in lower(p); clean: g as whole words of p",
     source="spec benchmarks.md §2.5: MLLM-DCL Med (eval_pvqa)",
-    gold=answer_records,
+    records=answer_records,
     legacy=per_row(lower),
     clean=with_parts(per_question(words), strict=strict),
 )
@@ -86,7 +86,7 @@ SUBSTRING_SQUEEZED = Metric(
     name="substring_squeezed",
     summary="g in p without spaces and periods; clean: g as whole words of p",
     source="spec benchmarks.md §3.5: MLLM-ACL VP (eval_sat)",
-    gold=answer_records,
+    records=answer_records,
     legacy=squeezed_legacy,
     clean=with_parts(per_question(words), strict=strict),
 )

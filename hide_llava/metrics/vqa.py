@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hide_llava.errors import UserError
 from hide_llava.metrics.base import Metric, per_question, per_row
-from hide_llava.metrics.rows import question_rows, read_json, select, text_list
+from hide_llava.metrics.rows import question_rows, read_table, select, text_list, where
 
 N_REFERENCES = 10
 _NUMBERS = "zero one two three four five six seven eight nine ten"
@@ -86,24 +86,45 @@ def textvqa_records(questions: list[dict], references: Path | None, options: dic
     references: TextVQA's {"data": […]}, VQA's {"annotations": […]} or a list of records; without it the question
     records themselves. Answers are strings or {"answer": string}. UserError unless there are ten.
     """
-    if references is None:
-        rows = question_rows(questions)
-    else:
-        table = read_json(references, "VQA annotation file")
+    rows = questions
+    if references is not None:
+        table = read_table(references, "VQA annotation file")
         if isinstance(table, dict):
             table = next((table[key] for key in ("data", "annotations") if key in table), None)
         if not isinstance(table, list):
             raise UserError(f'{references}: expected {{"data": [records]}}, {{"annotations": [records]}} or a list.')
-        rows = select({r["question_id"]: r for r in question_rows(table, str(references))}, questions, references)
+        gold = question_rows(table, str(references), apart=not options.get("allow_duplicates"))
+        rows = select(_by_image(gold, questions), questions, references, options)
     for row in rows:
         answers = row.get("answers")
         if not isinstance(answers, list) or len(answers) != N_REFERENCES:
             raise UserError(
-                f"question_id {row['question_id']}: answers must be a list of exactly ten strings for VQA soft "
-                "accuracy; use the annotations of a split that has answers (TextVQA_0.5.1_val.json; test has none)."
+                f"{where(row)}: answers must be a list of exactly ten strings for VQA soft accuracy; use the annotations "
+                "of a split that has answers (TextVQA_0.5.1_val.json; test has none)."
             )
-        row["answers"] = text_list(row)
+    rows = [{**row, "answers": text_list(row)} for row in rows]
     return [{**row, "soft": soft_scores(row["answers"])} for row in rows]
+
+
+def _by_image(gold: list[dict], questions: list[dict]) -> list[dict]:
+    """The annotations under the questions' ids, where those are ids of pictures: LLaVA's TextVQA file is so made.
+
+    Each question then belongs to the annotation of that picture whose question is a line of its text. The annotations
+    as they are where the questions have the annotations' own ids, or where one finds no such partner.
+    """
+    own = {record["question_id"] for record in gold}
+    if all(row["question_id"] in own for row in questions):
+        return gold
+    asked = {(str(r.get("image_id")), str(r.get("question")).strip().lower()): r for r in gold}
+    found = []
+    for row in questions:
+        image = row["question_id"].rpartition("#")[0] or row["question_id"]
+        lines = [line.strip().lower() for line in str(row.get("text", "")).split("\n")]
+        record = next((asked[image, line] for line in lines if (image, line) in asked), None)
+        if record is None:
+            return gold
+        found.append({**record, "question_id": row["question_id"]})
+    return found
 
 
 def soft_accuracy(text: str, record: dict, options: dict) -> float:
@@ -115,7 +136,7 @@ VQA_SOFT10 = Metric(
     name="vqa_soft10",
     summary="VQA soft accuracy with ten references after EvalAI normalisation",
     source="spec hide.md §4.5: CoIN TextVQA",
-    gold=textvqa_records,
+    records=textvqa_records,
     legacy=per_row(soft_accuracy),
     clean=per_question(soft_accuracy),
     needs="textvqa",

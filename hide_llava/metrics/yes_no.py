@@ -8,7 +8,7 @@ from pathlib import Path
 from hide_llava.errors import UserError
 from hide_llava.metrics import answers
 from hide_llava.metrics.base import Job, Metric, percent
-from hide_llava.metrics.exact_match import answer_records
+from hide_llava.metrics.rows import annotation_rows, text_field, where
 
 Parser = Callable[[str], str | None]
 PERCEPTION = "existence count position color posters celebrity scene landmark artwork ocr"
@@ -17,12 +17,16 @@ PARTS = {"perception": PERCEPTION.split(), "cognition": COGNITION.split()}
 
 
 def yes_no_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
-    """Records whose answer is "yes" or "no"; UserError otherwise."""
-    rows = answer_records(questions, references, options)
-    for row in rows:
-        if answers.trim(row["answer"]) not in ("yes", "no"):
-            raise UserError(f"question_id {row['question_id']}: answer is {row['answer']!r}, expected yes or no.")
-    return [{**row, "answer": answers.trim(row["answer"])} for row in rows]
+    """Records whose answer is "yes" or "no", under `answer` or, as POPE's own files have it, under `label`."""
+    records = []
+    for row in annotation_rows(questions, references, options):
+        given = [answers.trim(text_field(row, key)) for key in ("answer", "label") if row.get(key) is not None]
+        if not given or given[0] not in ("yes", "no"):
+            raise UserError(f"{where(row)}: answer is {row.get('answer', row.get('label'))!r}, expected yes or no.")
+        if len(set(given)) > 1:
+            raise UserError(f"{where(row)}: answer is {row['answer']!r} but label is {row['label']!r}; keep one of them.")
+        records.append({**row, "answer": given[0]})
+    return records
 
 
 def mme_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
@@ -30,7 +34,7 @@ def mme_records(questions: list[dict], references: Path | None, options: dict) -
     rows = yes_no_records(questions, references, options)
     for row in rows:
         if not isinstance(row.get("image"), str):
-            raise UserError(f"question_id {row['question_id']}: MME pairs questions by image, but image is missing.")
+            raise UserError(f"{where(row)}: MME pairs questions by image, but image is missing.")
     for (category, image), hits in _pairs({r["question_id"]: r for r in rows}, {}).items():
         if len(hits) != 2 and not options.get("allow_partial"):
             raise UserError(f"image {image} of category {category} has {len(hits)} questions; MME asks two of each.")
@@ -60,6 +64,23 @@ def _counts(parsed: dict[str, str | None], gold: dict[str, dict]) -> dict:
     f1 = 2 * precision * recall / (precision + recall) if true else 0.0
     result = {"score": percent(right, n), "n": n, "precision": precision, "recall": recall, "F1": f1}
     return {**result, "yes_ratio": percent(yes, n), "unreadable": sum(p is None for p in parsed.values())}
+
+
+def _pope(parsed: dict[str, str | None], job: Job) -> dict:
+    """`_counts` of all questions; with several categories also of each, and the means over them.
+
+    POPE has three (random, popular, adversarial), and the mean of their F1 is the number that papers print.
+    """
+    result, groups = _counts(parsed, job.by_id), {}
+    for i, said in parsed.items():
+        groups.setdefault(str(job.by_id[i].get("category", "")), {})[i] = said
+    if len(groups) < 2:
+        return result
+    parts = {name: _counts(group, job.by_id) for name, group in sorted(groups.items())}
+    for name, key in (("accuracy", "score"), ("F1", "F1"), ("yes_ratio", "yes_ratio")):
+        result |= {f"{name}:{category}": part[key] for category, part in parts.items()}
+        result[f"mean_{name}"] = sum(part[key] for part in parts.values()) / len(parts)
+    return result
 
 
 def _parsed(job: Job, parse: Parser, asked: bool) -> dict[str, str | None]:
@@ -111,16 +132,16 @@ YES_NO = Metric(
     name="yes_no",
     summary="yes/no accuracy with precision, recall, F1 and share of yes",
     source="Li et al. 2023, POPE (arXiv 2305.10355)",
-    gold=yes_no_records,
-    legacy=lambda job: _counts(_parsed(job, parse_pope, asked=False), job.by_id),
-    clean=_clean(lambda parsed, job: _counts(parsed, job.by_id)),
+    records=yes_no_records,
+    legacy=lambda job: _pope(_parsed(job, parse_pope, asked=False), job),
+    clean=_clean(_pope),
 )
 
 MME = Metric(
     name="mme",
     summary="yes/no accuracy, and accuracy+ over image pairs",
     source="Fu et al. 2023, MME (arXiv 2306.13394)",
-    gold=mme_records,
+    records=mme_records,
     legacy=lambda job: _mme(_parsed(job, parse_mme, asked=False), job),
     clean=_clean(_mme),
 )

@@ -11,6 +11,7 @@ import statistics
 from dataclasses import dataclass, field
 
 from hide_llava.config import flatten
+from hide_llava.metrics import ALL_EMPTY
 from hide_llava.results.aggregates import References, aggregates
 from hide_llava.results.matrix import Cell, last_row, mean
 from hide_llava.results.run_reader import Run
@@ -134,7 +135,8 @@ def _settings(run: Run, task: str) -> dict[str, str]:
         return {}
     found = {key.replace("_", " "): sorted({str(cell.data.get(key)) for cell in cells}) for key in SETTINGS}
     # "partial: first 20 questions" is already said by the limit; "caption6-python, not comparable" is another metric.
-    labels = sorted({label for cell in cells for label in cell.labels if not label.startswith("partial")})
+    told = ("partial", ALL_EMPTY)  # empty answers are a result, not a setting
+    labels = sorted({label for cell in cells for label in cell.labels if not label.startswith(told)})
     return {key: ", ".join(values) for key, values in {**found, "labels": labels or ["none"]}.items()}
 
 

@@ -38,25 +38,29 @@ def score_matrix(run: Run) -> str:
 
 def side_table(run: Run, tasks: list[str], cells: dict[tuple[str, str], CellScore]) -> str:
     """Tasks outside the matrix and its aggregates: after each stage that asked them. "" when none did."""
+    skipped = {  # general tasks that an oracle could not be asked at that stage
+        (s["name"], t["id"]) for s in run.manifest["stages"] for t in run.manifest.get("general") or []
+        if t["id"] in tasks and t["id"] not in s.get("general_tasks", tasks)
+    }  # fmt: skip
     stages = [
         (s, title)
         for s, title in zip(run.matrix.stages, run.matrix.stage_titles)
-        if any((s, t) in cells for t in tasks)
+        if any((s, t) in cells or (s, t) in skipped for t in tasks)
     ]
-    if not stages:
+    if not any((s, t) in cells for s, _ in stages for t in tasks):
         return ""
     head = "".join(f'<th scope="col" class="mid">{escape(run.task_title(task))}</th>' for task in tasks)
+    rows = [(title, [(cells.get((stage, t)), (stage, t) in skipped) for t in tasks]) for stage, title in stages]
     body = "".join(
-        f'<tr><th scope="row">{escape(title)}</th>{"".join(_heat(cells.get((stage, task))) for task in tasks)}</tr>'
-        for stage, title in stages
+        f'<tr><th scope="row">{escape(title)}</th>{"".join(_heat(*cell) for cell in row)}</tr>' for title, row in rows
     )
     table = f'<table><thead><tr><th scope="col">After</th>{head}</tr></thead><tbody>{body}</tbody></table>'
     return f'<div class="scroll">{table}</div><p class="note">In no aggregate. {interval_note([*cells.values()])}</p>'
 
 
-def _heat(cell: CellScore | None) -> str:
+def _heat(cell: CellScore | None, skipped: bool = False) -> str:
     if cell is None:
-        return html.heat_cell("", None)
+        return "<td>not asked</td>" if skipped else html.heat_cell("", None)
     return html.heat_cell(number(cell.score), cell.score, interval_text(cell.interval[0]))
 
 

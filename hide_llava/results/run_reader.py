@@ -142,8 +142,8 @@ class Run:
         own = {task.get("id") for task in tasks if isinstance(task, dict) and task.get("image_transform")}
         values: dict[tuple[str, str], set[str]] = {}
         for cell in self.cells.values():
-            for setting in {"image_transform", "split", "limit", "protocol"} & cell.data.keys():
-                alone = setting == "protocol" or (setting == "image_transform" and cell.task in own)
+            for setting in {"image_transform", "split", "limit", "protocol", "headline"} & cell.data.keys():
+                alone = setting in ("protocol", "headline") or (setting == "image_transform" and cell.task in own)
                 key = (setting, f" of {self.task_title(cell.task)}" if alone else "")
                 values.setdefault(key, set()).add(str(cell.data[setting]))
         mixed = {key: found for key, found in sorted(values.items()) if len(found) > 1}

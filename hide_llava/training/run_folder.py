@@ -130,9 +130,16 @@ def stages_of(config: RunConfig) -> list[Stage]:
     return [*before, dataclasses.replace(last, evaluate=last.evaluate + unseen)]
 
 
-def general_tasks(config: RunConfig) -> list[TaskConfig]:
-    """Tasks of general ability, asked after every stage."""
-    return answerable(config, config.benchmark.general) if config.eval.general else []
+def general_tasks(config: RunConfig, stage: Stage | None = None) -> list[TaskConfig]:
+    """Tasks of general ability that are asked after `stage`; None: after any stage.
+
+    An oracle answers one as the task whose id it borrows, so it is not asked before that task is learned.
+    """
+    tasks = answerable(config, config.benchmark.general) if config.eval.general else []
+    if stage is None or not is_oracle(config):
+        return tasks
+    learned = {config.benchmark.tasks[i].id for s in stages_of(config)[: stage.index + 1] for i in s.train}
+    return [task for task in tasks if task.instruction_of in learned]
 
 
 def open_run(config: RunConfig, extra: dict[str, Any] | None = None, existing: bool = False) -> RunFolder:
@@ -198,6 +205,7 @@ def new_manifest(config: RunConfig) -> dict[str, Any]:
             "name": stage_name(s), "title": s.title, "status": "pending",
             "train_tasks": [config.benchmark.tasks[i].id for i in s.train],
             "eval_tasks": [config.benchmark.tasks[i].id for i in s.evaluate],
+            "general_tasks": [task.id for task in general_tasks(config, s)],
         }
         for s in stages_of(config)
     ]  # fmt: skip

@@ -20,7 +20,7 @@ from hide_llava.data.collator import Collator
 from hide_llava.data.dataset import TrainingDataset
 from hide_llava.data.records import load_records
 from hide_llava.data.sampler import ModalityLengthSampler
-from hide_llava.errors import UserError
+from hide_llava.errors import Interrupted, UserError
 from hide_llava.methods.base import Stage
 from hide_llava.storage import publish, sha256, writing
 from hide_llava.training.batching import BatchPlan, plan_batches
@@ -29,13 +29,6 @@ from hide_llava.training.engines import deepspeed_config, release
 from hide_llava.training.run_folder import RunFolder, stage_name, stages_of
 from hide_llava.training.session import Session
 from hide_llava.training.trainer import MethodTrainer, RunCallback
-
-
-class Interrupted(BaseException):
-    """SIGTERM or SIGUSR1 arrived; the state is saved and the same command goes on from it.
-
-    Not an Exception, so that code which turns any failure of a library into a sentence lets it pass.
-    """
 
 
 def train_file(config: RunConfig, task: int) -> Path:

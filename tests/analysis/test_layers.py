@@ -22,10 +22,10 @@ from tests.tiny import arguments, write_world
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A trained run of `hide` on the tiny world."""
+    """A trained run of `hide` on the tiny world, with the batch size that a user's run has: null, chosen by itself."""
     world = write_world(tmp_path_factory.mktemp("world"))
     folder = tmp_path_factory.mktemp("runs") / "hide"
-    called = call("train", *arguments(world, "hide", folder, "train.epochs=1"))
+    called = call("train", *arguments(world, "hide", folder, "train.epochs=1", "eval.batch_size=null"))
     assert called.code == 0, called.err
     return folder
 
@@ -126,6 +126,16 @@ def test_verb_writes_table_matrices_and_figures(run: Path, tmp_path: Path) -> No
     assert "| Layer | mean CKA |" in called.out and "Task 0 (test): 5" in called.out
     report = analyse(run, 2, samples=5)
     assert len(figure(report, DARK).axes) == 2
+
+
+def test_the_readmes_command_runs_on_a_run_of_defaults(run: Path) -> None:
+    """`hide-llava analyze cka RUN --stage N` and nothing else; an explicit batch size gives the same numbers."""
+    assert RunFolder(run).config.eval.batch_size is None
+    called = call("analyze", "cka", run, "--stage", 3)
+    assert called.code == 0, called.err
+    written = json.loads((run / "results" / "cka.json").read_text())
+    for layer, other in zip(written["layers"], analyse(run, 3, batch_size=4).layers, strict=True):
+        np.testing.assert_allclose(layer["matrix"], other.matrix, atol=1e-5)
 
 
 def test_bad_usage(run: Path, tmp_path: Path) -> None:

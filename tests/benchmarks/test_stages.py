@@ -10,6 +10,7 @@ from hide_llava.errors import UserError
 from hide_llava.evaluation.questions import read_questions
 from hide_llava.preflight import preflight
 from hide_llava.training.run_folder import general_tasks, new_manifest, stages_of
+from tests import tiny
 from tests.benchmarks.synthetic import write_benchmark
 from tests.benchmarks.world import config, written
 from tests.cli.call import call, refused
@@ -55,6 +56,36 @@ def test_what_an_oracle_is_asked(tmp_path: Path) -> None:
     assert any("not asked: vizwiz" in warning for warning in preflight(part))
     general = config("ucit-general", tmp_path, *words, method="hide")
     assert general_tasks(general) == [] and new_manifest(general)["general"] == []
+
+
+@pytest.mark.parametrize(
+    "method, option", [("hide", "routing"), ("smolora", "instruction"), ("clmoe", "task_gate"), ("individual", None)]
+)
+def test_an_oracle_is_not_asked_as_a_task_it_has_not_learned(
+    method: str, option: str | None, model: Path, tmp_path: Path
+) -> None:
+    """A general task that borrows the id of the second task: not asked after the first, said in warning and report."""
+    tiny.write_benchmark(tmp_path, train=4, test=2)
+    tree = json.loads((tmp_path / "bench.yaml").read_text())
+    tasks = tree["benchmark"]["tasks"] = tree["benchmark"]["tasks"][:2]
+    tree["benchmark"]["general"] = [
+        {**{k: v for k, v in tasks[i].items() if k != "train"}, "id": f"like{i}", "instruction_of": f"task{i}"}
+        for i in range(2)
+    ]
+    (tmp_path / "bench.yaml").write_text(json.dumps(tree))
+    words = [f"benchmark={tmp_path}/bench.yaml", f"model={model}", f"method={method}", f"data_root={tmp_path}",
+             f"output={tmp_path}/run", *OVERRIDES, "train.epochs=1", "eval.max_new_tokens=1", "model.sentence=clip",
+             *([f"method.{option}=oracle"] if option else [])]  # fmt: skip
+    called = call("run", *words)
+    assert called.code == 0, called.err
+    assert "not asked at first: like1 (before 02-task1)" in called.out
+    asked = [stage["general_tasks"] for stage in json.loads((tmp_path / "run" / "manifest.json").read_text())["stages"]]
+    assert asked == [["like0"], ["like0", "like1"]]
+    found = {str(file.parent.relative_to(tmp_path / "run" / "eval")) for file in tmp_path.glob("run/eval/*/like*/score.json")}
+    assert found == {"01-task0/like0", "02-task1/like0", "02-task1/like1"}
+    assert (tmp_path / "run" / "results" / "report.html").read_text().count("not asked") == 1
+    made = compose(words)
+    assert [len(general_tasks(made, stage)) for stage in stages_of(made)] == [1, 2] and len(general_tasks(made)) == 2
 
 
 def test_general_tasks_stay_out_of_the_matrix(tmp_path: Path) -> None:

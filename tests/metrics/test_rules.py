@@ -42,10 +42,10 @@ def one(metric: str, text: str, gold: dict, **options) -> tuple[float, float]:
         ("gqa_exact", "Red ", "red", 0, 0),
         ("gqa_exact", "red", "Red", 0, 1),
         ("option_letter_hide", "A", "A", 1, 1),
-        ("option_letter_hide", "a", "A", 0, 0),
-        ("option_letter_hide", "A.", "A", 0, 0),
+        ("option_letter_hide", "a", "A", 0, 1),
+        ("option_letter_hide", "A.", "A", 0, 1),
         ("option_letter_hide", "The answer is B.", "B", 1, 1),
-        ("option_letter_coin", "a dog", "A", 1, 1),
+        ("option_letter_coin", "a dog", "A", 1, 0),
         ("option_letter_coin", "it is b", "B", 1, 1),
     ],
 )
@@ -76,8 +76,11 @@ def test_letter_parsers(text, hide, coin) -> None:
 
 
 def test_letter_must_be_an_option_of_the_question() -> None:
-    gold = {"answer": 2, "choices": ["x", "y"]}
-    assert one("option_letter_hide", "C", gold) == (0, 0)
+    gold = {"answer": 1, "choices": ["x", "y"]}
+    assert one("option_letter_hide", "C", gold) == (0, 0) and one("option_letter_hide", "B", gold) == (1, 1)
+    with pytest.raises(UserError, match="letter A–B"):
+        one("option_letter_hide", "C", {**gold, "answer": 2})
+    assert one("option_letter_hide", "C", {**gold, "answer": 2}, allow_unanswerable=True) == (0, 0)  # as published
 
 
 def test_letter_denominators() -> None:
