@@ -10,15 +10,18 @@ from typing import Any
 import torch
 
 from hide_llava.adapters.anchors import is_main
+from hide_llava.adapters.folding import ENOUGH
 from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.distributed import on_main
 from hide_llava.errors import UserError
-from hide_llava.evaluation.cells import evaluate_cell
-from hide_llava.evaluation.questions import generation_settings, questions_sha256
+from hide_llava.evaluation.binding import answered_with, differences, refuse_other, scored_with, stored_settings
+from hide_llava.evaluation.cells import evaluate_cell, score_cell
 from hide_llava.methods.base import Stage, method_class
 from hide_llava.metrics import ALL_EMPTY
 from hide_llava.preflight import preflight
-from hide_llava.storage import check_stage, read_json, stage_hash
+from hide_llava.storage import read_json, write_json
 from hide_llava.training.engines import check_engine, start_processes
+from hide_llava.training.lineage import checked_chain
 from hide_llava.training.run_folder import RunFolder, general_tasks, open_run, stage_name, stages_of
 from hide_llava.training.sequence import refuse_changed_data, train_stage
 from hide_llava.training.session import Session
@@ -33,14 +36,17 @@ def say(text: str) -> None:
 class Pipeline:
     """One run. The model is loaded when the first unfinished piece of work needs it."""
 
-    def __init__(self, config: RunConfig, existing: bool = False):
-        self.config = config
+    def __init__(self, config: RunConfig, existing: bool = False, again: bool = False):
+        self.config, self.again = config, again
+        self.scored = 0  # cells that were finished before
         self.run: RunFolder = open_run(config, existing=existing) if is_main() else RunFolder(config.run_folder())
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         self.stages: list[Stage] = stages_of(config)
         self._session: Session | None = None
         self._at = -1  # the stage that the session stands at
+        self._chains: list[str] = []  # of the stages that were checked, in order
+        on_main(self._check_stages)
 
     def session(self, at: int) -> Session:
         """The session as it was after stage `at`."""
@@ -53,9 +59,20 @@ class Pipeline:
             self._at = at
         return self._session
 
+    def _check_stages(self) -> None:
+        """Read the finished stages, as far as none is missing, and compare them with what was written."""
+        names = [stage_name(s) for s in self.stages if s.train and self._session_trains()]
+        there = [self.run.stage(name) for name in names if self.run.is_complete(name)]
+        for name in names[len(self._chains) :]:
+            if not self.run.is_complete(name):
+                return
+            i = len(self._chains)
+            self._chains.append(checked_chain(there, i, self._chains[-1] if i else None, self.config))
+
     def train(self, stage: Stage) -> None:
         name = stage_name(stage)
         if not stage.train or not self._session_trains() or self.run.is_complete(name):
+            on_main(self._check_stages)  # a stage before it may have been trained again
             if is_main():
                 self.run.close_stage(name)  # also after a kill between the stage folder and its entry in the manifest
             return
@@ -79,40 +96,78 @@ class Pipeline:
     def evaluate(self, stage: Stage) -> None:
         """All cells of a stage that are not scored yet, with the experts folded once."""
         name = stage_name(stage)
-        wanted = [*(self.config.benchmark.tasks[j] for j in stage.evaluate), *general_tasks(self.config, stage)]
+        wanted = {t.id: t for t in [*(self.config.benchmark.tasks[j] for j in stage.evaluate),
+                                    *general_tasks(self.config, stage)]}  # fmt: skip
         trained = self._session_trains() and bool(stage.train)
-        weights = stage_hash(self.run.stage(name)) if trained else None
-        todo = [task for task in wanted if not self._is_scored(name, task, weights)]
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()
+        todo = on_main(lambda: self._open_cells(stage, list(wanted.values()), trained))
         if not todo:
             return
-        whole = not any(self.run.cell(name, task.id).exists() for task in wanted)
+        whole = not any(self.run.cell(name, task).exists() for task in wanted)
         session, begun = self.session(stage.index if trained else -1), time.monotonic()
         with session:
-            for task in todo:
+            self._report_folding(name, session.core.kept)
+            for task, settings in todo.items():
                 start = time.monotonic()
-                result = evaluate_cell(session, task, self.run.cell(name, task.id), weights, f"{name} on {task.id}")
+                cell = self.run.cell(name, task)
+                result = evaluate_cell(session, wanted[task], cell, settings, f"{name} on {task}")
                 if result is not None:
-                    took = f"{result['n_scored']} answers, {time.monotonic() - start:.0f} s"
-                    say(f"{name} on {task.id}: {result['score']:.2f} ({took})")
-                    if ALL_EMPTY in result["labels"]:
-                        say(f"warning: {name} on {task.id}: {ALL_EMPTY}; look at the losses of its training")
+                    self._say_score(name, task, result, f"{result['n_scored']} answers, {time.monotonic() - start:.0f} s")
         self._took(name, "eval_seconds", time.monotonic() - begun if whole else None)
 
-    def _is_scored(self, stage: str, task: TaskConfig, weights: str | None) -> bool:
-        folder = self.run.cell(stage, task.id)
-        if not (folder / "score.json").is_file():
-            return False
-        stored, settings = read_json(folder / "score.json"), generation_settings(self.config, task)
-        same = all(stored.get(k) == v for k, v in settings.items()) and stored.get("weights_sha256") == weights
-        if not same and weights is not None:
-            check_stage(self.run.stage(stage))
-        if not same or stored["questions_sha256"] != questions_sha256(self.config, task):
-            raise UserError(
-                f"{folder}: was answered with other weights, settings or questions; delete it to evaluate again."
-            )
-        return True
+    def _open_cells(self, stage: Stage, tasks: list[TaskConfig], trained: bool) -> dict[str, dict[str, Any]]:
+        """Tasks whose questions are still to be asked, with what their answers depend on. Scores that only depend on
+        something that has changed since, such as references, are made anew from the answers."""
+        name, todo, weights = stage_name(stage), {}, None
+        if trained:
+            self._check_stages()
+            if len(self._chains) <= stage.index:
+                raise UserError(f"{self.run.stage(name)}: this stage is not complete; train it first.")
+            weights = self._chains[stage.index]
+        for task in tasks:
+            cell, settings = self.run.cell(name, task.id), answered_with(self.config, task, weights)
+            stored = stored_settings(cell)
+            wished = settings | ({"batch_size": self.config.eval.batch_size} if self.config.eval.batch_size else {})
+            if stored is not None and self.again and differences(stored, wished):
+                self._put_aside(cell)
+                stored = None
+            if stored is None:
+                todo[task.id] = settings
+                continue
+            refuse_other(cell, stored, wished)
+            if not (cell / "predictions.jsonl").is_file() or list(cell.glob("part-*.jsonl")):
+                todo[task.id] = settings
+                continue
+            score = read_json(cell / "score.json") if (cell / "score.json").is_file() else None
+            why = ["its score was missing"] if score is None else differences(score, scored_with(self.config, task))
+            if why:
+                self._say_score(name, task.id, score_cell(self.config, task, cell), f"scored again: {'; '.join(why)}")
+            else:
+                self.scored += 1
+        return todo
+
+    def _put_aside(self, cell: Path) -> None:
+        """Keep what is there under `replaced/`, so that nothing is lost."""
+        place = self.run.path / "replaced" / cell.parent.name / cell.name
+        number = 1 + len(list(place.parent.glob(f"{place.name}-*")))
+        place.parent.mkdir(parents=True, exist_ok=True)
+        cell.rename(place.with_name(f"{place.name}-{number}"))
+
+    def _say_score(self, stage: str, task: str, result: dict[str, Any], about: str) -> None:
+        say(f"{stage} on {task}: {result['score']:.2f} ({about})")
+        if ALL_EMPTY in result["labels"]:
+            say(f"warning: {stage} on {task}: {ALL_EMPTY}; look at the losses of its training")
+
+    def _report_folding(self, stage: str, kept: dict[str, float]) -> None:
+        """Store and say how much of the experts' update the folded weights hold; in fp32 there is nothing to say."""
+        if not kept or min(kept.values()) == 1.0 or not is_main():
+            return
+        apart = sum(share < ENOUGH for share in kept.values())
+        summary = {"linears": len(kept), "kept_least": round(min(kept.values()), 4), "as_adapter": apart}
+        self.run.update_stage(stage, folding=summary)
+        write_json(self.run.path / "eval" / stage / "folding.json", {k: round(v, 5) for k, v in kept.items()})
+        if apart:
+            say(f"{stage}: {apart} of {len(kept)} linears keep the fused update as a low-rank adapter: folded into the "
+                f"weights, {self.config.model.dtype} would hold as little as {100 * min(kept.values()):.0f} % of it")  # fmt: skip
 
     def report(self) -> Path | None:
         if not is_main():
@@ -123,11 +178,13 @@ class Pipeline:
 
 
 def run(
-    config: RunConfig, train: bool = True, evaluate: bool = True, report: bool = True, existing: bool = False
-) -> dict[str, Any]:
+    config: RunConfig, train: bool = True, evaluate: bool = True, report: bool = True, existing: bool = False,
+    again: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Train and evaluate the whole sequence, resuming whatever an earlier call left.
 
-    `existing`: the configuration was read from the run folder, perhaps with other eval.* values.
+    `existing`: the configuration was read from the run folder, perhaps with other eval.* values. `again`: what was answered
+    with other settings is answered anew instead of refused; the old answers are kept under `replaced/`.
 
     Raises:
         UserError, Interrupted: see the parts.
@@ -138,7 +195,7 @@ def run(
     for warning in preflight(config, train, evaluate):
         say(f"warning: {warning}")
     with RunFolder(config.run_folder()).lock() if is_main() else contextlib.nullcontext():
-        pipeline = Pipeline(config, existing)
+        pipeline = Pipeline(config, existing, again)
         if train and is_main():
             refuse_changed_data(pipeline.run, config)
         for stage in pipeline.stages:
@@ -146,4 +203,6 @@ def run(
                 pipeline.train(stage)
             if evaluate:
                 pipeline.evaluate(stage)
+        if pipeline.scored:
+            say(f"{pipeline.scored} cell{'s' * (pipeline.scored > 1)} were scored before and are as they were")
         return {"run": pipeline.run.path, "report": pipeline.report() if report else None}

@@ -12,15 +12,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from hide_llava.adapters.anchors import ranks
-from hide_llava.config import TaskConfig
+from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.collator import Collator
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.errors import UserError
 from hide_llava.evaluation.batches import automatic_batch_size, within_memory
+from hide_llava.evaluation.binding import refuse_other, scored_with, stored_settings
 from hide_llava.evaluation.questions import (
-    generation_settings,
     mix_answers,
-    questions_sha256,
     read_questions,
     reference_file,
     score_labels,
@@ -31,30 +30,6 @@ from hide_llava.metrics import score
 from hide_llava.storage import read_json, sha256, write_bytes, write_json, write_jsonl, writing
 from hide_llava.training.sequence import image_root
 from hide_llava.training.session import Session
-
-
-def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Remember what a half-answered folder is answered with, and refuse to go on with anything else.
-
-    A scored cell says it in its score.json.
-
-    Raises:
-        UserError: the folder holds answers made with other settings; the differing ones are listed.
-    """
-    file = folder / "settings.json"
-    stored = next((f for f in (file, folder / "score.json") if f.is_file()), None)
-    if parts(folder) and stored is not None:
-        old = read_json(stored)
-        differing = [k for k in settings if old.get(k) != settings[k]]
-        if differing:
-            listed = "; ".join(
-                "another question file"
-                if k == "questions_sha256"
-                else f"{k}: {old.get(k)!r} there, {settings[k]!r} now"
-                for k in differing
-            )
-            raise UserError(f"{folder}: holds answers made with other settings ({listed}); delete it to start again.")
-    write_json(file, settings)
 
 
 def answer(
@@ -70,21 +45,23 @@ def answer(
 ) -> Path:
     """Answer `questions` greedily into `folder/predictions.jsonl`; call inside `with session:`.
 
-    `settings`: of `generation_settings`; they say transform, length and suffix. `task`: the index an oracle is told.
+    `settings`: of `answered_with`; they say transform, length and suffix. `task`: the index an oracle is told.
+    `batch_size`: None takes that of the answers which are there already, else what fits into memory.
 
     Batches are cut once from the length-sorted list and never change, so that an answer cannot depend on where an
-    earlier attempt stopped. Every process appends its batches to a part file; parts are merged when all is answered.
+    earlier attempt stopped; their size is part of what the answers were made with. Every process appends its batches to
+    a part file; parts are merged when all is answered.
 
     Raises:
-        UserError: an image is missing or unreadable, or a part file is damaged before its last line.
+        UserError: an image is missing or unreadable, a part file is damaged before its last line, or the folder holds
+            answers made with other settings.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rank, world = ranks()
-    if rank == 0:
-        keep_settings(folder, settings)
+    known = stored_settings(folder) or {}
     done = {json.dumps(row["question_id"]) for part in parts(folder) for row in read_part(part)}
     if world > 1:
-        torch.distributed.barrier()  # nobody appends while another still reads
+        torch.distributed.barrier()  # nobody writes while another still reads
     routing = "reference" if "zero_image" in session.method.needs else "question"
     questions = with_suffix(questions, settings["prompt_suffix"])
     data = QuestionDataset(questions, images, session.loaded.tokenizer, session.loaded.transform(
@@ -92,7 +69,11 @@ def answer(
     order = sorted(range(len(questions)), key=lambda i: (-len(questions[i]["text"]), i))
     longest = max((len(q["text"]) for q in questions), default=0)  # characters: more than tokens
     length = session.loaded.image_tokens + longest + settings["max_new_tokens"]
-    size = batch_size or automatic_batch_size(session.core.llava, length)
+    size = batch_size or known.get("batch_size") or automatic_batch_size(session.core.llava, length)
+    settings = {**settings, "batch_size": size}
+    if rank == 0:
+        refuse_other(folder, known, settings)
+        write_json(folder / "settings.json", settings)
     batches = [order[i : i + size] for i in range(0, len(order), size)]
     mine = [
         b for i, b in enumerate(batches)
@@ -185,27 +166,30 @@ def merge(folder: Path, questions: list[dict[str, Any]]) -> None:
 
 
 def evaluate_cell(
-    session: Session, task: TaskConfig, folder: Path, weights: str | None, label: str
+    session: Session, task: TaskConfig, folder: Path, settings: dict[str, Any], label: str
 ) -> dict[str, Any] | None:
     """Answer and score one cell; call inside `with session:`. Only rank 0 returns the score.
 
-    weights: hash of the stage folder the answers come from (`stage_hash`).
+    settings: of `answered_with`.
     """
     config = session.config
+    questions, _ = read_questions(config, task)
+    answer(session, questions, image_root(config, task, test=True), folder, settings, config.eval.batch_size,
+           config.eval.num_workers, label, oracle_task(session, task))  # fmt: skip
+    return None if ranks()[0] else score_cell(config, task, folder)
+
+
+def score_cell(config: RunConfig, task: TaskConfig, folder: Path) -> dict[str, Any]:
+    """Score the complete answers of a cell and write `score.json`, which also says all that the score depends on."""
     questions, in_file = read_questions(config, task)
-    settings = {**generation_settings(config, task), "questions_sha256": questions_sha256(config, task)}
-    settings["weights_sha256"] = weights
-    predictions = answer(session, questions, image_root(config, task, test=True), folder, settings,
-                         config.eval.batch_size, config.eval.num_workers, label, oracle_task(session, task))  # fmt: skip
-    if ranks()[0]:
-        return None
+    predictions = folder / "predictions.jsonl"
     rows, labels = mix_answers(read_part(predictions), config, task)
     labels += score_labels(config, task, len(questions), in_file)
     options = score_options(config, task, partial=len(questions) < in_file)
     result = score(task.metric, rows, questions, reference_file(config, task), options)
-    result |= {**settings, "labels": [*labels, *result["labels"]], "predictions_sha256": sha256(predictions)}
+    result |= {**read_json(folder / "settings.json"), **scored_with(config, task)}
+    result |= {"labels": [*labels, *result["labels"]], "predictions_sha256": sha256(predictions)}
     write_json(folder / "score.json", result)
-    (folder / "settings.json").unlink(missing_ok=True)  # from here on score.json says it
     return result
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 from hide_llava.config import RunConfig, TaskConfig, nearest
 from hide_llava.data.records import load_questions
 from hide_llava.errors import UserError
+from hide_llava.evaluation.binding import answered_with
 from hide_llava.evaluation.cells import answer, read_part
-from hide_llava.evaluation.questions import generation_settings
 from hide_llava.storage import sha256, write_jsonl
-from hide_llava.training.run_folder import RunFolder, stages_of
+from hide_llava.training.lineage import chains
+from hide_llava.training.run_folder import RunFolder, stage_name, stages_of
 from hide_llava.training.session import Session
 
 
@@ -37,9 +38,9 @@ def predict(
     session = Session(config)
     trained = session.method.trains and bool(session.stages[stage - 1].train)
     session.restore(folder, stage - 1 if trained else -1)
-    settings = generation_settings(config, _task(config, task))
+    weights = chains([folder.stage(stage_name(s)) for s in stages[:stage]], config)[-1] if trained else None
+    settings = answered_with(config, _task(config, task), weights)
     settings["max_new_tokens"] = max_new_tokens or settings["max_new_tokens"]
-    settings |= {"run": str(run.resolve()), "stage": stage, "dtype": config.model.dtype}
     settings["questions_sha256"] = sha256(questions)
     parts = output.with_name(output.name + ".part")
     if session.method.oracle:

@@ -77,6 +77,8 @@ class Method:
     oracle: bool = False  # True: uses the task id at inference, and is labelled so everywhere; see `is_oracle`
     trains: bool = True  # False: evaluation only
     labels: tuple[str, ...] = ()  # what must stand beside every number of it, e.g. that it is a reconstruction
+    # Options that decide how a trained run answers and never what is trained: `hide-llava eval RUN` may change them.
+    inference_options: frozenset[str] = frozenset()
     reads_parameters: bool = False  # True: `loss` or `route` reads trained parameters by value; ZeRO-3 is refused
 
     @dataclass

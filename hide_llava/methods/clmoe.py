@@ -41,6 +41,7 @@ SCRIPT = {"shared": 0.7, "old": 0.3, "new": 0.7, "neither": 0.7}
 @register
 class ClMoe(MoELora):
     name = "clmoe"
+    inference_options = frozenset({"beta", "task_gate"})
 
     @dataclass
     class Config(MoELora.Config):

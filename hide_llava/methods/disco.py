@@ -24,6 +24,7 @@ from hide_llava.values import above_zero, one_of
 @register
 class Disco(HiDe):
     name = "disco"
+    inference_options = frozenset({"temperature"})
 
     @dataclass
     class Config(LoraSpec):

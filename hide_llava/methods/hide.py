@@ -37,6 +37,9 @@ PROJECTORS = ("shared", "frozen", "per_task")
 @register
 class HiDe(Method):
     name = "hide"
+    inference_options = frozenset({
+        "fusion", "fusion_weight", "routing", "image_weight", "text_weight", "temperature", "expanded_layers", "slots",
+    })  # fmt: skip
 
     @dataclass
     class Config(LoraSpec):

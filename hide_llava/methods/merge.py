@@ -31,6 +31,7 @@ COMBINATIONS = (*DENSE, *SPARSE, *(f"{name}_svd" for name in SPARSE))
 @register
 class Merge(TaskExperts):
     name = "merge"
+    inference_options = frozenset({"combination", "weight", "density", "seed"})
     merged = "routed-merged"  # of one inference: the engine deletes it
 
     @dataclass

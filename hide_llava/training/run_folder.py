@@ -36,8 +36,14 @@ class RunFolder:
     def __init__(self, path: Path):
         self.path = path
 
+    @property
+    def trained_in(self) -> Path:
+        """The run folder that holds the stages: this one, or of a variant the run that it is a variant of."""
+        file = self.path / "variant.json"
+        return self.path / read_json(file)["of"] if file.is_file() else self.path
+
     def stage(self, name: str) -> Path:
-        return self.path / "stages" / name
+        return self.trained_in / "stages" / name
 
     def state(self, name: str) -> Path:
         return self.path / "state" / name
@@ -158,15 +164,52 @@ def open_run(config: RunConfig, extra: dict[str, Any] | None = None, existing: b
         if (run.path / "manifest.json").exists():
             return run
     run.path.mkdir(parents=True, exist_ok=True)
-    write_json(run.path / "manifest.json", {**new_manifest(config), **(extra or {})})
+    manifest = {**new_manifest(config), **(extra or {})}
+    if run.trained_in != run.path:
+        trained = {s["name"]: s for s in RunFolder(run.trained_in).manifest["stages"]}
+        for stage in manifest["stages"]:
+            here = ("eval_tasks", "general_tasks", "eval_seconds", "folding")
+            stage |= {k: v for k, v in trained.get(stage["name"], {}).items() if k not in here}
+        manifest["variant"] = read_json(run.path / "variant.json")
+    write_json(run.path / "manifest.json", manifest)
     write_text(run.path / "config.yaml", to_yaml(config))
     return run
+
+
+def open_variant(folder: Path, config: RunConfig) -> RunConfig:
+    """Make `config` a variant of the run in `folder`: other inference options on the same stages.
+
+    It is a run folder under `variants/` of that run, named by the options, without stages of its own. A configuration that
+    differs in none of them stays that of the run itself.
+
+    Raises:
+        UserError: an option that decides what is trained.
+    """
+    run = RunFolder(RunFolder(folder).trained_in.resolve())
+    options = method_class(config.method["name"]).inference_options
+    changed = {k: v for k, v in config.method.items() if v != run.config.method.get(k)}
+    for key in changed.keys() - options:
+        may = f"; of a finished run these can be changed: {', '.join(sorted(options))}" if options else ""
+        raise UserError(f"method.{key} decides what is trained, so it needs a run of its own{may}.")
+    config.output = str(run.path)
+    if not changed:
+        return config
+    name = "+".join(f"{k}={_short(v)}" for k, v in sorted(changed.items()))
+    variant = run.path / "variants" / name
+    config.output = str(variant)
+    if not (variant / "variant.json").is_file():
+        write_json(variant / "variant.json", {"of": "../..", "changes": changed})
+    return config
+
+
+def _short(value: Any) -> str:
+    return "[" + ",".join(map(str, value)) + "]" if isinstance(value, list) else str(value).replace("/", "_")
 
 
 def _refuse_foreign(path: Path) -> None:
     """A folder without config.yaml is only ours if nothing but the first files of a run killed at its start is there."""
     if path.is_dir() and not (path / "config.yaml").exists():
-        first = ("manifest.json", ".lock")
+        first = ("manifest.json", "variant.json", ".lock")
         other = [p for p in path.iterdir() if p.name not in first and not (p.name[0] == "." and p.suffix == ".tmp")]
         if other:
             raise UserError(

@@ -26,6 +26,7 @@ from hide_llava.storage import publish, sha256, writing
 from hide_llava.training.batching import BatchPlan, plan_batches
 from hide_llava.training.checkpoint import COMPLETE, latest_checkpoint, load_trained, save_trained
 from hide_llava.training.engines import deepspeed_config, release
+from hide_llava.training.lineage import chain_of, write_stage
 from hide_llava.training.run_folder import RunFolder, stage_name, stages_of
 from hide_llava.training.session import Session
 from hide_llava.training.trainer import MethodTrainer, RunCallback
@@ -257,6 +258,9 @@ def finish_stage(session: Session, run: RunFolder, stage: Stage, log: list[dict]
     with writing(temporary):
         session.save_stage(temporary, log)
     if is_main():
+        before = run.stage(stage_name(session.stages[stage.index - 1])) if stage.index else None
+        data = next(e for e in run.manifest["stages"] if e["name"] == name).get("data", {})
+        write_stage(temporary, before and chain_of(before), session.config, data)
         publish(temporary, run.stage(name))
         run.close_stage(name)
     if torch.distributed.is_initialized():

@@ -22,7 +22,8 @@ from hide_llava.methods.routed import RoutedLlava
 from hide_llava.model.load import Loaded, load, resolve
 from hide_llava.model.routing_encoder import ClipRoutingEncoder
 from hide_llava.model.sentence_encoder import SentenceEncoder
-from hide_llava.storage import load_state, load_tensors, read_json, save_state, write_jsonl
+from hide_llava.storage import load_state, load_tensors, read_json, save_state, write_jsonl, write_text
+from hide_llava.training.lineage import check_origin
 from hide_llava.training.run_folder import RunFolder, method_tasks, stage_name, stages_of
 
 
@@ -49,6 +50,15 @@ def sentence_encoder(config: RunConfig, loaded: Loaded, clip: nn.Module | None) 
             "(the paper: sentence-transformers/all-MiniLM-L6-v2), or to clip for CLIP's text features."
         )
     return clip if name == "clip" else SentenceEncoder(resolve(name, config.model_folder())).to(loaded.llava.device)
+
+
+ABOUT = """What one stage of a run trained: the adapter(s) {what} in plain peft folders under `adapter/`{projector}.
+
+`PeftModel.from_pretrained` reads an adapter folder alone, and then answers as the run did only if everything named above is
+put into the base model too. A run's later stages, and methods that route or fold several experts, also need the folders of
+the earlier stages and the method's state (`method.json`, `method.safetensors`): `hide-llava predict RUN --stage N` reads
+them all. `stage.json` says which configuration and which stage before it this one came from.
+"""
 
 
 class Session:
@@ -90,6 +100,10 @@ class Session:
         trained = {id(p) for group in self.method.params() for p in group["params"]}
         if any(id(p) in trained for p in self.core.projector.parameters()):
             save_file(self.core.projector_state(), folder / "projector.safetensors")
+            projector = " and `projector.safetensors` (LLaVA's `multi_modal_projector`, which was trained with it)"
+        else:
+            projector = ""
+        write_text(folder / "README.md", ABOUT.format(what=", ".join(f"`{n}`" for n in names), projector=projector))
         write_jsonl(folder / "trainer_log.jsonl", log)
         save_state(folder, "method", {**state, "adapters": names})
 
@@ -106,6 +120,7 @@ class Session:
             folder = run.stage(stage_name(stage))
             if not (folder / "method.json").is_file():
                 raise UserError(f"{folder}: this stage is not complete; train it first.")
+            check_origin(folder, self.config)
             names = read_json(folder / "method.json")["adapters"]
             for name in names:
                 where[name] = folder / "adapter" if len(names) == 1 else folder / "adapter" / name

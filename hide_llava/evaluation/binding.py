@@ -1,0 +1,115 @@
+"""What an answer and a score depend on. All of it is stored beside them, and nothing made otherwise is taken over.
+
+`settings.json` of a cell says what its answers were made with, `score.json` that and what they were scored with. Pictures are
+known by their names only: reading all of them would take longer than answering.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+from pathlib import Path
+from typing import Any
+
+from hide_llava import __version__
+from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.errors import UserError
+from hide_llava.evaluation.questions import (
+    generation_settings,
+    legacy_file,
+    questions_sha256,
+    reference_file,
+    score_options,
+)
+from hide_llava.metrics import get
+from hide_llava.model.identity import model_sha256
+from hide_llava.model.load import attention_of, device_of, dtype_of
+from hide_llava.storage import read_json, sha256
+
+ANSWERING = ("torch", "transformers", "peft", "tokenizers", "pillow")  # packages that decide answers
+SCORING = ("pycocoevalcap",)
+WORDS = {"questions_sha256": "another question file", "weights_sha256": "other weights",
+         "model_sha256": "other files of the model", "references_sha256": "another reference file",
+         "other_answers_sha256": "another file of another model's answers"}  # fmt: skip
+
+
+def answered_with(config: RunConfig, task: TaskConfig | None, weights: str | None) -> dict[str, Any]:
+    """What decides the answers of a cell but the batch size, which is chosen when the first is given.
+
+    weights: the chain of the stage (`training.lineage`), None for the untouched base. task: None for questions from
+    outside a benchmark, whose file the caller adds.
+    """
+    settings = generation_settings(config, task)
+    if task is not None:
+        settings["questions_sha256"] = questions_sha256(config, task)
+    return {
+        **settings, "weights_sha256": weights, "model_sha256": model_sha256(config),
+        "dtype": str(dtype_of(config.model)).removeprefix("torch."), "device": device_of(config.model).type,
+        "attention": attention_of(config.model), "tf32": config.model.tf32, "versions": _versions(ANSWERING),
+    }  # fmt: skip
+
+
+def scored_with(config: RunConfig, task: TaskConfig) -> dict[str, Any]:
+    """What decides the score of given answers."""
+    references, others = reference_file(config, task), legacy_file(config, task)
+    options = {k: v for k, v in score_options(config, task).items() if k != "allow_partial"}
+    return {
+        "metric": get(task.metric).name, "metric_options": options,
+        "references_sha256": _hash(references), "other_answers_sha256": _hash(others),
+        "scorer": {"hide_llava": __version__, **_versions(SCORING)},
+    }  # fmt: skip
+
+
+def _hash(path: Path | None) -> str | None:
+    if path is None:
+        return None
+    if path.is_dir():
+        return "\n".join(f"{p.relative_to(path)} {sha256(p)}" for p in sorted(path.rglob("*")) if p.is_file())
+    return sha256(path)
+
+
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What differs, in words. A key that is not stored was not known to the version that wrote it, and counts as equal."""
+    return [_words(key, stored[key], now[key]) for key in now if key in stored and stored[key] != now[key]]
+
+
+def _words(key: str, there: Any, now: Any) -> str:
+    if key in WORDS:
+        return WORDS[key]
+    if isinstance(there, dict) and isinstance(now, dict):
+        parts = [k for k in {**there, **now} if there.get(k) != now.get(k)]
+        return ", ".join(f"{k} {there.get(k, 'absent')} there, {now.get(k, 'absent')} now" for k in parts)
+    return f"{key}: {there!r} there, {now!r} now"
+
+
+def refuse_other(folder: Path, stored: dict[str, Any], settings: dict[str, Any]) -> None:
+    """Raises UserError if the answers in a cell's folder were made with other settings; all that differs is named."""
+    differing = differences(stored, settings)
+    if differing:
+        raise UserError(
+            f"{folder}: was answered with other settings ({'; '.join(differing)}). Give the old ones back, or add --again to "
+            "answer it anew."
+        )
+
+
+def stored_settings(folder: Path) -> dict[str, Any] | None:
+    """What the answers in a cell's folder were made with, None where there are none.
+
+    Raises:
+        UserError: there are answers, and nothing says how they were made.
+    """
+    for name in ("settings.json", "score.json"):
+        if (folder / name).is_file():
+            return read_json(folder / name)
+    if any(folder.glob("*.jsonl")):
+        raise UserError(f"{folder}: holds answers, but no settings.json says how they were made; delete the folder.")
+    return None

@@ -1,0 +1,50 @@
+"""Which model it was: one hash over the contents of all files that a run's model is read from."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from hide_llava.config import RunConfig
+from hide_llava.data.records import _cache_folder
+from hide_llava.model.load import resolve, resolve_file
+from hide_llava.storage import read_json, sha256, write_json
+
+KINDS = (".safetensors", ".bin", ".json", ".model", ".txt")  # weights, settings, vocabularies
+
+
+def model_sha256(config: RunConfig) -> str:
+    """Over LLaVA's folder, its projector file, the CLIP and the sentence encoder's folder; where they lie does not matter.
+
+    A 7B takes half a minute to read, so that hashes are kept in the cache folder by path, size and time of change.
+
+    Raises:
+        UserError: a folder is not there.
+    """
+    root, parts = config.model_folder(), []
+    folder = resolve(config.model.path, root)
+    for name in (config.model.path, config.model.clip, config.model.sentence):
+        if name is not None and name != "clip":
+            parts += _of_folder(resolve(name, root))
+    if config.model.projector is not None:
+        parts.append(_kept(resolve_file(config.model.projector, folder)))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _of_folder(folder: Path) -> list[str]:
+    files = sorted(p for p in folder.rglob("*") if p.suffix in KINDS and p.is_file())
+    return [f"{file.relative_to(folder)} {_kept(file)}" for file in files]
+
+
+def _kept(file: Path) -> str:
+    """The file's SHA-256; of a large one from the cache, if the file has not changed since it was read."""
+    stat = file.stat()
+    if stat.st_size < 1 << 24:
+        return sha256(file)
+    place = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:32]
+    entry, state = _cache_folder(None) / f"sha256-{place}.json", [stat.st_size, stat.st_mtime_ns]
+    if entry.is_file() and (known := read_json(entry))["state"] == state:
+        return known["sha256"]
+    digest = sha256(file)
+    write_json(entry, {"file": str(file.resolve()), "state": state, "sha256": digest})
+    return digest
