@@ -15,7 +15,7 @@ from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.records import load_records
 from hide_llava.errors import UserError
 from hide_llava.evaluation.questions import (
-    check_references,
+    check_scoring,
     generation_settings,
     legacy_file,
     named_files,
@@ -99,7 +99,7 @@ def _check_questions(config: RunConfig, task: TaskConfig) -> list[str]:
     settings = generation_settings(config, task)
     with_suffix(questions, settings["prompt_suffix"])
     try:
-        check_references(config, task, questions, in_file)
+        check_scoring(config, task, questions, in_file)
     except UserError as error:
         raise UserError(f"task '{task.id}': {error}") from None
     warnings = _count_warning(task, "question file", in_file, task.n_test if config.eval.split == "test" else None)

@@ -152,7 +152,7 @@ def _other_texts(config: RunConfig, task: TaskConfig, rows: Rows) -> tuple[int, 
     return own, [other[json.dumps(row["question_id"])] for row in rows[own:]]
 
 
-def check_references(config: RunConfig, task: TaskConfig, questions: Rows, in_file: int) -> None:
+def check_scoring(config: RunConfig, task: TaskConfig, questions: Rows, in_file: int) -> None:
     """Everything that scoring these questions reads is there and fits, so that nothing is refused after they were asked.
 
     questions, in_file: of `read_questions`.

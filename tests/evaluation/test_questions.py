@@ -9,7 +9,7 @@ import pytest
 from hide_llava.config import compose
 from hide_llava.errors import UserError
 from hide_llava.evaluation import cells
-from hide_llava.evaluation.questions import all_questions, check_references, questions_sha256, read_questions
+from hide_llava.evaluation.questions import all_questions, check_scoring, questions_sha256, read_questions
 from hide_llava.metrics import ALL_EMPTY, score
 from hide_llava.storage import sha256
 from tests.cli.call import call, refused
@@ -141,10 +141,10 @@ def test_the_other_models_answers_are_looked_at_first(model: Path, tmp_path: Pat
     for told, fine in (([2, 3], True), ([2], False)):
         (tmp_path / "other.jsonl").write_text("".join(f'{{"question_id": {i}, "text": "no"}}\n' for i in told))
         if fine:
-            check_references(config, task, questions, in_file)
+            check_scoring(config, task, questions, in_file)
         else:
             with pytest.raises(UserError, match="has no answer to question 3"):
-                check_references(config, task, questions, in_file)
+                check_scoring(config, task, questions, in_file)
     (tmp_path / "other.jsonl").write_text('{"text": "no"}\n')
     with pytest.raises(UserError, match="has no answer to question 2"):
-        check_references(config, task, questions, in_file)
+        check_scoring(config, task, questions, in_file)

@@ -115,7 +115,10 @@ def test_labels_and_mixed_settings(tmp_path: Path) -> None:
     cell = write_cell(path, "06-flickr30k", 5, 50.0, labels=("caption6-python, not comparable",))
     data = json.loads((cell / "score.json").read_text())
     write(cell / "score.json", {**data, "image_transform": "crop"})
+    (first,) = path.glob("eval/06-flickr30k/imagenet-r/score.json")
+    write(first, {**json.loads(first.read_text()), "headline": "clean"})  # scored before and after a rule's headline changed
     labels = read_run(path).labels()
+    assert any(label.startswith("mixed headline of ImageNet-R (clean, legacy)") for label in labels)
     assert "Flickr30k: caption6-python, not comparable" in labels
     assert any(label.startswith("mixed image_transform (crop, pad)") for label in labels)
 
