@@ -11,13 +11,18 @@ from typing import Any
 from hide_llava.errors import UserError
 
 
+def names_a_run(words: list[str]) -> bool:
+    """Whether the first word is a run folder (whose name may hold `=`) and no override."""
+    return bool(words) and ("=" not in words[0] or (Path(words[0]) / "config.yaml").is_file())
+
+
 def _compose(args: argparse.Namespace) -> object:
     """The configuration of an existing run folder given first, or the composition of overrides."""
     from hide_llava.config import compose, from_yaml
     from hide_llava.training.run_folder import FREE
 
     words = args.overrides
-    if not words or "=" in words[0]:
+    if not names_a_run(words):
         return compose(words)
     folder = Path(words[0])
     if not (folder / "config.yaml").is_file():
@@ -34,9 +39,9 @@ def _compose(args: argparse.Namespace) -> object:
 def run(args: argparse.Namespace) -> None:
     from hide_llava import pipeline, sweep
 
-    if sweep.is_sweep(args.overrides):
+    existing = names_a_run(args.overrides)
+    if not existing and sweep.is_sweep(args.overrides):
         return _sweep(args)
-    existing = bool(args.overrides) and "=" not in args.overrides[0]
     done = pipeline.run(_compose(args), train=args.verb != "eval", evaluate=args.verb != "train", existing=existing)
     _print_run(done["run"], done["report"])
 
