@@ -26,11 +26,11 @@ def load_file(file: Path, name: str | None = None, sha256: str | None = None) ->
     """
     import hide_llava.methods.all  # noqa: F401  (so that a name that is taken is noticed)
 
-    known = REGISTRY.get(name or "")
-    if sha256 is not None and known is not None and _hash_of(known) == sha256:
-        return known
     file = file.resolve()
     if not file.is_file():
+        known = REGISTRY.get(name or "")
+        if sha256 is not None and known is not None and _hash_of(known) == sha256:
+            return known  # the same code was read from another place
         where = ". Put it back, or say where it is now with method.file=PATH." if sha256 else "; give the path of a Python file."
         raise UserError(f"method file {file}: no such file{where}")
     found = hashlib.sha256(file.read_bytes()).hexdigest()
@@ -63,6 +63,7 @@ def _execute(file: Path, name: str, sha256: str) -> None:
     """Run the file as a module. Its folder comes last on the path, so that it may import its neighbours."""
     spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
+    module.file_sha256 = sha256
     before = sys.modules.get(name)
     sys.modules[name] = module  # dataclasses look their module up while it is executed
     if str(file.parent) not in sys.path:
@@ -76,7 +77,6 @@ def _execute(file: Path, name: str, sha256: str) -> None:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{file}{_line(error, file)}: {type(error).__name__}: {_message(error)}") from None
-    module.file_sha256 = sha256
 
 
 def _line(error: BaseException, file: Path) -> str:

@@ -1,6 +1,5 @@
 """`method=./my_method.py`: found by every verb from then on, refused when it changed, its errors told in a sentence."""
 
-import json
 import os
 import re
 import shutil
@@ -11,9 +10,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+import hide_llava.methods.all  # noqa: F401  (so that the copy of the registry has them)
 from hide_llava.config import compose, from_yaml, to_yaml
 from hide_llava.errors import UserError
-from hide_llava.methods.base import REGISTRY
+from hide_llava.methods import base
 from tests.cli.call import assert_refusal, call, content
 from tests.tiny import arguments
 
@@ -37,7 +37,8 @@ class Mine(SequentialLora):
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hide_llava.methods.base.REGISTRY", known := dict(REGISTRY))
+    known = dict(base.REGISTRY)
+    monkeypatch.setattr("hide_llava.methods.base.REGISTRY", known)
     monkeypatch.setattr("hide_llava.methods.own_file.REGISTRY", known)
     monkeypatch.setattr(sys, "path", list(sys.path))
 
@@ -53,53 +54,48 @@ def own(method: Path, *more: str) -> object:
     return compose(["benchmark=ucit", "model=llava-1.5-7b", f"method={method}", *more])
 
 
-def new_process(*words: str | Path, folder: Path) -> subprocess.CompletedProcess:
+def forget() -> None:
+    """As in a new process, which has not loaded the file."""
+    if cls := base.REGISTRY.pop("mine", None):
+        sys.modules.pop(cls.__module__)
+
+
+def test_every_verb_finds_it_by_the_run_alone(
+    file: Path, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Trained from the file's folder by two processes, then evaluated, planned and asked from elsewhere by the run's name."""
+    run = tmp_path / "run"
+    short = arguments(world, "./my_method.py", run, "train.max_steps=1", "method.rank=2")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hide_llava.cli"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    return subprocess.run([sys.executable, "-m", "hide_llava.cli", *map(str, words)], capture_output=True, text=True,
-                          timeout=300, env=environment, cwd=folder)  # fmt: skip
-
-
-def test_every_verb_finds_it_by_the_run_alone(file: Path, world: Path, tmp_path: Path) -> None:
-    """Trained from the file's folder by a relative path, then evaluated, planned and asked from elsewhere."""
-    short = arguments(world, "./my_method.py", tmp_path / "run", "train.max_steps=1", "method.rank=2")
-    done = new_process("train", *short, folder=file.parent)
-    assert done.returncode == 0, done.stderr
-    section = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["method"]
+    done = subprocess.run([*launch, "train", *short], capture_output=True, text=True, timeout=500, cwd=file.parent,
+                          env=environment)  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    section = yaml.safe_load((run / "config.yaml").read_text())["method"]
     assert (section["name"], section["preset"], section["file"]) == ("mine", "my_method", str(file))
     assert (section["rank"], section["strength"]) == (2, 0.5) and re.fullmatch("[0-9a-f]{64}", section["file_sha256"])
-    done = new_process("eval", tmp_path / "run", folder=tmp_path)
-    assert done.returncode == 0 and len(list(tmp_path.glob("run/eval/*/*/score.json"))) == 6, done.stderr
-    before = content(tmp_path / "run")
+
+    monkeypatch.chdir(tmp_path)
     asked = ("--stage", "1", "--questions", world / "data" / "task0" / "test.json", "--images", world / "data")
-    for words in (("plan", tmp_path / "run"), ("report", tmp_path / "run"), ("run", *short[:2], f"method={file}", *short[3:]),
-                  ("predict", tmp_path / "run", *asked, "--output", tmp_path / "a.jsonl")):  # fmt: skip
+    stages = {f: h for f, h in content(run).items() if f.startswith("stages/")}
+    for words in (("eval", run), ("plan", run), ("report", run), ("run", *short[:2], f"method={file}", *short[3:]),
+                  ("predict", run, *asked, "--output", tmp_path / "a.jsonl")):  # fmt: skip
+        forget()
         called = call(*words)
         assert called.code == 0, called.err
-    after = content(tmp_path / "run")
-    assert {f: after[f] for f in before if not f.startswith("results")} == {
-        f: before[f] for f in before if not f.startswith("results")
-    }
+    assert len(list(run.glob("eval/*/*/score.json"))) == 6
+    assert {f: h for f, h in content(run).items() if f.startswith("stages/")} == stages
 
     moved = shutil.move(file, tmp_path / "elsewhere.py")
-    REGISTRY.pop("mine", None)
-    done = new_process("eval", tmp_path / "run", folder=tmp_path)
-    assert_refusal(done.returncode, done.stderr, f"{file}: no such file", "Put it back", "method.file=PATH")
-    done = new_process("eval", tmp_path / "run", "method.file=elsewhere.py", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+    forget()
+    called = call("eval", run)
+    assert_refusal(called.code, called.err, f"{file}: no such file", "Put it back", "method.file=PATH")
+    called = call("eval", run, "method.file=elsewhere.py")
+    assert called.code == 0, called.err
     Path(moved).write_text(CODE + "\n# another comment\n")
-    done = new_process("eval", tmp_path / "run", "method.file=elsewhere.py", folder=tmp_path)
-    assert_refusal(done.returncode, done.stderr, "elsewhere.py has changed since this run was made", "another output=")
-
-
-def test_two_processes_find_it(file: Path, world: Path, tmp_path: Path) -> None:
-    words = arguments(world, str(file), tmp_path / "run", "train.max_steps=1", "method.rank=2")
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hide_llava.cli",
-         "train", *words], capture_output=True, text=True, timeout=300, cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert [s["status"] for s in json.loads((tmp_path / "run" / "manifest.json").read_text())["stages"]] == ["complete"] * 3
+    forget()
+    called = call("eval", run, "method.file=elsewhere.py")
+    assert_refusal(called.code, called.err, "elsewhere.py has changed since this run was made", "another output=")
 
 
 def test_its_preset_lies_beside_it_or_names_it(file: Path) -> None:
