@@ -203,6 +203,8 @@ def new_manifest(config: RunConfig) -> dict[str, Any]:
     ]  # fmt: skip
     labels = ["oracle: task id given at inference"] if is_oracle(config) else []
     labels += method_class(config.method["name"]).labels
+    if config.model.quantization != "none":
+        labels.append(f"base model in {config.model.quantization}: not comparable with runs on an unquantised one")
     labels += [partial_label(config)] if config.limit is not None else []
     return {
         "schema": 1, "name": config.run_folder().name, "method": config.method["name"],
