@@ -48,13 +48,17 @@ def build_parser() -> argparse.ArgumentParser:
     verb("run", commands.run, "Train and evaluate the whole sequence; run it again to resume.",
          f"hide-llava run {example}", True)  # fmt: skip
     verb("train", commands.run, "Train every stage, without evaluating.", f"hide-llava train {example}", True)
-    verb(
+    sub = verb(
         "eval",
         commands.run,
-        "Evaluate every trained stage on every task it has seen.",
-        f"hide-llava eval {example}",
+        "Evaluate every trained stage on every task it has seen.\n\n"
+        "Given a run folder, also with other inference options of its method (HiDe: method.temperature=0.05): nothing is\n"
+        "trained, and the answers go to a variant of the run, a run folder of its own under RUN/variants/.",
+        f"hide-llava eval {example}\n  hide-llava eval runs/NAME method.temperature=0.05 method.image_weight=1",
         True,
     )
+    sub.add_argument("--again", action="store_true",
+                     help="answer anew what was answered with other settings; the old answers go to RUN/replaced/")  # fmt: skip
     sub = verb("plan", commands.plan, "Steps, parameters, files, extra passes, memory and hours, before anything runs.",
                f"hide-llava plan {example}", True)  # fmt: skip
     sub.add_argument("--tflops", type=float, default=100.0, help="what the GPUs sustain together (100)")

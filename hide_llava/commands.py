@@ -11,33 +11,46 @@ from typing import Any
 from hide_llava.errors import UserError
 
 
+def names_a_run(words: list[str]) -> bool:
+    """Whether the first word is a run folder (whose name may hold `=`) and no override."""
+    return bool(words) and ("=" not in words[0] or (Path(words[0]) / "config.yaml").is_file())
+
+
 def _compose(args: argparse.Namespace) -> object:
-    """The configuration of an existing run folder given first, or the composition of overrides."""
+    """The configuration of an existing run folder given first, or the composition of overrides.
+
+    `eval` takes other inference options of the method too: then it is the configuration of a variant of that run.
+    """
     from hide_llava.config import compose, from_yaml
-    from hide_llava.training.run_folder import FREE
+    from hide_llava.training.run_folder import FREE, open_variant
 
     words = args.overrides
-    if not words or "=" in words[0]:
+    if not names_a_run(words):
         return compose(words)
     folder = Path(words[0])
     if not (folder / "config.yaml").is_file():
         raise UserError(f"'{folder}' is neither key=value nor a run folder (it has no config.yaml).")
+    options = [word for word in words[1:] if word.startswith("method.")]
     for word in words[1:]:
         key = word.partition("=")[0]
-        if not key.startswith("eval.") and key not in FREE:
-            raise UserError(f"'{word}': of an existing run only eval.* and {', '.join(FREE[1:3])} can be changed.")
+        if word in options and args.verb != "eval":
+            raise UserError(f"'{word}': options of the method are changed by `hide-llava eval {folder} {word}`.")
+        if word not in options and not key.startswith("eval.") and key not in FREE:
+            raise UserError(f"'{word}': of an existing run only eval.*, {', '.join(FREE[1:3])} and, by `hide-llava eval`, "
+                            "inference options of the method can be changed.")  # fmt: skip
     config = from_yaml(folder / "config.yaml", words[1:])
     config.output = str(folder)
-    return config
+    return open_variant(folder, config) if options else config
 
 
 def run(args: argparse.Namespace) -> None:
     from hide_llava import pipeline, sweep
 
-    if sweep.is_sweep(args.overrides):
+    existing = names_a_run(args.overrides)
+    if not existing and sweep.is_sweep(args.overrides):
         return _sweep(args)
-    existing = bool(args.overrides) and "=" not in args.overrides[0]
-    done = pipeline.run(_compose(args), train=args.verb != "eval", evaluate=args.verb != "train", existing=existing)
+    done = pipeline.run(_compose(args), train=args.verb != "eval", evaluate=args.verb != "train", existing=existing,
+                        again=getattr(args, "again", False))  # fmt: skip
     _print_run(done["run"], done["report"])
 
 

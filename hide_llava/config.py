@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import difflib
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hide_llava.errors import UserError
+from hide_llava.naming import default_output
 from hide_llava.schema import (
     CHOICES,
     POSITIVE,
@@ -32,6 +34,23 @@ __all__ = ["BenchmarkConfig", "ModelConfig", "RunConfig", "TaskConfig", "TrainCo
            "finish", "flatten", "from_yaml", "names", "nearest", "read_group", "read_yaml", "to_yaml"]  # fmt: skip
 
 GROUPS = ("model", "benchmark", "train", "method")
+# names that other programs give to what is called otherwise here; where several are known, the first that fits is meant
+OTHER_NAMES = {
+    "lr": ("learning_rate",), "batch_size": ("global_batch_size",), "bs": ("global_batch_size", "batch_size"),
+    "batch": ("global_batch_size", "batch_size"), "train_batch_size": ("global_batch_size",),
+    "per_device_train_batch_size": ("per_device_batch_size",), "micro_batch_size": ("per_device_batch_size",),
+    "gradient_accumulation_steps": ("global_batch_size",), "num_epochs": ("epochs",), "num_train_epochs": ("epochs",),
+    "steps": ("max_steps",), "wd": ("weight_decay",), "warmup": ("warmup_ratio",), "mm_projector_lr": ("projector_lr",),
+    "lr_scheduler_type": ("schedule",), "scheduler": ("schedule",), "optim": ("optimizer",), "clip_grad": ("max_grad_norm",),
+    "model_max_length": ("max_length",), "max_seq_length": ("max_length",), "cutoff_len": ("max_length",),
+    "deepspeed": ("engine",), "zero": ("engine",), "bf16": ("dtype",), "fp16": ("dtype",), "precision": ("dtype",),
+    "torch_dtype": ("dtype",), "load_in_4bit": ("quantization",), "bits": ("quantization",), "quant": ("quantization",),
+    "attn_implementation": ("attention",), "model_name_or_path": ("path",), "r": ("rank",), "lora_r": ("rank",),
+    "lora_rank": ("rank",), "lora_alpha": ("alpha",), "lora_dropout": ("dropout",), "target_modules": ("targets",),
+    "lora_target_modules": ("targets",), "max_tokens": ("max_new_tokens",), "max_length": ("max_new_tokens",),
+    "random_seed": ("seed",), "output_dir": ("output",), "out": ("output",), "data_dir": ("data_root",),
+    "data_path": ("data_root",), "dataset": ("benchmark",), "max_samples": ("limit",), "order": ("task_order",),
+}  # fmt: skip
 
 
 def configs_folder() -> Path:
@@ -50,8 +69,13 @@ def nearest(word: str, known: list[str], prefix: str = "") -> str:
     if not known:
         return "It has no options." if prefix else "There is none."
     spelt = {name.lower(): name for name in known}
-    close = difflib.get_close_matches(word.lower(), spelt, 1, 0.5)
+    close = _known_as(word, spelt) or difflib.get_close_matches(word.lower(), spelt, 1, 0.5)
     return f"Did you mean '{prefix}{spelt[close[0]]}'?" if close else f"Known: {', '.join(sorted(known))}."
+
+
+def _known_as(word: str, known: Iterable[str]) -> list[str]:
+    """What that word of other programs is called here, if it is among the known names."""
+    return [name for name in OTHER_NAMES.get(word.lower(), ()) if name in known]
 
 
 def read_yaml(path: Path) -> dict:
@@ -77,7 +101,10 @@ def _group_file(group: str, name: str) -> Path:
         return path
     path = configs_folder() / group / f"{name}.yaml"
     if not path.is_file():
-        raise UserError(f"unknown {group} '{name}'. {nearest(name, names(group))}")
+        endings = (".yaml", ".py") if group == "method" else (".yaml",)
+        here = [f"./{name}{ending}" for ending in endings if Path(f"{name}{ending}").is_file()]
+        hint = f"Did you mean {group}={here[0]}?" if here else nearest(name, names(group))
+        raise UserError(f"unknown {group} '{name}'. {hint}")
     return path
 
 
@@ -157,7 +184,7 @@ def _nearest_of_all(word: str, method: Any) -> str:
         for field in dataclasses.fields(schema):
             if field.name not in ("name", "preset"):
                 places.setdefault(field.name, []).append(f"{section}.{field.name}")
-    close = difflib.get_close_matches(word.lower(), places, 1, 0.5)
+    close = _known_as(word, places) or difflib.get_close_matches(word.lower(), places, 1, 0.5)
     if not close:
         return nearest(word, [f.name for f in dataclasses.fields(RunConfig)])
     return f"Did you mean {' or '.join(map(repr, places[close[0]]))}?"
@@ -171,9 +198,17 @@ def _merge(config: Any, tree: dict, where: str) -> Any:
         merged = OmegaConf.merge(config, tree)
     except OmegaConfBaseException as error:
         key = getattr(error, "full_key", None) or "?"
-        raise UserError(f"{where}: wrong value for '{key}': {str(error).splitlines()[0]}") from None
+        text = str(error).splitlines()[0]
+        raise UserError(f"{where}: wrong value for '{key}': {text}{comma_hint(flatten(tree).get(key))}") from None
     _check_finite(OmegaConf.to_container(merged), f"{where}: ")
     return merged
+
+
+def comma_hint(value: Any) -> str:
+    """What a refused text with commas may have been meant as."""
+    if not isinstance(value, str) or "," not in value:
+        return ""
+    return f"; a list is written [{value}], and several values, one run for each, are for the verbs run, train and eval."
 
 
 def _check_finite(tree: Any, where: str = "") -> None:
@@ -215,22 +250,65 @@ def compose(overrides: list[str], defaults: dict[str, str] | None = None) -> Run
             raise UserError(f"{group}= is missing. Known: {', '.join(names(group))}.")
     config = OmegaConf.structured(RunConfig)
     for group in GROUPS:
-        plugin = group == "method" and _is_plugin(chosen[group])
-        path = Path(f"{chosen[group]}.yaml") if plugin else _group_file(group, chosen[group])
-        partial = {"method": {"name": chosen[group]}} if plugin else read_group(group, path)
-        if group == "method":
-            partial["method"]["preset"] = path.stem
+        file, partial = _partial(group, chosen[group])
         if group == "benchmark":
             partial["benchmark"].pop("defaults", None)  # taken above; no part of a run's configuration
-        config = _merge(config, partial, str(path.name))
+        config = _merge(config, partial, file)
         if group == "method":
-            preset, file = partial["method"], path.name
-    config = _merge(config, tree, "command line")
+            preset, preset_file = partial["method"], file
+    plain, config = config, _merge(config, tree, "command line")
     try:
-        return finish(config)
+        finished = finish(config)
     except UserError:
-        _check_preset(preset, file)
+        _check_preset(preset, preset_file)
         raise
+    if finished.output is None:
+        finished.output = default_output(finished, _finished(plain), flatten(tree), _own_recipe(chosen))
+    return finished
+
+
+def _partial(group: str, name: str) -> tuple[str, dict]:
+    """(name of the file, its tree) of a member of a group; a method also from a Python file or an installed package."""
+    if group != "method":
+        path = _group_file(group, name)
+        return path.name, read_group(group, path)
+    if _is_plugin(name):
+        return name, {"method": {"name": name, "preset": name}}
+    if Path(name).suffix == ".py":
+        path = Path(name).with_suffix(".yaml")
+        tree = read_group(group, path) if path.is_file() else {"method": {}}
+        tree["method"]["file"] = name
+    else:
+        path = _group_file(group, name)
+        tree = read_group(group, path)
+        if isinstance(own := tree["method"].get("file"), str):
+            tree["method"]["file"] = str(path.parent / own)
+    tree["method"]["preset"] = path.stem
+    if isinstance(tree["method"].get("file"), str) and isinstance(tree["method"].get("name"), str | None):
+        _add_file(tree["method"])
+    return path.name, tree
+
+
+def _add_file(section: dict) -> None:
+    """Complete a `method:` section that names a Python file: the method's name, the file's place and its hash."""
+    from hide_llava.methods.own_file import file_sha256, load_file
+
+    file = Path(section["file"]).resolve()
+    cls = load_file(file, section.get("name"))
+    section |= {"name": cls.name, "file": str(file), "file_sha256": file_sha256(cls)}
+
+
+def _finished(config: Any) -> RunConfig | None:
+    """`finish`, or None where the configuration is none without the user's own keys."""
+    with contextlib.suppress(UserError):
+        return finish(config)
+    return None
+
+
+def _own_recipe(chosen: dict[str, str]) -> str | None:
+    """The training recipe's name, where it is not what would be taken without `train=`."""
+    usual = {"train": "default", **_defaults_of(chosen["benchmark"])}["train"]
+    return Path(chosen["train"]).stem if chosen["train"] != usual else None
 
 
 def _is_plugin(method: str) -> bool:
@@ -245,6 +323,8 @@ def _method_values(section: dict) -> dict[str, Any]:
     from hide_llava.methods.base import method_config
 
     values = {**section, **dataclasses.asdict(method_config(section))}
+    if values.get("file"):
+        values["file"] = str(Path(values["file"]).resolve())
     _check_finite({"method": values})
     return values
 
@@ -301,13 +381,15 @@ def from_yaml(path: Path, overrides: list[str] | None = None) -> RunConfig:
         UserError: damaged file, or an override that does not fit.
     """
     config = _merge(OmegaConf.structured(RunConfig), read_yaml(path), str(path))
+    chosen, tree = _parse_overrides(overrides or [])
+    if chosen:
+        raise UserError(f"{', '.join(f'{k}=' for k in chosen)} of an existing run cannot be changed.")
+    if "file" in (tree.get("method") or {}):  # where the method's file lies now; the stored place need not exist
+        return finish(_merge(config, tree, "command line"))
     try:
         stored = finish(config)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    chosen, tree = _parse_overrides(overrides or [])
-    if chosen:
-        raise UserError(f"{', '.join(f'{k}=' for k in chosen)} of an existing run cannot be changed.")
     return finish(_merge(config, tree, "command line")) if tree else stored
 
 

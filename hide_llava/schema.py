@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -141,7 +140,7 @@ class CaptionConfig:
 class RunConfig:
     """The whole tree."""
 
-    output: str | None = None  # run folder; None: see run_folder()
+    output: str | None = None  # run folder; None: named after what was chosen and changed (naming.py)
     seed: int = 42
     tasks: list[str] | None = None  # only these tasks of the benchmark
     task_order: list[str] | None = None  # all tasks that are trained, in another order
@@ -151,7 +150,7 @@ class RunConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     router: RouterConfig = field(default_factory=RouterConfig)
     benchmark: BenchmarkConfig = field(default_factory=BenchmarkConfig)
-    method: Any = field(default_factory=dict)  # {name, preset, …fields of the method's own Config}
+    method: Any = field(default_factory=dict)  # {name, preset, [file, file_sha256,] …fields of the method's own Config}
     train: TrainConfig = field(default_factory=TrainConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     caption: CaptionConfig = field(default_factory=CaptionConfig)
@@ -162,15 +161,18 @@ class RunConfig:
     def model_folder(self) -> Path:
         return Path(self.model_root or os.environ.get("HIDE_MODELS") or "models")
 
-    def run_folder(self) -> Path:
-        """`output`, else `runs/<benchmark>-<method>-<model>-seed<seed>`, which also says what is not the default."""
+    def default_name(self) -> str:
+        """`<benchmark>-<method>-<model>-seed<seed>`, and which part of the benchmark is taken in which order."""
+        from hide_llava.naming import joined
+
         name = f"{self.benchmark.name}-{self.method['preset']}-{self.model.name}-seed{self.seed}"
         if self.tasks is not None or self.task_order is not None:
-            ids = "+".join(task.id for task in self.benchmark.tasks)
-            name += f"-tasks-{hashlib.sha256(ids.encode()).hexdigest()[:8]}"
-        if self.limit is not None:
-            name += f"-limit{self.limit}"
-        return Path(self.output or Path("runs") / name)
+            name += f"-{joined([task.id for task in self.benchmark.tasks])}"
+        return name if self.limit is None else f"{name}-limit{self.limit}"
+
+    def run_folder(self) -> Path:
+        """`output`, which a composed configuration always has (`naming.py`); one read from a file may lack it."""
+        return Path(self.output or Path("runs") / self.default_name())
 
 
 CHOICES = {

@@ -1,9 +1,11 @@
-"""One command, several runs: every seed with every task order, then mean and standard deviation over them.
+"""One command, several runs: every seed with every task order and every combination of values, then one comparison.
 
     hide-llava run benchmark=ucit method=hide model=llava-1.5-7b seeds=0,1,2 'task_order=[a,b,c;c,b,a]'
+    hide-llava run benchmark=ucit method=hide model=llava-1.5-7b method.rank=8,16 train.epochs=1,2
 
-Each run is an ordinary one in a folder of its own, under the name it would have alone: finished ones are skipped,
-unfinished ones go on, and one that fails does not stop the others.
+Runs that differ in seed and order only are repetitions, and become one row with mean and standard deviation. Each is an
+ordinary run in a folder of its own, under the name it would have alone: finished ones are skipped, unfinished ones go on,
+and one that fails does not stop the others.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import itertools
 import re
 import sys
 import traceback
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -36,7 +38,9 @@ class Outcome:
 
 def is_sweep(words: list[str]) -> bool:
     """Whether the overrides ask for more than one run."""
-    return any(w.startswith("seeds=") for w in words) or any(len(_orders(w)) > 1 for w in words if _is_order(w))
+    if any(w.startswith("seeds=") for w in words) or any(len(_orders(w)) > 1 for w in words if _is_order(w)):
+        return True
+    return any(several(word, words) for word in words)
 
 
 def _is_order(word: str) -> bool:
@@ -49,32 +53,67 @@ def _orders(word: str) -> list[str]:
     return [part.strip() for part in inner.split(";")]
 
 
+def several(word: str, words: list[str]) -> list[str]:
+    """`method.rank=8,16` → `["method.rank=8", "method.rank=16"]`; [] for a word that says one value.
+
+    A value may have a comma of its own (a list of module names, say). So these are several values only where the word
+    as it stands is refused among the other words, and each part alone is accepted.
+    """
+    if not _has_parts(word):
+        return []
+    others = [_parts(other)[0] if _has_parts(other) else other for other in words if other is not word]
+    others = [other for other in others if not other.startswith("seeds=") and not _is_order(other)]
+    parts = _parts(word)
+    return parts if not _composes([*others, word]) and all(_composes([*others, part]) for part in parts) else []
+
+
+def _has_parts(word: str) -> bool:
+    key, equals, value = word.partition("=")
+    return bool(equals) and "," in value and value[0] not in "[{\"'" and key not in ("seeds", "task_order", "tasks", "output")
+
+
+def _parts(word: str) -> list[str]:
+    key, _, value = word.partition("=")
+    return [f"{key}={part.strip()}" for part in value.split(",")]
+
+
+def _composes(words: list[str]) -> bool:
+    try:
+        compose(words)
+    except UserError:
+        return False
+    return True
+
+
 def expand(words: list[str]) -> list[RunConfig]:
-    """The configurations of a sweep: every seed with every order, in the order given, each with its own run folder.
+    """The configurations of a sweep, in the order given (the last list changes fastest), each with its own run folder.
 
     `output=` is the folder that the runs' folders lie in.
 
     Raises:
-        UserError: a seed that is no whole number, a repeated seed or order, `seed=` beside `seeds=`, or a bad
+        UserError: a seed that is no whole number, a repeated seed, order or value, `seed=` beside `seeds=`, or a bad
         configuration.
     """
     seeds = [word for word in words if word.startswith("seeds=")]
     orders = [word for word in words if _is_order(word)]
-    plain = [word for word in words if word not in seeds + orders]
+    output = [word.partition("=")[2] for word in words if word.startswith("output=")]
+    lists = {word: several(word, words) for word in words}
+    plain = [w for w in words if w not in seeds + orders and not lists[w] and not w.startswith("output=")]
     if len(seeds) > 1 or len(orders) > 1:
         raise UserError("seeds= or task_order= is given twice; write seeds=0,1,2 and task_order=[a,b;b,a] once each.")
     if seeds and any(word.startswith("seed=") for word in words):
         raise UserError("seed= and seeds= are both given; keep one of them.")
     changes = [
+        *filter(None, lists.values()),
         [f"seed={seed}" for seed in _seeds(seeds[0])] if seeds else [""],
         [f"task_order=[{order}]" for order in _orders(orders[0])] if orders else [""],
     ]
     configs = [compose([*plain, *filter(None, change)]) for change in itertools.product(*changes)]
-    folders = [replace(config, output=None).run_folder() for config in configs]
+    folders = [config.run_folder() for config in configs]
     if len(set(folders)) < len(folders):
-        raise UserError("The sweep names one seed or one task order twice; name each once.")
+        raise UserError("The sweep names one seed, task order or value twice; name each once.")
     for config, folder in zip(configs, folders):
-        config.output = str(Path(config.output) / folder.name if config.output else folder)
+        config.output = str(Path(output[-1]) / folder.name if output else folder)
     return configs
 
 
@@ -88,9 +127,9 @@ def _seeds(word: str) -> list[int]:
 def summary_folder(words: list[str], first: RunConfig) -> Path:
     """Where the comparison goes: `output=`, else beside the runs, under the name they share."""
     output = [word.partition("=")[2] for word in words if word.startswith("output=")]
-    return Path(
-        output[-1] if output else f"runs/{first.benchmark.name}-{first.method['preset']}-{first.model.name}-sweep"
-    )
+    varied = [word.partition("=")[0].rpartition(".")[2] for word in words if several(word, words)]
+    name = f"{first.benchmark.name}-{first.method['preset']}-{first.model.name}-sweep"
+    return Path(output[-1] if output else Path("runs") / "-".join([name, *varied]))
 
 
 def sweep(words: list[str], train: bool = True, evaluate: bool = True) -> Outcome:

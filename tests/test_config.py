@@ -1,6 +1,7 @@
 """Composition, validation and round trip of the configuration."""
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from hide_llava.config import (
     to_yaml,
 )
 from hide_llava.errors import UserError
+from hide_llava.naming import joined
 
 UCIT = ["benchmark=ucit", "model=llava-1.5-7b"]
 
@@ -113,6 +115,42 @@ def test_a_file_of_ones_own(write) -> None:
     assert config.run_folder() == Path("runs/ucit-mine-llava-1.5-7b-seed7")
 
 
+@pytest.mark.parametrize(
+    "words, rest",
+    [
+        ((), ""),
+        (("seed=42", "train=default", "train.epochs=1", "train.epochs=1.0", "method.rank=8"), ""),  # what is so anyway
+        (("eval.batch_size=32", "eval.max_new_tokens=9", "caption.tokenizer=python", "train.save_steps=7"), ""),
+        (("data_root=/a", "model_root=/b", "model.device=cpu", "train.report_to=wandb"), ""),
+        (("train.epochs=6",), "-epochs=6"),
+        (("train.learning_rate=1e-4", "method.rank=16"), "-rank=16-learning_rate=0.0001"),
+        (("method.rank=16", "train.learning_rate=0.0001"), "-rank=16-learning_rate=0.0001"),
+        (("train.learning_rate=0.00012345678",), "-learning_rate=0.00012345678"),
+        (("tasks=[vizwiz,imagenet-r]", "limit=16"), "-imagenet-r+vizwiz-limit16"),
+        (("method.expanded_layers=[0,1]", "train.gradient_checkpointing=false"),
+         "-expanded_layers=0,1-gradient_checkpointing=false"),
+        (("train=24gb",), "-train=24gb"),
+        (("train=24gb", "model.quantization=8bit"), "-train=24gb-quantization=8bit"),
+        (("benchmark.image_transform=crop",), "-image_transform=crop"),
+    ],
+)  # fmt: skip
+def test_a_folders_name_says_what_is_not_the_default(words: tuple[str, ...], rest: str) -> None:
+    """Without overrides, or with those that cannot change the trained model, it is the old name: such runs are resumed."""
+    assert ucit(*words).output == f"runs/ucit-hide-llava-1.5-7b-seed42{rest}"
+
+
+def test_long_and_odd_values_are_hashed_in_names() -> None:
+    odd = [ucit(f"model.path={path}").run_folder().name for path in ("/a/b c", "/a/b  c")]
+    assert len(set(odd)) == 2 and all(re.fullmatch(r"ucit-hide-llava-1.5-7b-seed42-path=[0-9a-f]{8}", n) for n in odd)
+    many = [f"train.{k}=0.1234567{i}" for i, k in enumerate(("epochs", "learning_rate", "projector_lr", "warmup_ratio",
+                                                            "weight_decay", "max_grad_norm"))]  # fmt: skip
+    names = [ucit(*many, more).run_folder().name for more in ("seed=42", "train.max_steps=5")]
+    assert len(set(names)) == 2 and all(re.search(r"seed42-changes-[0-9a-f]{8}$", name) for name in names), names
+    long = [f"task-of-a-long-name-{i}" for i in range(9)]
+    assert joined(long[:2]) == "task-of-a-long-name-0+task-of-a-long-name-1"
+    assert re.fullmatch("tasks-[0-9a-f]{8}", joined(long)) and joined(long) != joined(long[::-1])
+
+
 # -------------------------------------------------------------------------------------------------------- what is wrong
 
 
@@ -122,6 +160,14 @@ def test_a_file_of_ones_own(write) -> None:
         ("train.epoch=2", ("command line", "'train.epoch'", "'train.epochs'")),
         ("trian.epochs=2", ("'trian'", "'train'")),
         ("sead=3", ("'sead'", "'seed'")),
+        ("train.lr=3", ("'train.lr'", "Did you mean 'train.learning_rate'?")),
+        ("train.batch_size=3", ("Did you mean 'train.global_batch_size'?",)),
+        ("train.num_epochs=3", ("Did you mean 'train.epochs'?",)),
+        ("eval.bs=3", ("Did you mean 'eval.batch_size'?",)),
+        ("method.lora_alpha=3", ("Did you mean 'method.alpha'?",)),
+        ("lr=3", ("Did you mean 'train.learning_rate'?",)),
+        ("num_train_epochs=3", ("Did you mean 'train.epochs'?",)),
+        ("output_dir=x", ("Did you mean 'output'?",)),
         ("eval.batchsize=2", ("'eval.batchsize'", "'eval.batch_size'")),
         ("method.rnk=4", ("'method.rnk'", "'hide'", "rank'")),
         ("method.zzzzzz=4", ("'method.zzzzzz'", "Known: ", "expanded_layers")),
@@ -267,7 +313,7 @@ def test_round_trip(method: str, tmp_path: Path) -> None:
 
 def test_flatten_names_what_differs() -> None:
     one, other = (flatten(dataclasses.asdict(c)) for c in (ucit(), ucit("train.epochs=2", "method.rank=4")))
-    assert {k for k in one if one[k] != other[k]} == {"train.epochs", "method.rank"}
+    assert {k for k in one if one[k] != other[k]} == {"train.epochs", "method.rank", "output"}  # the folder's name says it
     assert one["benchmark.tasks.0.id"] == "imagenet-r" and one["method.expanded_layers"] == [-1]
 
 

@@ -11,7 +11,7 @@ import pytest
 from hide_llava import pipeline
 from hide_llava.config import compose
 from hide_llava.errors import UserError
-from hide_llava.sweep import expand, is_sweep, sweep
+from hide_llava.sweep import expand, is_sweep, summary_folder, sweep
 from hide_llava.training.sequence import Interrupted
 from tests.cli.call import call
 from tests.tiny import arguments
@@ -35,7 +35,27 @@ def test_every_seed_with_every_order() -> None:
     assert [c.run_folder() for c in nested] == [c.run_folder() for c in configs]
 
 
+def test_every_combination_of_values() -> None:
+    """Several values of a key are several runs under the names that they would have alone; a list stays one value."""
+    words = [*WORDS, "method.rank=2,4", "train.learning_rate=1e-3, 2e-3", "model.path=a,b"]
+    configs = expand(words)
+    found = [(c.method["rank"], c.train.learning_rate, c.model.path) for c in configs]
+    assert found == [(r, lr, "a,b") for r in (2, 4) for lr in (1e-3, 2e-3)]
+    alone = compose([*WORDS, "method.rank=4", "train.learning_rate=0.002", "model.path=a,b"])
+    assert configs[3].run_folder() == alone.run_folder() and len({c.run_folder() for c in configs}) == 4
+    assert [c.seed for c in expand([*WORDS, "train.epochs=1,2", "seeds=0,1"])] == [0, 1, 0, 1]
+    assert [c.method["name"] for c in expand([*WORDS[:1], "method=lora,ewc"])] == ["lora", "ewc"]
+    assert summary_folder(words, configs[0]).name == "mini-ucit-lora-mini-mini-sweep-rank-learning_rate"
+    for word, says in (("method.rank=2,x", "wrong|rank"), ("tasks=iconqa,vizwiz", r"written \[iconqa,vizwiz\]"),
+                       ("method.rank=2,4", "several values, one run for each")):  # fmt: skip
+        with pytest.raises(UserError, match=says):
+            compose([*WORDS, word])
+
+
 def test_what_is_a_sweep() -> None:
+    assert is_sweep([*WORDS, "train.epochs=1,2"]) and not is_sweep([*WORDS, "train.epochs=[1,2]"])
+    assert not is_sweep([*WORDS, "train.epochs=1,many"]) and is_sweep([*WORDS, "method.targets=all,ffn"])
+    assert not is_sweep([*WORDS, "model.path=a,b"]) and not is_sweep(["runs/a", "method.rank=2,4"])
     assert is_sweep(["seeds=1"]) and is_sweep([ORDERS]) and is_sweep(["task_order=[[a,b],[b,a]]"])
     assert not is_sweep(["seed=1", "task_order=[a,b]"]) and not is_sweep(["runs/x"]) and not is_sweep([])
 
@@ -50,6 +70,7 @@ def test_what_is_a_sweep() -> None:
         (["seeds=0", "seeds=1"], "once each"),
         (["seeds=0", "task_order=[imagenet-r,iconqa;imagenet-r,iconqa]"], "twice"),
         (["seeds=0", "task_order=[imagenet-r;iconqa]"], "leaves out"),
+        (["train.epochs=2,2.0"], "twice"),
         (["seeds=0", "train.epoch=2"], "Did you mean 'train.epochs'"),
     ],
 )
@@ -84,7 +105,7 @@ def test_a_failing_run_stops_no_other(world: Path, tmp_path: Path, monkeypatch) 
     called = call("run", *words, "seeds=0,1,2")  # resumed: only what failed is done
     assert called.code == 0 and "mean ± sd over 3 runs (seeds 0, 1, 2; 1 task order)" in called.out, called.err
     folders = sorted(p.parent.name for p in (tmp_path / "out").glob("*/manifest.json"))
-    assert len(folders) == 3 and [f.partition("seed")[2] for f in folders] == ["0", "1", "2"]
+    assert len(folders) == 3 and [f.partition("seed")[2][:2] for f in folders] == ["0-", "1-", "2-"]
     shutil.rmtree(tmp_path / "out" / folders[1] / "eval")
     cells = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").glob("*/eval/*/*/predictions.jsonl")}
     called = call("eval", *words, "seeds=0,1,2")

@@ -8,9 +8,11 @@ and keep statistics. It never touches the loop, the optimizer, the files or the 
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -167,7 +169,9 @@ def register(cls: type[Method]) -> type[Method]:
 
 
 def _place(cls: type) -> str:
-    return f"{cls.__module__}:{cls.__qualname__}"
+    module = sys.modules.get(cls.__module__)
+    where = module.__file__ if hasattr(module, "file_sha256") else cls.__module__  # of a file: `own_file.py`
+    return f"{where}:{cls.__qualname__}"
 
 
 def method_class(name: str) -> type[Method]:
@@ -187,7 +191,7 @@ def method_class(name: str) -> type[Method]:
     if name not in REGISTRY:
         raise UserError(
             f"unknown method '{name}'. {nearest(name, [*REGISTRY, *(e.name for e in plugins())])} (A method of your own "
-            "is found if its package announces it as an entry point, or if its file is imported first.)"
+            "is named by its file, method=./my_method.py, or by its package, which announces it as an entry point.)"
         )
     return REGISTRY[name]
 
@@ -226,20 +230,25 @@ def method_config(tree: dict[str, Any]) -> Any:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    from hide_llava.config import nearest
+    from hide_llava.config import comma_hint, flatten, nearest
 
     if not tree.get("name"):
         raise UserError("the method section has no 'name'.")
+    if tree.get("file"):
+        from hide_llava.methods.own_file import load_file
+
+        load_file(Path(tree["file"]), tree["name"], tree.get("file_sha256"))
     cls = method_class(tree["name"])
     known = [f.name for f in dataclasses.fields(cls.Config)]
-    values = {k: v for k, v in tree.items() if k not in ("name", "preset")}
+    values = {k: v for k, v in tree.items() if k not in ("name", "preset", "file", "file_sha256")}
     for key in values:
         if key not in known:
             raise UserError(f"unknown key 'method.{key}' for method '{cls.name}'. {nearest(key, known, 'method.')}")
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Config), values))
     except OmegaConfBaseException as error:
-        raise UserError(f"method.{error.full_key}: {str(error).splitlines()[0]}") from None
+        hint = comma_hint(flatten(values).get(error.full_key))
+        raise UserError(f"method.{error.full_key}: {str(error).splitlines()[0]}{hint}") from None
     except ValueError as error:  # raised by a Config's __post_init__
         raise UserError(f"method '{cls.name}': {error}") from None
 

@@ -59,38 +59,88 @@ class View:
         return [number for number, rows in enumerate(self.notes.values(), 1) if row in rows]
 
     @property
+    def counts(self) -> list[str]:
+        """How many runs each row's values are the mean of; empty when all rows are single runs."""
+        counts = [len(row.finished) for row in self.table.rows]
+        return [str(count) for count in counts] if max(counts) > 1 else []
+
+    @property
+    def varied(self) -> list[str]:
+        """What is not the same in every row, besides the method."""
+        return list(dict.fromkeys(key for row in self.table.rows for key in row.conditions))
+
+    @property
     def keys(self) -> list[str]:
         """Aggregates that at least one row has."""
         return [a.key for a in AGGREGATES if any(values[a.key] is not None for values in self.aggregates)]
 
 
-def compare(runs: list[Path], baseline: Path | None = None, with_published: bool = False) -> list[View]:
-    """The tables of those runs; `baseline` is compared question by question with every other run of its table.
+def readable(paths: list[Path], baseline: Path | None = None) -> tuple[list[Run], str]:
+    """The runs among those paths, and a sentence on what was left out, so that `runs/*` may hold other things.
 
     Raises:
-        UserError: no runs, or a folder that is no run.
+        UserError: nothing is left, or the baseline is no run.
     """
-    paths = list(dict.fromkeys(Path(run).resolve() for run in [*runs, *([baseline] if baseline else [])]))
-    if not paths:
+    named = list(dict.fromkeys(Path(path).resolve() for path in paths))
+    if baseline is not None:
+        read_run(baseline)
+        named += [path for path in [Path(baseline).resolve()] if path not in named]
+    if not named:
         raise UserError("There is nothing to compare: name at least one run folder.")
+    runs, others, damaged, empty = [], [], [], []
+    for path in named:
+        if not (path / "manifest.json").is_file():
+            others.append(path.name)
+            continue
+        try:
+            run = read_run(path)
+        except UserError as error:
+            damaged.append(str(error))
+            continue
+        if run.cells or run.general:
+            runs.append(run)
+        else:
+            empty.append(path.name)
+    if not runs and len(named) == 1:
+        read_run(named[0])  # says what is wrong with it
+    parts = [f"{', '.join(others)} (no run folder)"] if others else []
+    parts += [f"{', '.join(empty)} (nothing evaluated yet)"] if empty else []
+    parts += [error.rstrip(".") for error in damaged]
+    sentence = f"Left out: {'; '.join(parts)}." if parts else ""
+    if not runs:
+        raise UserError(f"There is nothing to compare. {sentence}")
+    return runs, sentence
+
+
+def compare(runs: list[Path], baseline: Path | None = None, with_published: bool = False) -> list[View]:
+    """The tables of those run folders; `baseline` is compared question by question with every other run of its table.
+
+    Raises:
+        UserError: see `readable`.
+    """
+    return _views(readable(runs, baseline)[0], baseline, with_published)
+
+
+def _views(runs: list[Run], baseline: Path | None, with_published: bool) -> list[View]:
     against = Path(baseline).resolve() if baseline else None
-    tables = tables_of([read_run(path) for path in paths])
+    tables = tables_of(runs)
     return [_view(table, tables, against, with_published) for table in tables]
 
 
 def write_comparison(runs: list[Path], out: Path, baseline: Path | None = None, with_published: bool = False) -> Path:
-    """Compare runs; returns the path of the page.
+    """Compare run folders; returns the path of the page.
 
     `out` is a folder (comparison.html, .md, .csv, .tex and mean.png are written there) or a path ending in .html (the
-    others get the same stem). CSV has one file per table: NAME.csv, NAME-2.csv, …. UserError: see `compare`.
+    others get the same stem). CSV has one file per table: NAME.csv, NAME-2.csv, …. UserError: see `readable`.
     """
-    views = compare(runs, baseline, with_published)
+    found, left_out = readable(runs, baseline)
+    views = _views(found, baseline, with_published)
     page = Path(out) if Path(out).suffix == ".html" else Path(out) / "comparison.html"
-    html.write(page.with_suffix(".md"), markdown_text(views))
+    html.write(page.with_suffix(".md"), markdown_text(views, left_out))
     html.write(page.with_suffix(".tex"), latex_text(views))
     for number, view in enumerate(views, 1):
         html.write(page.with_name(f"{page.stem}{'' if number == 1 else f'-{number}'}.csv"), csv_text(view))
-    html.write(page, comparison_page(views, page))
+    html.write(page, comparison_page(views, page, left_out))
     return page
 
 

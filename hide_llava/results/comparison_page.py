@@ -20,6 +20,7 @@ from hide_llava.results.comparison_text import (
     published_rows,
     stat_text,
 )
+from hide_llava.results.conditions import condition_title
 from hide_llava.results.costs import NOTE
 from hide_llava.results.grouping import Stat
 from hide_llava.results.mean_curves import mean_curves
@@ -31,22 +32,26 @@ if TYPE_CHECKING:
 LOWER = {a.key for a in AGGREGATES if a.lower_is_better}
 
 
-def comparison_page(views: list[View], page: Path) -> str:
-    """The document; draws the mean curves of each table beside it (NAME.png, NAME-2.png, …)."""
+def comparison_page(views: list[View], page: Path, left_out: str = "") -> str:
+    """The document; draws the mean curves of each table beside it (NAME.png, NAME-2.png, …).
+
+    left_out: what was named and is no run.
+    """
     runs = [run for view in views for run in view.table.runs]
     benchmarks = ", ".join(dict.fromkeys(view.table.benchmark for view in views))
-    title = f"{benchmarks}: {len(runs)} run{'s' * (len(runs) > 1)}"
+    heading = f"{benchmarks}: {len(runs)} run{'s' * (len(runs) > 1)}"
     formulas = html.table(["Aggregate", "Formula"], [[named(a), a.formula] for a in AGGREGATES], text_columns=(1,))
     problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
-    parts = [f'<header><h1>{escape(title)}</h1><p class="lead">Aggregates and last scores of each method</p></header>']
+    parts = [f'<header><h1>{escape(heading)}</h1><p class="lead">Aggregates and last scores of each method</p></header>']
     for number, view in enumerate(views, 1):
         parts += _view(view, page.with_name(f"{page.stem}{'' if number == 1 else f'-{number}'}.png"), len(views) > 1)
+    parts += [f'<p class="note">{escape(left_out)}</p>'] if left_out else []
     parts += [
         html.section("Formulas", formulas, '<p class="note">A[t][j]: score on task j after stage t of T; Z: zero-shot, '
                      "M: multi-task run of the same table.</p>"),
         html.section("Problems", html.warning("Found while reading", problems)),
     ]  # fmt: skip
-    return html.page(f"{title} · hide-llava", "\n".join(part for part in parts if part))
+    return html.page(f"{heading} · hide-llava", "\n".join(part for part in parts if part))
 
 
 def _view(view: View, figure: Path, several: bool) -> list[str]:
@@ -59,12 +64,12 @@ def _view(view: View, figure: Path, several: bool) -> list[str]:
     tasks = [[values[k] for values in view.last] for k in range(len(view.table.tasks))]
     small = [[interval_text(row[k]) for row in view.intervals] for k in range(len(view.table.tasks))]
     shown = [[values[key] for values in view.aggregates] for key in keys]
-    titles = [*view.table.task_titles, *(TITLES[key] for key in keys)]
+    titles = [*(TITLES[key] for key in keys), *view.table.task_titles]  # what one looks for first stands first
     blank = [[""] * len(view.names)] * len(keys)
     parts = [
         f"<h2>{escape(view.title)}</h2>" if several else "",
         html.warning("A table of its own, because of", view.table.reasons),
-        _table(view, titles, [*tasks, *shown], [False] * len(titles), [*small, *blank]),
+        _table(view, titles, [*shown, *tasks], [False] * len(titles), [*blank, *small]),
         f'<p class="note">{legend}</p>',
         f'<ol class="note">{items}</ol>' if items else "",
     ]
@@ -73,6 +78,7 @@ def _view(view: View, figure: Path, several: bool) -> list[str]:
         aggregates = _table(view, [TITLES[key] for key in others], columns, [key in LOWER for key in others])
         parts.append(html.section("Other aggregates", aggregates))
     parts += [
+        _conditions(view),
         _costs(view),
         _against(view),
         _published(view),
@@ -99,9 +105,11 @@ def _table(
             below = f"<small>{escape(small[c][k])}</small>" if small and small[c][k] else ""
             cells += f"<td{mark}>{stat_text(values[k])}{below}</td>"
         head = escape(name) + (f" <sup>{refs}</sup>" if refs else "")
-        body += f'<tr><th scope="row">{head}</th>{cells}</tr>\n'
-    top = "".join(f'<th scope="col">{escape(title)}</th>' for title in ["Method preset", *titles])
-    return f'<div class="scroll"><table class="full"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+        count = f"<td>{view.counts[k]}</td>" if view.counts else ""
+        body += f'<tr><th scope="row">{head}</th>{count}{cells}</tr>\n'
+    heads = ["Method preset", *(["n"] if view.counts else []), *titles]
+    top = "".join(f'<th scope="col">{escape(title)}</th>' for title in heads)
+    return f'<div class="scroll"><table class="full rows"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _best(values: list[Stat | None], lower: bool) -> float | None:
@@ -109,6 +117,14 @@ def _best(values: list[Stat | None], lower: bool) -> float | None:
     if len(present) < 2:
         return None
     return min(present) if lower else max(present)
+
+
+def _conditions(view: View) -> str:
+    """What else differs between the rows, as a table: a reader must not take it for the method's work."""
+    if not view.varied:
+        return ""
+    body = [[row.name, *(row.conditions.get(key, "") for key in view.varied)] for row in view.table.rows]
+    return html.section("Not the same in every row", html.table(["Method preset", *map(condition_title, view.varied)], body))
 
 
 def _costs(view: View) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hide_llava.results.aggregates import AGGREGATES
 from hide_llava.results.bootstrap import Difference, Interval
+from hide_llava.results.conditions import condition_title
 from hide_llava.results.costs import NOTE
 from hide_llava.results.grouping import Stat
 from hide_llava.results.published import Spread
@@ -77,9 +78,17 @@ def names_of_published(view: View) -> list[str]:
     return [f"{row.method} ({row.model})" for row in view.published]
 
 
-def markdown_text(views: list[View]) -> str:
-    """All tables, their notes and differences."""
-    return "\n".join(line for view in views for line in [*_markdown(view), ""]).rstrip() + "\n"
+def counted(view: View, rows: list[list[str]], names: list[str]) -> tuple[list[str], list[list[str]]]:
+    """(heads of the first columns, rows that begin with them): the method, and n where a row is a mean of several runs."""
+    if not view.counts:
+        return [], [[name, *row] for name, row in zip(names, rows)]
+    return ["n"], [[name, count, *row] for name, count, row in zip(names, view.counts, rows)]
+
+
+def markdown_text(views: list[View], left_out: str = "") -> str:
+    """All tables, their notes and differences; `left_out`: what was named and is no run."""
+    lines = [line for view in views for line in [*_markdown(view), ""]]
+    return "\n".join([*lines, left_out]).rstrip() + "\n"
 
 
 def _markdown(view: View) -> list[str]:
@@ -88,7 +97,8 @@ def _markdown(view: View) -> list[str]:
     names = [f"{name} {mark}".strip() for name, mark in zip(view.names, marks)]
     lines = [f"# {view.title}", ""]
     lines += [f"A table of its own, because of {'; '.join(view.table.reasons)}.", ""] if view.table.reasons else []
-    lines += markdown_table(["Method preset", *titles], [[name, *row] for name, row in zip(names, rows(view, keys))])
+    more, body = counted(view, rows(view, keys), names)
+    lines += markdown_table(["Method preset", *more, *titles], body)
     lines += ["", "Task columns: score after the last stage (percent). An empty cell was not evaluated.", ""]
     lines += [f"[{number}] {note}  " for number, note in enumerate(view.notes, 1)]  # two blanks: a line of its own
     titles, costs = view.costs
@@ -126,20 +136,23 @@ def csv_text(view: View) -> str:
     count = len(view.table.tasks)
     spreads = [f"{title} {kind}" for title in view.table.task_titles for kind in ("low", "high")]
     cost_titles, costs = view.costs
-    writer.writerow(["Method preset", *titles, *(f"{t} sd" for t in titles), *spreads, *cost_titles, "Runs", "Notes"])
+    varied = [condition_title(key) for key in view.varied]
+    writer.writerow(["Method preset", *titles, *(f"{t} sd" for t in titles), *spreads, *cost_titles, *varied, "n", "Runs",
+                     "Notes"])  # fmt: skip
     for k, row in enumerate(view.table.rows):
         values = [*view.last[k], *(view.aggregates[k][key] for key in keys)]
         limits = [number(x) for i in view.intervals[k] for x in ((i.low, i.high) if i else (None, None))]
         notes = "; ".join(note for note, owners in view.notes.items() if k in owners)
         means, sds = ([number(getattr(v, part) if v else None) for v in values] for part in ("mean", "sd"))
         paths = "; ".join(run.path.name for run in row.runs)
-        writer.writerow([row.name, *means, *sds, *limits, *costs[k], paths, notes])
+        conditions = [row.conditions.get(key, "") for key in view.varied]
+        writer.writerow([row.name, *means, *sds, *limits, *costs[k], *conditions, len(row.finished), paths, notes])
     for name, row in zip(names_of_published(view), view.published):
         values = [*row.tasks, *(row.values.get(key) for key in keys)]
         middle = [number(v.low) if v and v.low == v.high else "" for v in values]
         limits = [number(x) for v in values[:count] for x in ((v.low, v.high) if v else (None, None))]
         blank = [""] * len(values)
-        limits += [""] * len(cost_titles)
+        limits += [""] * (len(cost_titles) + len(varied) + 1)
         writer.writerow([f"published: {name}", *middle, *blank, *limits, "", "; ".join(row.labels)])
     return out.getvalue()
 
@@ -152,14 +165,15 @@ def latex_text(views: list[View]) -> str:
 def _latex(view: View) -> str:
     keys = [key for key in LAYOUT if key in view.keys or view.published]
     titles = [*view.table.task_titles, *({"avg": "Avg", "last": "Last"}[key] for key in keys)]
-    ours = [latex_row([name, *row]) for name, row in zip(view.names, rows(view, keys))]
-    theirs = [latex_row([n, *row]) for n, row in zip(names_of_published(view), published_rows(view, keys))]
+    more, body = counted(view, rows(view, keys), view.names)
+    ours, blank = [latex_row(row) for row in body], [""] * len(more)
+    theirs = [latex_row([n, *blank, *row]) for n, row in zip(names_of_published(view), published_rows(view, keys))]
     notes = [f"{', '.join(view.names[k] for k in owners)}: {note}" for note, owners in view.notes.items()]
     notes += view.table.reasons
     notes += [view.published_note] if view.published else []
     caption = f"{view.title}: score after the last task (percent); Avg is the column mean. {'. '.join(notes)}"
     return "\n".join([
-        r"\begin{table}", r"\centering", r"\begin{tabular}{l" + "r" * len(titles) + "}", r"\toprule",
-        latex_row(["Method", *titles]), r"\midrule", *ours, *([r"\midrule", *theirs] if theirs else []), r"\bottomrule",
+        r"\begin{table}", r"\centering", r"\begin{tabular}{l" + "r" * len(more + titles) + "}", r"\toprule",
+        latex_row(["Method", *more, *titles]), r"\midrule", *ours, *([r"\midrule", *theirs] if theirs else []), r"\bottomrule",
         r"\end{tabular}", r"\caption{" + latex_row([caption]).removesuffix(r" \\") + "}", r"\end{table}", "",
     ])  # fmt: skip

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 MARKERS = "osD^vPX*"
+LETTER = 0.08  # inches, of the labels' 9 points
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,15 @@ def _on(colour: tuple[float, ...]) -> str:
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
     return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#10141a"
+
+
+def stage_ticks(axes: Any, titles: list[str], width: float) -> None:
+    """Names of the stages below `width` inches of axis, slanted where they would touch each other side by side."""
+    axes.set_xticks(range(len(titles)), titles)
+    if LETTER * max(map(len, titles)) > width / max(1, len(titles)) - LETTER:
+        axes.tick_params(axis="x", labelrotation=30)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
 
 
 def end_labels(axes: Any, ends: list[list], theme: Theme) -> None:

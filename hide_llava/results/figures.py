@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hide_llava.errors import UserError
 from hide_llava.results.drawing import (
     DARK,
+    LETTER,
     LIGHT,
     MARKERS,
     Theme,
@@ -21,6 +22,7 @@ from hide_llava.results.drawing import (
     new_figure,
     png,
     require_matplotlib,
+    stage_ticks,
 )
 from hide_llava.results.matrix import Cell
 from hide_llava.results.run_reader import Run
@@ -64,9 +66,7 @@ def task_curves(run: Run, theme: Theme = LIGHT) -> Figure | None:
             linewidth=2,
         )
         ends.append([points[-1][1], points[-1][0], f"{title}  {points[-1][1]:.1f}", colour])
-    axes.set_xticks(range(n), m.stage_titles[:n])
-    if max(map(len, m.stage_titles)) > 10:
-        axes.tick_params(axis="x", labelrotation=15)
+    stage_ticks(axes, m.stage_titles[:n], 7.0 - LETTER * max(len(end[2]) for end in ends))
     low, high = axes.get_ylim()
     # At least ten points high, so that noise does not look like a trend.
     low, high = min(low, (low + high) / 2 - 5), max(high, (low + high) / 2 + 5)

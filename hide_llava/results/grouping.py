@@ -2,7 +2,8 @@
 
 A table holds runs of one benchmark whose scores mean the same: same tasks, questions, metric, image transform, answer
 length, split, limit. A run that differs in one of these gets a table of its own, with the reason. Within a table, runs
-that differ in nothing but seed and task order are one row: mean and standard deviation.
+that differ in nothing but seed and task order are one row: mean and standard deviation. A repeated seed in the same order
+is no further sample, and has a row of its own. What else rows differ in is said of each (`conditions.py`).
 """
 
 from __future__ import annotations
@@ -10,17 +11,15 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass, field
 
-from hide_llava.config import flatten
 from hide_llava.metrics import ALL_EMPTY
 from hide_llava.results.aggregates import References, aggregates
+from hide_llava.results.conditions import configuration, differing, dtypes, words
 from hide_llava.results.matrix import Cell, last_row, mean
 from hide_llava.results.run_reader import Run
-from hide_llava.training.run_folder import FREE
 
 SETTINGS = (
     "image_transform", "max_new_tokens", "split", "limit", "protocol", "prompt_suffix", "headline", "metric", "questions_sha256",
 )  # fmt: skip
-REPEATS = ("seed", "task_order", *FREE)
 
 
 @dataclass(frozen=True)
@@ -42,10 +41,16 @@ def stat(values: list[Cell]) -> Stat | None:
 
 @dataclass
 class Row:
-    """Runs of one configuration. `name` is the preset, with what sets it apart where presets repeat."""
+    """Runs of one configuration. `name` is the preset, with what sets it apart where presets repeat.
+
+    repeats: the run whose configuration, seed and order this row has once more. conditions: {what: value} of what is not
+    the same in every row of the table, besides the method.
+    """
 
     runs: list[Run]
     name: str = ""
+    repeats: str = ""
+    conditions: dict[str, str] = field(default_factory=dict)
 
     @property
     def finished(self) -> list[Run]:
@@ -115,7 +120,7 @@ def differences(run: Run, other: Run) -> list[str]:
         return [f"tasks: {', '.join(sorted(run.trained))}"]
     found: dict[str, list[str]] = {}
     for task in sorted(run.trained):
-        ours, theirs = _settings(run, task), _settings(other, task)
+        ours, theirs = ({**_settings(one, task), **_options(one, task)} for one in (run, other))
         for key in ours.keys() & theirs.keys():
             if ours[key] != theirs[key]:
                 value = (
@@ -140,13 +145,41 @@ def _settings(run: Run, task: str) -> dict[str, str]:
     return {key: ", ".join(values) for key, values in {**found, "labels": labels or ["none"]}.items()}
 
 
+def _options(run: Run, task: str) -> dict[str, str]:
+    """Options of the task's metric, which the run's configuration holds: they decide what a score means."""
+    tasks = (run.config.get("benchmark") or {}).get("tasks") or []
+    stated = [t for t in tasks if isinstance(t, dict) and t.get("id") == task and "metric_options" in t]
+    return {"metric options": str(stated[0]["metric_options"] or "none")} if stated else {}
+
+
 def _rows(runs: list[Run]) -> list[Row]:
-    rows: dict[tuple, Row] = {}
+    rows: dict[tuple, list[Row]] = {}
     for run in runs:
-        key = (run.title, str(run.manifest.get("model")), tuple(sorted(_configuration(run).items())))
-        rows.setdefault(key, Row([])).runs.append(run)
-    _name(list(rows.values()))
-    return list(rows.values())
+        key = (run.title, str(run.manifest.get("model")), tuple(sorted(configuration(run).items())))
+        alike = rows.setdefault(key, [])
+        home = next((row for row in alike if all(_are_samples(run, other) for other in row.runs)), None)
+        if home is None:
+            twins = [other.path.name for row in alike for other in row.runs if _sample(other) == _sample(run)]
+            alike.append(Row([run], repeats=twins[0] if twins else ""))
+        else:
+            home.runs.append(run)
+    found = [row for alike in rows.values() for row in alike]
+    _name(found)
+    for row, own in zip(found, differing([row.runs for row in found], [row.name for row in found])):
+        row.conditions = own
+    return found
+
+
+def _sample(run: Run) -> tuple:
+    """What makes a repetition another sample: the seed and the order of the tasks."""
+    order = run.matrix.tasks if run.matrix.sequential else [task["id"] for task in run.manifest["tasks"]]
+    return str(run.manifest.get("seed")), tuple(order)
+
+
+def _are_samples(run: Run, other: Run) -> bool:
+    """Whether both may enter one mean: different samples, answered in the same number format as far as that is known."""
+    ours, theirs = dtypes(run), dtypes(other)
+    return _sample(run) != _sample(other) and (not ours or not theirs or ours == theirs)
 
 
 def _name(rows: list[Row]) -> None:
@@ -167,22 +200,16 @@ def _model(row: Row, twins: list[Row]) -> str:
 
 
 def _own_keys(row: Row, twins: list[Row]) -> str:
-    own, others = _configuration(row.runs[0]), [_configuration(twin.runs[0]) for twin in twins]
+    own, others = configuration(row.runs[0]), [configuration(twin.runs[0]) for twin in twins]
     keys = [key for key in sorted(own) if any(other.get(key) != own[key] for other in others)]
     return ", ".join(f"{key.rpartition('.')[2]}={own[key]}" for key in keys[:3])
 
 
-def _configuration(run: Run) -> dict[str, str]:
-    """What makes a run another row: its configuration but for seed, order, machine and what the settings say."""
-    tree = dict(run.config)
-    if isinstance(benchmark := tree.pop("benchmark", None), dict):  # tasks by id: their order is not a difference
-        tree["tasks_of"] = {t["id"]: t for t in benchmark.get("tasks") or [] if isinstance(t, dict) and "id" in t}
-    return {k: str(v) for k, v in flatten(tree).items() if k not in REPEATS and not k.startswith(("eval.", "caption."))}
-
-
 def row_notes(row: Row, table: Table) -> list[str]:
-    """What must be said beside a row: repetitions, unfinished runs, shared settings it does not share, labels."""
+    """What must be said beside a row: repetitions, unfinished runs, conditions that not every row has, labels."""
     found = []
+    if row.repeats:
+        found.append(f"the configuration, seed and task order of {row.repeats} once more: no further sample, so not averaged")
     if len(row.finished) > 1:
         seeds = ", ".join(sorted({str(run.manifest.get("seed")) for run in row.finished}))
         orders = len({tuple(run.matrix.tasks) for run in row.finished if run.matrix.sequential})
@@ -192,8 +219,8 @@ def row_notes(row: Row, table: Table) -> list[str]:
     for run in filter(_unfinished, row.runs):
         state = f"unfinished, {run.evaluated_stages} of {len(run.manifest['stages'])} stages evaluated"
         found.append(state if len(row.runs) == 1 else f"{run.path.name}: {state}, not in the mean")
-    if len({str(run.manifest.get("global_batch")) for run in table.runs}) > 1:
-        found.append(f"global batch: {row.runs[0].manifest.get('global_batch')}")
+    if row.conditions:
+        found.append(f"not the same in every row: {words(row.conditions)}")
     return list(dict.fromkeys(found + [label for run in row.runs for label in run.labels()]))
 
 

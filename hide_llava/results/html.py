@@ -35,6 +35,7 @@ dt { color:var(--muted); font-size:.78rem; } dd { margin:0; overflow-wrap:anywhe
 .scroll { overflow-x:auto; margin:0 0 .6rem; }
 table { border-collapse:collapse; font-size:.92rem; font-variant-numeric:tabular-nums; }
 table.full { width:100%; }
+.rows th:first-child { position:sticky; left:0; background:var(--paper); white-space:normal; min-width:8em; max-width:22em; }
 th,td { padding:7px 12px; text-align:right; white-space:nowrap; border-bottom:1px solid var(--line); }
 th { color:var(--muted); font-weight:600; font-size:.84rem; } tbody th { color:var(--ink); font-weight:500; }
 th:first-child, th.text, td.text { text-align:left; } th.mid, td.mid { text-align:center; }

@@ -1,24 +1,26 @@
 """Figure of a comparison: the mean over the tasks seen so far, after each stage, one line per row of the table.
 
-Up to eight rows share one panel; more have a panel each, with all the others in grey behind. Repetitions are drawn as
+Up to eight rows share one panel; more, or such with long names, have a panel each, with all the others in grey behind. A label
+says only what is not common to all rows. Repetitions are drawn as
 their mean with a band of one standard deviation; joint runs, which have one stage, as dashed levels.
 """
 
 from __future__ import annotations
 
 import math
+import textwrap
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from hide_llava.results.drawing import LIGHT, MARKERS, Theme, end_labels, new_figure, new_panels
+from hide_llava.results.drawing import LETTER, LIGHT, MARKERS, Theme, end_labels, new_figure, new_panels, stage_ticks
 from hide_llava.results.grouping import Row, Stat, stat
 from hide_llava.results.matrix import row_means
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TOGETHER = 8  # lines that one panel can hold
-COLUMNS = 4
+TOGETHER, LONGEST = 8, 30  # lines that one panel can hold, letters of a label beside it
+WIDTH, COLUMNS = 7.6, 4
 NOTHING = float("nan")
 
 
@@ -33,7 +35,18 @@ def mean_curves(rows: list[Row], theme: Theme = LIGHT) -> Figure | None:
     longest = max(sequential, key=lambda run: len(run.matrix.stages))
     one_order = len({tuple(run.matrix.tasks) for run in sequential}) == 1
     titles = longest.matrix.stage_titles if one_order else [f"stage {t + 1}" for t in range(stages)]
-    return (_together if len(curves) <= TOGETHER else _apart)(curves, titles, theme)
+    labels = short_names(list(curves))
+    curves = {label: drawn for label, drawn in zip(labels, curves.values())}
+    together = len(curves) <= TOGETHER and max(map(len, labels)) <= LONGEST
+    return (_together if together else _apart)(curves, titles, theme)
+
+
+def short_names(names: list[str]) -> list[str]:
+    """Names of rows without the parts that all of them have: `hide, rank=4` and `hide, rank=8` → `rank=4`, `rank=8`."""
+    parts = [name.split(", ") for name in names]
+    common = set.intersection(*map(set, parts)) if len(names) > 1 else set()
+    short = [", ".join(part for part in own if part not in common) for own in parts]
+    return short if all(short) and len(set(short)) == len(names) else names
 
 
 def curve(row: Row) -> list[Stat | None]:
@@ -42,16 +55,14 @@ def curve(row: Row) -> list[Stat | None]:
 
 
 def _together(curves: dict[str, tuple[Row, list[Stat | None]]], titles: list[str], theme: Theme) -> Figure:
-    figure, axes = new_figure(theme, 7.6, 4.0)
+    figure, axes = new_figure(theme, WIDTH, 4.0)
     ends = []
     for k, (name, (row, values)) in enumerate(curves.items()):
         colour, marker = theme.series[k % len(theme.series)], MARKERS[k % len(MARKERS)]
         at = _draw(axes, row, values, colour, len(titles), marker=marker, markersize=5.5, linewidth=2)
         last = _last(values)
         ends.append([last, at, f"{name}  {last:.1f}", colour])
-    axes.set_xticks(range(len(titles)), titles)
-    if max(map(len, titles)) > 10:
-        axes.tick_params(axis="x", labelrotation=15)
+    stage_ticks(axes, titles, WIDTH - 0.6 - LETTER * max(len(end[2]) for end in ends))
     axes.set_xlim(-0.2, len(titles) - 0.8)
     axes.set_ylabel("mean over seen tasks (percent)", color=theme.muted, fontsize=9)
     axes.set_xlabel("after training on", color=theme.muted, fontsize=9)
@@ -61,8 +72,9 @@ def _together(curves: dict[str, tuple[Row, list[Stat | None]]], titles: list[str
 
 
 def _apart(curves: dict[str, tuple[Row, list[Stat | None]]], titles: list[str], theme: Theme) -> Figure:
-    height = math.ceil(len(curves) / COLUMNS)
-    figure, panels = new_panels(theme, 7.6, 0.5 + 1.25 * height, height, COLUMNS)
+    columns = max(1, min(COLUMNS, int((WIDTH - 0.6) / (LETTER * (max(map(len, curves)) + 8)))))  # 8: the value and a gap
+    height = math.ceil(len(curves) / columns)
+    figure, panels = new_panels(theme, WIDTH, 0.5 + 1.25 * height, height, columns)
     for axes, name in zip(panels, curves):
         for row, values in curves.values():
             _draw(axes, row, values, theme.grid, len(titles), linewidth=0.8, band=False)
@@ -74,7 +86,7 @@ def _apart(curves: dict[str, tuple[Row, list[Stat | None]]], titles: list[str], 
     for axes in panels[len(curves) :]:
         axes.set_axis_off()
     order = ", ".join(f"{t} {title}" for t, title in enumerate(titles, 1))
-    figure.supxlabel(f"after stage ({order})", color=theme.muted, fontsize=8.5)
+    figure.supxlabel(f"after stage\n{textwrap.fill(order, 100)}", color=theme.muted, fontsize=8.5)
     figure.supylabel("mean over seen tasks (percent)", color=theme.muted, fontsize=8.5)
     return figure
 

@@ -24,7 +24,7 @@ from hide_llava.storage import read_json, write_json, write_text
 
 # keys that may differ between two calls of one run: they cannot change a result
 FREE = ("output", "data_root", "model_root", "eval.batch_size", "eval.num_workers", "train.num_workers",
-        "train.save_steps", "train.logging_steps", "train.report_to", "model.device")  # fmt: skip
+        "train.save_steps", "train.logging_steps", "train.report_to", "model.device", "method.file")  # fmt: skip
 # keys that say most about why two configurations differ: told first
 FIRST = ("method.name", "method.preset", "benchmark.name", "tasks", "task_order")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "numpy", "pillow")
@@ -254,6 +254,8 @@ def new_manifest(config: RunConfig) -> dict[str, Any]:
     ]  # fmt: skip
     labels = ["oracle: task id given at inference"] if is_oracle(config) else []
     labels += method_class(config.method["name"]).labels
+    if config.model.quantization != "none":
+        labels.append(f"base model in {config.model.quantization}: not comparable with runs on an unquantised one")
     labels += [partial_label(config)] if config.limit is not None else []
     return {
         "schema": 1, "name": config.run_folder().name, "method": config.method["name"],

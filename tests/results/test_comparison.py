@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import itertools
 import json
+import shutil
 import statistics
 from pathlib import Path
 
 import pytest
+import yaml
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from synthetic import RERUN, TASKS, joint_run, sequential_run, write
 from test_report import Page
 
+from hide_llava.config import compose
 from hide_llava.errors import UserError
 from hide_llava.results.comparison import compare, write_comparison
 from hide_llava.results.costs import costs
 from hide_llava.results.grouping import differences, tables_of
-from hide_llava.results.mean_curves import mean_curves
+from hide_llava.results.mean_curves import mean_curves, short_names
 from hide_llava.results.run_reader import read_run
 from tests.cli.call import call
 
@@ -133,6 +139,189 @@ def test_seeds_and_orders_are_one_row(tmp_path: Path) -> None:
     write(runs[2] / "manifest.json", reordered)
     (view,) = compare(runs)
     assert view.names == ["hide"] and any("2 task orders" in note for note in view.notes)
+
+
+def test_a_repeated_seed_is_no_further_sample(tmp_path: Path) -> None:
+    """A copy of a run would give a standard deviation of 0; seeds 0 and 1 are pooled, the copy of seed 0 stands alone."""
+    one, two = seeds(tmp_path, [0.0, 3.0])
+    copy = Path(shutil.copytree(one, tmp_path / "copy-of-hide-0"))
+    (view,) = compare([one, two, copy])
+    assert view.names == ["hide, hide-0", "hide, copy-of-hide-0"] and view.counts == ["2", "1"]
+    assert view.aggregates[1]["last"].sd is None
+    assert any("seed and task order of hide-0 once more: no further sample" in n and rows == [1]
+               for n, rows in view.notes.items())  # fmt: skip
+    (view,) = compare([one, copy])
+    assert view.counts == [] and all(stat.sd is None for row in view.aggregates for stat in row.values() if stat)
+
+
+def test_a_mean_says_of_how_many_runs(tmp_path: Path) -> None:
+    page = write_comparison([*seeds(tmp_path, [0.0, 3.0]), joint_run(tmp_path)], tmp_path / "out")
+    text, tex = (page.with_suffix(suffix).read_text() for suffix in (".md", ".tex"))
+    assert "| Method preset | n | ImageNet-R |" in text and "| hide [1] | 2 |" in text and "| multitask | 1 |" in text
+    assert r"Method & n & ImageNet-R" in tex and "hide & 2 & " in tex and tex.count("{lrrrrrrrrr}") == 1
+    assert [row["n"] for row in csv.DictReader(page.with_suffix(".csv").open())] == ["2", "1"]
+    assert '<th scope="col">n</th>' in page.read_text()
+    head = page.read_text().partition("</thead>")[0]
+    assert head.index("Avg (column mean)") < head.index(">Last<") < head.index("ImageNet-R")  # in sight without scrolling
+
+
+def resolved(preset: str, seed: int = 0, order: list[str] | None = None, **changes: object) -> str:
+    """A whole config.yaml, with values replaced by their dotted keys (`__` for the dot)."""
+    config = compose(["benchmark=ucit", f"method={preset}", "model=llava-1.5-7b", f"seed={seed}",
+                      *([f"task_order=[{','.join(order)}]", f"tasks=[{','.join(order)}]"] if order else [])])  # fmt: skip
+    tree = dataclasses.asdict(config)
+    for key, value in changes.items():
+        section, _, name = key.partition("__")
+        tree[section][name] = value
+    return yaml.safe_dump(tree)
+
+
+@pytest.mark.parametrize(
+    "changes, scores, says",
+    [
+        ({"model__quantization": "4bit"}, {}, ("base model in none", "base model in 4bit")),
+        ({"model__dtype": "float32"}, {}, ("dtype auto on an unknown device", "dtype float32")),
+        ({"train__learning_rate": 1e-5}, {}, ("learning rate 0.0002", "learning rate 1e-05")),
+        ({"train__epochs": 7.0, "train__adapter_dtype": "bfloat16"}, {},
+         ("epochs 1.0, adapter dtype float32", "epochs 7.0, adapter dtype bfloat16")),
+        ({"router__encoder": "open_clip:a:b"}, {}, ("encoder clip", "encoder open_clip:a:b")),
+        ({}, {"dtype": ("torch.bfloat16", "torch.float32")}, ("dtype bfloat16", "dtype float32")),
+        ({}, {"batch_size": (16, 4)}, ("answers per batch 16", "answers per batch 4")),
+        ({}, {"tf32": (True, False)}, ("TF32 True", "TF32 False")),
+        ({}, {"versions": ({"torch": "2.13"}, {"torch": "2.12"})}, ("torch 2.13", "torch 2.12")),
+    ],
+)  # fmt: skip
+def test_what_else_differs_is_said_of_every_row(tmp_path: Path, changes: dict, scores: dict, says: tuple) -> None:
+    """In every format: a reader must not take the model, the number format or the recipe for the method's work."""
+    a, b = ({key: pair[k] for key, pair in scores.items()} for k in (0, 1))
+    runs = [edited(sequential_run(tmp_path, "a", "lora"), cell=a, config=resolved("lora")),
+            edited(sequential_run(tmp_path, "b", "hide", shift=3.0), cell=b, config=resolved("hide", **changes))]  # fmt: skip
+    (view,) = compare(runs)
+    notes = {rows[0]: note for note, rows in view.notes.items() if note.startswith("not the same in every row")}
+    assert [said in notes[k] for k, said in enumerate(says)] == [True, True], notes
+    assert len(notes[0].split(", ")) == len(says[0].split(", ")), notes  # and nothing that is the same
+    page = write_comparison(runs, tmp_path / "out")
+    rows = list(csv.DictReader(page.with_suffix(".csv").open()))
+    *_, last = says[1].split(", ")
+    column = next(key for key in rows[1] if last.startswith(f"{key} "))
+    assert rows[1][column] == last.removeprefix(f"{column} ") != rows[0][column]
+    for suffix in (".md", ".html", ".tex", ".csv"):
+        text = page.with_suffix(suffix).read_text().replace(r"\_", "_")
+        assert all(said in text for said in says), suffix
+
+
+def test_another_model_is_told_once(tmp_path: Path) -> None:
+    other = {"model__name": "other", "model__path": "/elsewhere", "model__clip": "/there"}
+    runs = [edited(sequential_run(tmp_path, "a", "lora"), config=resolved("lora")),
+            edited(sequential_run(tmp_path, "b"), {"model": "other"}, config=resolved("hide", **other))]  # fmt: skip
+    (view,) = compare(runs)
+    said = [note for note in view.notes if note.startswith("not the same")]
+    assert said == ["not the same in every row: model llava-1.5-7b", "not the same in every row: model other"]
+    assert view.names == ["lora", "hide"]
+    moved = {"model__path": "/elsewhere"}  # one name, two folders: perhaps two models
+    (view,) = compare([runs[0], edited(sequential_run(tmp_path, "c"), config=resolved("hide", **moved))])
+    assert any("path /elsewhere" in note for note in view.notes)
+
+
+def test_runs_of_one_method_alone_and_untrained_ones_have_no_such_note(tmp_path: Path) -> None:
+    """zero_shot trains nothing, so the recipe says nothing about it; options of the method are the method's own."""
+    runs = [edited(sequential_run(tmp_path, "a", "lora"), config=resolved("lora", train__epochs=3.0)),
+            edited(joint_run(tmp_path, "z", "zero_shot"), config=resolved("zero_shot"))]  # fmt: skip
+    (view,) = compare(runs)
+    assert not any("not the same" in note for note in view.notes)
+
+
+def test_more_than_three_options_are_told_in_a_note(tmp_path: Path) -> None:
+    options = {"method__rank": 4, "method__alpha": 8.0, "method__dropout": 0.3, "method__projector": "frozen"}
+    runs = [edited(sequential_run(tmp_path, "a", "lora"), config=resolved("lora")),
+            edited(sequential_run(tmp_path, "b", "lora"), config=resolved("lora", **options))]  # fmt: skip
+    (view,) = compare(runs)
+    assert view.names[1] == "lora, alpha=8.0, dropout=0.3, projector=frozen"
+    assert any("method.rank 4" in note for note in view.notes)
+
+
+def test_a_key_that_is_newer_than_a_run_has_its_default(tmp_path: Path) -> None:
+    old = yaml.safe_load(resolved("hide", seed=0))
+    del old["train"]["timeout_minutes"], old["model"]["quantization"], old["method"]["routing"], old["train"]["engine"]
+    runs = [edited(sequential_run(tmp_path, "a"), {"seed": 0}, config=yaml.safe_dump(old)),
+            edited(sequential_run(tmp_path, "b", shift=2.0), {"seed": 1}, config=resolved("hide", seed=1))]  # fmt: skip
+    (view,) = compare(runs)
+    assert view.names == ["hide"] and view.counts == ["2"]
+
+
+def test_orders_of_chosen_tasks_are_pooled(tmp_path: Path) -> None:
+    """The configuration holds the order under `tasks` as well; it is no difference."""
+    ids = [task for task, _, _ in TASKS]
+    runs = []
+    for k, order in enumerate((ids, ids[::-1])):
+        run = edited(sequential_run(tmp_path, f"r{k}", shift=2.0 * k), config=resolved("hide", order=order))
+        stages = json.loads((run / "manifest.json").read_text())["stages"]
+        for stage, task in zip(stages, order):
+            stage["train_tasks"] = [task]
+        runs.append(edited(run, {"stages": stages, "tasks": [{"id": i, "title": i, "metric": "x"} for i in order]}))
+    (view,) = compare(runs)
+    assert view.names == ["hide"] and any("2 task orders" in note for note in view.notes)
+
+
+def test_formats_of_numbers_are_not_pooled(tmp_path: Path) -> None:
+    one, two = seeds(tmp_path, [0.0, 3.0])
+    edited(one, cell={"dtype": "torch.float32"}), edited(two, cell={"dtype": "torch.bfloat16"})
+    (view,) = compare([one, two])
+    assert view.names == ["hide, hide-0", "hide, hide-1"] and view.counts == []
+
+
+def test_options_of_a_metric_are_another_table(tmp_path: Path) -> None:
+    tree = yaml.safe_load(resolved("hide"))
+    tree["benchmark"]["tasks"][0]["metric_options"] = {"case": "insensitive"}
+    runs = [edited(sequential_run(tmp_path, "a"), config=resolved("hide")),
+            edited(sequential_run(tmp_path, "b"), config=yaml.safe_dump(tree))]  # fmt: skip
+    _, other = compare(runs)
+    (reason,) = other.table.reasons
+    assert reason == "metric options: {'case': 'insensitive'}, not none (ImageNet-R)"
+
+
+def test_what_is_no_run_is_left_out(tmp_path: Path) -> None:
+    """`compare runs/*` meets pages, sweeps' folders, files, and runs that have only begun."""
+    runs = [sequential_run(tmp_path, "a"), sequential_run(tmp_path, "b", "lora", shift=1.0)]
+    write_comparison(runs, tmp_path / "comparison")
+    (tmp_path / "x-sweep").mkdir()
+    write(tmp_path / "notes.txt", "x")
+    sequential_run(tmp_path, "begun", "ewc", done=0)
+    write(sequential_run(tmp_path, "damaged") / "manifest.json", "{")
+    called = call("compare", *sorted(p for p in tmp_path.iterdir()), "--output", tmp_path / "out")
+    assert called.code == 0, called.err
+    said = "Left out: comparison, notes.txt, x-sweep (no run folder); begun (nothing evaluated yet); "
+    assert said in called.out and "damaged/manifest.json" in called.out
+    assert said in (tmp_path / "out" / "comparison.html").read_text()
+    assert "| hide |" in called.out and "| lora |" in called.out
+    called = call("compare", tmp_path / "x-sweep", tmp_path / "begun", "--output", tmp_path / "none")
+    assert called.code == 2 and "nothing to compare. Left out: x-sweep (no run folder)" in called.err
+    called = call("compare", runs[0], "--baseline", tmp_path / "x-sweep", "--output", tmp_path / "none")
+    assert called.code == 2 and "x-sweep is not a run folder" in called.err
+
+
+def test_labels_of_a_figure_are_short_and_apart(tmp_path: Path) -> None:
+    names = ["hide, image=0, text=1", "hide, image=0, text=2", "hide, image=0, text=3"]
+    assert short_names(names) == ["text=1", "text=2", "text=3"]
+    assert short_names(["hide", "lora"]) == ["hide", "lora"] and short_names(["hide"]) == ["hide"]
+    assert short_names(["hide", "hide, rank=4"]) == ["hide", "hide, rank=4"]  # nothing would be left of the first
+    runs = [
+        edited(sequential_run(tmp_path, f"r{k}"),
+               config=f"seed: 1\nmethod: {{preset: hide, a_long_option: {k}, temperature: {k}.5, rank: 3}}\n")
+        for k in range(3)
+    ]  # fmt: skip
+    (table,) = tables_of([read_run(run) for run in runs])
+    for rows in (table.rows, table.rows[:1]):
+        figure = mean_curves(rows)
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        panels = [axes for axes in figure.axes if axes.axison]
+        assert len(panels) == len(rows) and all("rank" not in axes.get_title(loc="left") for axes in panels)
+        ticks = [text for text in panels[-1].get_xticklabels() if text.get_text()]
+        for texts in ([axes._left_title for axes in panels if axes.get_title(loc="left")], ticks):
+            boxes = [text.get_window_extent(canvas.get_renderer()) for text in texts]
+            slanted = all(text.get_rotation() for text in texts)
+            assert slanted or not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2))
 
 
 def test_costs_are_told_as_multiples_of_sequential_lora(tmp_path: Path) -> None:
