@@ -133,7 +133,7 @@ class Pipeline:
             if stored is None:
                 todo[task.id] = settings
                 continue
-            refuse_other(cell, stored, wished)
+            refuse_other(cell, stored, wished, "add --again")
             if not (cell / "predictions.jsonl").is_file() or list(cell.glob("part-*.jsonl")):
                 todo[task.id] = settings
                 continue

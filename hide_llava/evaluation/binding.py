@@ -91,14 +91,12 @@ def _words(key: str, there: Any, now: Any) -> str:
     return f"{key}: {there!r} there, {now!r} now"
 
 
-def refuse_other(folder: Path, stored: dict[str, Any], settings: dict[str, Any]) -> None:
-    """Raises UserError if the answers in a cell's folder were made with other settings; all that differs is named."""
+def refuse_other(folder: Path, stored: dict[str, Any], settings: dict[str, Any], remedy: str = "delete it") -> None:
+    """Raises UserError if the answers in a folder were made with other settings; all that differs is named."""
     differing = differences(stored, settings)
     if differing:
-        raise UserError(
-            f"{folder}: was answered with other settings ({'; '.join(differing)}). Give the old ones back, or add --again to "
-            "answer it anew."
-        )
+        raise UserError(f"{folder}: was answered with other settings ({'; '.join(differing)}). Give the old ones back, or "
+                        f"{remedy} to answer it anew.")  # fmt: skip
 
 
 def stored_settings(folder: Path) -> dict[str, Any] | None:

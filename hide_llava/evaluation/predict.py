@@ -8,7 +8,7 @@ from pathlib import Path
 from hide_llava.config import RunConfig, TaskConfig, nearest
 from hide_llava.data.records import load_questions
 from hide_llava.errors import UserError
-from hide_llava.evaluation.binding import answered_with
+from hide_llava.evaluation.binding import answered_with, stored_settings
 from hide_llava.evaluation.cells import answer, read_part
 from hide_llava.storage import sha256, write_jsonl
 from hide_llava.training.lineage import chains
@@ -46,7 +46,8 @@ def predict(
     if session.method.oracle:
         raise UserError("this run routes by the task id (oracle), which a question file does not state.")
     with session:
-        merged = answer(session, rows, images, parts, settings, batch_size or config.eval.batch_size)
+        begun = (stored_settings(parts) or {}).get("batch_size")
+        merged = answer(session, rows, images, parts, settings, batch_size or begun or config.eval.batch_size)
     write_jsonl(output, read_part(merged))
     shutil.rmtree(parts)
     return len(rows)

@@ -246,7 +246,7 @@ def test_only_evaluation_of_an_existing_run_may_change(run: Path) -> None:
     refused("eval", run, "train.epochs=3", says=("'train.epochs=3'", "only eval.*"))
     refused("eval", run, "eval.batchsize=3", says=("unknown key 'eval.batchsize'", "Did you mean 'eval.batch_size'?"))
     refused("eval", run, "eval.batch_size=many", says=("eval.batch_size", "many"))
-    refused("eval", run, "eval.max_new_tokens=3", says=("01-task0/task0", "other weights, settings", "delete it"))
+    refused("eval", run, "eval.max_new_tokens=3", says=("01-task0/task0", "max_new_tokens: 6 there, 3 now", "--again"))
     assert content(run) == before
 
 
@@ -301,8 +301,8 @@ def test_answer_file_with_a_cut_line(run: Path, world: Path) -> None:
 def test_part_file_with_a_cut_line_in_the_middle(damage: str, run: Path) -> None:
     cell = run / "eval" / "02-task1" / "task0"
     lines = (cell / "predictions.jsonl").read_text().splitlines()
-    for file in cell.iterdir():
-        file.unlink()
+    for file in ("score.json", "predictions.jsonl"):
+        (cell / file).unlink()
     (cell / "part-0.jsonl").write_text("\n".join([lines[0], damage, lines[1]]) + "\n")
     before = content(run)
     refused("eval", run, says=(cell / "part-0.jsonl", "line 2", "delete that line"))
@@ -318,7 +318,7 @@ def test_part_file_of_other_settings(run: Path, world: Path) -> None:
     before = content(run)
     (cell / "score.json").unlink()
     (cell / "settings.json").write_text(json.dumps({"image_transform": "pad", "max_new_tokens": 3}))
-    refused("eval", run, says=(cell, "max_new_tokens: 3 there, 6 now", "delete it"))
+    refused("eval", run, says=(cell, "max_new_tokens: 3 there, 6 now", "--again"))
     assert content(run)["eval/02-task1/task0/predictions.jsonl"] == before["eval/02-task1/task0/predictions.jsonl"]
 
 

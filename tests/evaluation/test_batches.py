@@ -82,7 +82,7 @@ def test_other_weights_are_noticed(tmp_path: Path) -> None:
     other = next((tmp_path / "run" / "stages").glob("02-*"))
     weights = Path("adapter") / "adapter_model.safetensors"
     (stage / weights).write_bytes((other / weights).read_bytes())
-    with pytest.raises(UserError, match="other weights"):
+    with pytest.raises(UserError, match="is not the file that was written when the task was trained"):
         run(config, report=False)
 
 

@@ -259,7 +259,8 @@ def test_a_variant_answers_as_a_run_trained_with_its_options(method: str, folder
     assert len(cells) == 3
     for cell in cells:
         assert (variant / cell).read_bytes() == (folder / "afresh" / cell).read_bytes()
-        assert (variant / cell).read_bytes() != (folder / "plain" / cell).read_bytes() or method == "merge"
+    if method in ("hide", "disco"):  # with two experts the weights show in the answer file
+        assert any((variant / cell).read_bytes() != (folder / "plain" / cell).read_bytes() for cell in cells)
     trained = [json.loads((folder / n / "stages" / "02-task1" / "stage.json").read_text())["chain"] for n in ("plain", "afresh")]
     assert trained[0] == trained[1]
     assert json.loads((variant / "manifest.json").read_text())["labels"] == json.loads(

@@ -75,7 +75,7 @@ def test_popes_three_files_are_one_task(model: Path, tmp_path: Path, lines: bool
     assert stored["questions_sha256"] == questions_sha256(compose(command), compose(command).benchmark.tasks[0])
     assert call("eval", *command).code == 0  # nothing is asked again
     (tmp_path / names[2]).write_text((tmp_path / names[2]).read_text().replace("adversarial", "other"))
-    refused("eval", *command, says=("other weights, settings or questions",))
+    refused("eval", *command, says=("another question file",))
 
 
 def test_one_file_is_as_it_always_was(model: Path, tmp_path: Path) -> None:

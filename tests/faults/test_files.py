@@ -129,7 +129,7 @@ def test_changed_question_file(world: Path, tmp_path: Path, finish: Callable) ->
     before = content(run)
     edit(file)
     called = processes.run(tmp_path, given).wait()
-    assert_refusal(called.code, called.err, run / "eval" / "01-task0" / "task0", "questions", "delete it")
+    assert_refusal(called.code, called.err, run / "eval" / "01-task0" / "task0", "question file", "--again")
     assert content(run) == before
     finish()
 
