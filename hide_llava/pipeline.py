@@ -33,6 +33,15 @@ def say(text: str) -> None:
         print(f"[{time.strftime('%H:%M:%S')}] {text}", flush=True)
 
 
+def _peak_memory() -> float | None:
+    """GiB of GPU memory that this process had in use at most since it last asked; None on a CPU."""
+    if not torch.cuda.is_available():
+        return None
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    torch.cuda.reset_peak_memory_stats()
+    return peak
+
+
 class Pipeline:
     """One run. The model is loaded when the first unfinished piece of work needs it."""
 
@@ -45,6 +54,7 @@ class Pipeline:
         self.stages: list[Stage] = stages_of(config)
         self._session: Session | None = None
         self._at = -1  # the stage that the session stands at
+        self._restored: float | None = None  # seconds that reading the stages took, until it is noted
         self._chains: list[str] = []  # of the stages that were checked, in order
         on_main(self._check_stages)
 
@@ -55,8 +65,9 @@ class Pipeline:
             self._session = Session(self.config)
             self._at = -1
         if self._at != at:
+            start = time.monotonic()
             self._session.restore(self.run, at)
-            self._at = at
+            self._at, self._restored = at, time.monotonic() - start
         return self._session
 
     def _check_stages(self) -> None:
@@ -82,13 +93,13 @@ class Pipeline:
         self._session = train_stage(session, self.run, stage)
         self._at = stage.index
         seconds = time.monotonic() - start
-        self._took(name, "train_seconds", seconds if whole else None)
+        self._took(name, train_seconds=seconds if whole else None, train_peak_gib=_peak_memory())
         say(f"{name}: trained in {seconds:.0f} s")
 
-    def _took(self, stage: str, key: str, seconds: float | None) -> None:
-        """Note in the manifest how long a piece of work took; None when it was done in several goes."""
+    def _took(self, stage: str, **measured: float | None) -> None:
+        """Note in the manifest how long a piece of work took, None when it was done in several goes, and what it needed."""
         if is_main():
-            self.run.update_stage(stage, **{key: seconds and round(seconds, 2)})
+            self.run.update_stage(stage, **{k: v and round(v, 2) for k, v in measured.items()})
 
     def _session_trains(self) -> bool:
         return method_class(self.config.method["name"]).trains
@@ -105,6 +116,8 @@ class Pipeline:
         whole = not any(self.run.cell(name, task).exists() for task in wanted)
         session, begun = self.session(stage.index if trained else -1), time.monotonic()
         with session:
+            self._took(name, restore_seconds=self._restored, fold_seconds=time.monotonic() - begun)
+            self._restored = None
             self._report_folding(name, session.core.kept)
             for task, settings in todo.items():
                 start = time.monotonic()
@@ -112,7 +125,9 @@ class Pipeline:
                 result = evaluate_cell(session, wanted[task], cell, settings, f"{name} on {task}")
                 if result is not None:
                     self._say_score(name, task, result, f"{result['n_scored']} answers, {time.monotonic() - start:.0f} s")
-        self._took(name, "eval_seconds", time.monotonic() - begun if whole else None)
+            asked = time.monotonic()
+        self._took(name, eval_seconds=asked - begun if whole else None, unfold_seconds=time.monotonic() - asked,
+                   eval_peak_gib=_peak_memory())  # fmt: skip
 
     def _open_cells(self, stage: Stage, tasks: list[TaskConfig], trained: bool) -> dict[str, dict[str, Any]]:
         """Tasks whose questions are still to be asked, with what their answers depend on. Scores that only depend on
