@@ -1,6 +1,7 @@
 """Model merging: one expert per task, trained alone from the base model, all merged into one without data or training.
 
-Each combination is upstream peft's `add_weighted_adapter` of that name, in weights w, applied to every linear:
+Each combination is upstream peft's `add_weighted_adapter` of that name, in weights w, applied to every linear (`cat` is
+formed in fp32 here; peft rounds the others' factors to the base model's dtype, 0.2 % in bf16):
     cat              Δ = Σ w s B_i A_i, exactly: task arithmetic on the updates (Ilharco et al., arXiv 2212.04089)
     linear           on factors: Δ = (Σ √(ws) B_i)(Σ √(ws) A_i); has cross terms B_i A_j
     magnitude_prune  as linear, of each factor only the fraction `density` with the largest magnitude
@@ -54,6 +55,9 @@ class Merge(TaskExperts):
     def prepare_inference(self) -> None:
         how = self.config.combination
         weight = self.config.weight or (1.0 if "ties" in how else 1.0 / len(self.learned))
+        if how == "cat":  # peft would round the factors to the base's dtype on the way
+            self.core.fold(self.experts, [weight] * len(self.learned), "delta_sum", [])
+            return
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             self.core.combine(

@@ -1,0 +1,28 @@
+"""Every preset through the real command line on the embedded benchmark, from `run` to the report."""
+
+from pathlib import Path
+
+import pytest
+
+from hide_llava.cli import main
+from hide_llava.config import names
+from hide_llava.results.run_reader import read_run
+
+QUICK = dict.fromkeys(["mrlora", "mrlora-mini"], ("method.router_epochs=1",))  # only takes time
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("mini")
+
+
+@pytest.mark.parametrize("preset", names("method"))
+def test_a_preset_runs_on_mini_ucit(preset: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    words = ["benchmark=mini-ucit", f"method={preset}", "tasks=[imagenet-r,iconqa]", "limit=16", f"data_root={data}"]
+    main(["run", *words, *QUICK.get(preset, ()), f"output={tmp_path / 'run'}"])
+    printed = capsys.readouterr().out
+    assert "Last" in printed and f"report: {tmp_path / 'run'}" in printed
+    run = read_run(tmp_path / "run")
+    assert not run.problems and run.evaluated_stages == len(run.manifest["stages"]) > 0
+    assert all(cell is not None for cell in run.matrix.cells[-1])
+    assert (tmp_path / "run" / "results" / "report.html").stat().st_size > 10_000
