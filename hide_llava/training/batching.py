@@ -24,11 +24,8 @@ class BatchPlan:
         return self.per_device * self.accumulation * self.world
 
     def steps(self, records: int, epochs: float, max_steps: int = -1) -> int:
-        """Optimizer steps, as the Trainer counts them."""
-        if max_steps > 0:
-            return max_steps
-        micro = math.ceil(math.ceil(records / self.world) / self.per_device)
-        return math.ceil(epochs * max(1, math.ceil(micro / self.accumulation)))
+        """Optimizer steps, as the Trainer counts them: one for each global batch, the last one of an epoch not full."""
+        return max_steps if max_steps > 0 else math.ceil(epochs * max(1, math.ceil(records / self.global_batch)))
 
 
 def plan_batches(train: TrainConfig, world: int, global_batch: int | None = None) -> BatchPlan:

@@ -106,6 +106,16 @@ def anywhere(flag: bool) -> bool:
     return bool(found)
 
 
+def over_processes(values: dict[str, float]) -> dict[str, float]:
+    """The mean over the processes of what each of them calls by the same name; 0 where one has nothing of that name."""
+    if not torch.distributed.is_initialized():
+        return values
+    of_all: list[dict[str, float]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(of_all, values)
+    names = dict.fromkeys(name for one in of_all for name in one)
+    return {name: sum(one.get(name, 0.0) for one in of_all) / len(of_all) for name in names}
+
+
 @contextlib.contextmanager
 def whole(parameters: list[nn.Parameter]) -> Iterator[None]:
     """Inside the block ZeRO-3's partitioned parameters have their full value; on every rank. Else nothing happens."""
