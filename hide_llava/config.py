@@ -1,7 +1,8 @@
 """The configuration: a tree of dataclasses, composed from one YAML per thing a user names and `key=value` overrides.
 
 Every YAML under `configs/` is a partial of the same tree, so a method preset may also set, say, `train.epochs`.
-Order of composition (later wins): defaults, model, benchmark, train, method, command line.
+Order of composition (later wins): defaults, model, benchmark, train, method, command line. A task's own epochs and global
+batch stand between train and method.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from hide_llava.errors import UserError
 from hide_llava.schema import (
+    BEFORE,
     CHOICES,
     POSITIVE,
     SECTIONS,
+    TASK_RECIPE,
     BenchmarkConfig,
     ModelConfig,
     RunConfig,
@@ -223,14 +226,30 @@ def compose(overrides: list[str], defaults: dict[str, str] | None = None) -> Run
         if group == "benchmark":
             partial["benchmark"].pop("defaults", None)  # taken above; no part of a run's configuration
         config = _merge(config, partial, str(path.name))
+        if group == "train":
+            partial["train"].setdefault("name", path.stem)
         if group == "method":
             preset, file = partial["method"], path.name
+            _above_tasks(config, partial)
     config = _merge(config, tree, "command line")
+    _above_tasks(config, tree)
     try:
         return finish(config)
     except UserError:
         _check_preset(preset, file)
         raise
+
+
+def _above_tasks(config: Any, partial: dict) -> None:
+    """A method preset and the command line also speak for tasks that state their own epochs or global batch.
+
+    Those of a benchmark's task stand above a training recipe's alone. What does not hold is taken out, so that the stored
+    configuration says what was done.
+    """
+    train = partial.get("train") or {}
+    for key in TASK_RECIPE:
+        for task in config.benchmark.tasks if train.get(key) is not None else ():
+            task[key] = None
 
 
 def _is_plugin(method: str) -> bool:
@@ -300,7 +319,11 @@ def from_yaml(path: Path, overrides: list[str] | None = None) -> RunConfig:
     Raises:
         UserError: damaged file, or an override that does not fit.
     """
-    config = _merge(OmegaConf.structured(RunConfig), read_yaml(path), str(path))
+    tree = read_yaml(path)
+    for key in _unstated(tree):
+        section, name = key.split(".")
+        tree[section][name] = BEFORE[key]
+    config = _merge(OmegaConf.structured(RunConfig), tree, str(path))
     try:
         stored = finish(config)
     except UserError as error:
@@ -309,6 +332,12 @@ def from_yaml(path: Path, overrides: list[str] | None = None) -> RunConfig:
     if chosen:
         raise UserError(f"{', '.join(f'{k}=' for k in chosen)} of an existing run cannot be changed.")
     return finish(_merge(config, tree, "command line")) if tree else stored
+
+
+def _unstated(tree: dict) -> list[str]:
+    """The keys of BEFORE that a stored configuration does not have."""
+    sections = {key: tree.get(key.split(".")[0]) for key in BEFORE}
+    return [key for key, held in sections.items() if isinstance(held, dict) and key.split(".")[1] not in held]
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

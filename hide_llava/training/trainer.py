@@ -23,10 +23,10 @@ from hide_llava.errors import UserError
 from hide_llava.methods.base import Method
 from hide_llava.methods.checks import checked_terms
 from hide_llava.methods.routed import RoutedLlava
+from hide_llava.progress import Progress
 from hide_llava.storage import writing
 from hide_llava.training.checkpoint import load_trained, mark_complete, rotate, save_trained
 from hide_llava.training.engines import anywhere, over_processes
-
 
 REMEDY = "lower train.learning_rate, set train.max_grad_norm, or use bf16 instead of fp16."
 
@@ -61,13 +61,17 @@ class MethodTrainer(Trainer):
         return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """One group per group of `method.params()`; weight decay on all of them (adapters have no bias or norm)."""
+        """One group per group of `method.params()`, in two where weights decay: biases (of the projector) never do."""
         if self.optimizer is None:
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.routed)
-            groups = []
+            groups, decay = [], self.args.weight_decay
+            biases = {id(p) for name, p in self.routed.named_parameters() if decay and name.endswith("bias")}
             for group in self.method.params():
                 lr = self.lrs[group["lr"]] if isinstance(group["lr"], str) else group["lr"]
-                groups.append({"params": group["params"], "lr": lr, "weight_decay": self.args.weight_decay})
+                kept = [p for p in group["params"] if id(p) in biases]
+                rest = [p for p in group["params"] if id(p) not in biases]
+                parts = [(rest, decay), (kept, 0.0)]
+                groups += [{"params": part, "lr": lr, "weight_decay": share} for part, share in parts if part]
             self.optimizer = cls(groups, **kwargs)
             self.routed.trained = [p for group in groups for p in group["params"]]
         return self.optimizer
@@ -149,18 +153,32 @@ class MethodTrainer(Trainer):
         else:
             super()._save_optimizer_and_scheduler(output_dir)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:  # torch: other parameter groups, as of a version before biases had their own
+            raise UserError(
+                f"{checkpoint}: its optimizer state does not fit ({' '.join(str(error).split())}); delete "
+                f"{Path(checkpoint).parent} to start this task again."
+            ) from None
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(self.routed, Path(resume_from_checkpoint))
 
 
 class RunCallback(TrainerCallback):
-    """Live log, completeness mark of checkpoints, the method's gradient hook, and a clean stop on SIGTERM / SIGUSR1."""
+    """Progress, log file, completeness mark of checkpoints, the method's hooks, and a clean stop on SIGTERM / SIGUSR1."""
 
-    def __init__(self, method: Any, log_file: Path, engine: str):
+    def __init__(self, method: Any, log_file: Path, engine: str, name: str):
         self.method, self.log_file, self.engine, self.stopped = method, log_file, engine, False
+        self.name = name  # of the stage
         self._before: dict[int, Any] = {}
+        self._progress: Progress | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero and 0 < state.global_step < state.max_steps:
+            print(f"{self.name}: going on at step {state.global_step + 1} of {state.max_steps}", flush=True)
+        self._progress = Progress(self.name, state.max_steps, "step", state.global_step)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             try:
                 self._before[number] = signal.signal(number, lambda *_: setattr(self, "stopped", True))
@@ -168,6 +186,7 @@ class RunCallback(TrainerCallback):
                 return
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._progress.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -198,7 +217,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        if args.disable_tqdm and "loss" in logs and state.global_step % max(1, state.max_steps // 5) == 0:
-            print(f"  step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}", flush=True)
+        if "loss" in logs:
+            self._progress.at(state.global_step, f"loss {float(logs['loss']):.4f}")
         with writing(self.log_file), open(self.log_file, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")
