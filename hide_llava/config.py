@@ -223,11 +223,11 @@ def compose(overrides: list[str], defaults: dict[str, str] | None = None) -> Run
         partial = {"method": {"name": chosen[group]}} if plugin else read_group(group, path)
         if group == "method":
             partial["method"]["preset"] = path.stem
+        if group == "train":
+            partial["train"].setdefault("name", path.stem)
         if group == "benchmark":
             partial["benchmark"].pop("defaults", None)  # taken above; no part of a run's configuration
         config = _merge(config, partial, str(path.name))
-        if group == "train":
-            partial["train"].setdefault("name", path.stem)
         if group == "method":
             preset, file = partial["method"], path.name
             _above_tasks(config, partial)

@@ -40,6 +40,7 @@ class Pipeline:
         self.stages: list[Stage] = stages_of(config)
         self._session: Session | None = None
         self._at = -1  # the stage that the session stands at
+        self.cells, self.scored_before = 0, 0
 
     def session(self, at: int) -> Session:
         """The session as it was after stage `at`."""
@@ -82,6 +83,7 @@ class Pipeline:
         trained = self._session_trains() and bool(stage.train)
         weights = stage_hash(self.run.stage(name)) if trained else None
         todo = [task for task in wanted if not self._is_scored(name, task, weights)]
+        self.cells, self.scored_before = self.cells + len(wanted), self.scored_before + len(wanted) - len(todo)
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         if not todo:
@@ -143,4 +145,6 @@ def run(
                 pipeline.train(stage)
             if evaluate:
                 pipeline.evaluate(stage)
+        if pipeline.scored_before:
+            say(f"{pipeline.scored_before} of {pipeline.cells} cells were scored already, and are kept")
         return {"run": pipeline.run.path, "report": pipeline.report() if report else None}

@@ -17,16 +17,19 @@ from hide_llava.training.checkpoint import trainable
 from hide_llava.training.session import Session
 
 ABSURD = 10.0  # times the loss of guessing, ln(vocabulary): no training that works ends there
+LARGEST = 65504.0  # the largest number of fp16; adapters, projectors, prompts and routers hold numbers of about 1
 
 
 def diverged(session: Session, context: Any, size: int, log: list[dict]) -> str | None:
     """What is wrong with the trained parameters, or None.
 
-    Looked at: that they are finite, the last gradient's norm, and the loss of the first `size` records of the task.
+    Looked at: that they are finite and no larger than LARGEST (behind a normalisation even 1e30 leaves the loss finite),
+    the last gradient's norm, and the loss of the first `size` records of the task, at most ABSURD.
     """
-    broken = [name for name, p in trainable(session.routed).items() if not bool(torch.isfinite(p).all())]
+    largest = {name: float(p.detach().abs().max()) for name, p in trainable(session.routed).items() if p.numel()}
+    broken = [name for name, value in largest.items() if not value <= LARGEST]
     if broken:
-        return f"{len(broken)} trained tensors hold nan or inf, first {broken[0]}"
+        return f"{len(broken)} of {len(largest)} trained tensors hold absurd values, first {broken[0]}: {largest[broken[0]]:g}"
     norms = [row["grad_norm"] for row in log if row.get("grad_norm") is not None]
     if norms and not math.isfinite(norms[-1]):
         return f"the norm of its gradient is {norms[-1]:g}"

@@ -104,7 +104,7 @@ class MethodTrainer(Trainer):
         else:  # DDP and ZeRO-2 wait for a gradient of every parameter, also of those that only a term uses
             loss = loss + 0.0 * sum(p.sum() for p in self.routed.trained if not hasattr(p, "ds_id"))
         if not torch.isfinite(loss):
-            raise UserError(self._diverged(float(loss), terms, inputs["ids"]))
+            raise UserError(self._diverged(float(loss.detach()), terms, inputs["ids"]))
         return (loss, output) if return_outputs else loss
 
     def _terms(self, inputs: dict, output: Any) -> dict[str, Tensor]:
@@ -115,7 +115,7 @@ class MethodTrainer(Trainer):
     def _diverged(self, loss: float, terms: dict[str, Tensor], ids: list[Any]) -> str:
         named = ", ".join(str(i) for i in ids[:4] if i is not None)
         records = f"records {named}" if named else "records without an id"
-        parts = "".join(f"; its term {name}: {float(term):g}" for name, term in terms.items())
+        parts = "".join(f"; its term {name}: {float(term.detach()):g}" for name, term in terms.items())
         return f"the loss is {loss:g} at step {self.state.global_step + 1} ({records}{parts}); {REMEDY}"
 
     def _clip_grad_norm(self, model: Any) -> Any:
