@@ -21,7 +21,7 @@ def call(tmp_path: Path):
     (tools / "python").write_text('#!/bin/sh\nif [ "$1" = -c ]; then echo "${GPUS:-0}"; else echo python "$@"; fi\n')
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    told = subprocess.run("cat pyproject.toml constraints.txt | cksum", shell=True, cwd=ROOT, capture_output=True, text=True)
+    told = subprocess.run(["bash", "-c", "cat pyproject.toml constraints.txt | cksum"], cwd=ROOT, capture_output=True, text=True)
     (tmp_path / "venv" / ".hide-llava").write_text(f"{told.stdout.strip()} caption,report\n")
 
     def run(script: str, *words: str, **environment: str) -> subprocess.CompletedProcess:

@@ -22,7 +22,7 @@ from tests.torchrun import COMMAND_LINE, launch
 
 # What processes exchange are gradients, equal to the last bits, and SGD leaves them so. AdamW divides a gradient by its own
 # size: where it is all but zero its last bits become a step of any size up to the learning rate (docs/SCALE.md).
-SGD = ("train.optimizer=sgd", "train.learning_rate=0.05", "train.projector_lr=0.05")
+SGD = ("train.optimizer=sgd", "train.learning_rate=0.02", "train.projector_lr=0.01")
 # The reference's running-mean anchors are per process by definition.
 METHODS = [m for m in TRAINED if m not in ("hide-official", "hide-mcitlib")]
 ZERO = METHODS if os.environ.get("HIDE_ALL_ENGINES") and importlib.util.find_spec("deepspeed") else []
@@ -36,6 +36,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def words(world: Path, method: str, output: Path, engine: str = "ddp") -> list[str]:
     plain = ["method.dropout=0"] if "dropout" in fields(method) else []
+    plain += ["method.strength=5"] if method.startswith("ewc") else []  # of 5000, SGD oscillates and blows up
     layout = ("train.epochs=1", "train.per_device_batch_size=2", f"train.engine={engine}", *SGD)
     return arguments(world, preset(world, method), output, *small(method), *plain, *layout)
 
@@ -67,7 +68,7 @@ def test_two_processes_equal_one(method: str, world: Path, in_two: Path, tmp_pat
     stages = json.loads((two / "manifest.json").read_text())["stages"] if two.is_dir() else []
     assert stages and all(s["status"] == "complete" for s in stages), (in_two / "error.txt").read_text()
     run(compose(words(world, method, tmp_path / "one")), report=False)
-    assert_equal_runs(tmp_path / "one", two, 1e-6)
+    assert_equal_runs(tmp_path / "one", two, 1e-5 if method == "same" else 1e-6)  # SAME stores eigenvectors
 
 
 @pytest.mark.xdist_group("deepspeed")
