@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from hide_llava import commands
 from hide_llava.errors import Interrupted, UserError
+from hide_llava.launch import tell
 
 OVERRIDES = """
 A configuration is benchmark= method= model= [train=] plus any key=value of the tree, for example train.epochs=2
@@ -236,13 +237,13 @@ def main(argv: list[str] | None = None) -> None:
     try:
         args.run_verb(args)
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        tell(f"error: {error}")
         sys.exit(2)
     except Interrupted as error:
-        print(f"{error}; run the same command again to go on.", file=sys.stderr)
+        tell(f"{error}; run the same command again to go on.")
         sys.exit(143)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on.", file=sys.stderr)
+        tell("interrupted; run the same command again to go on.")
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)
@@ -252,7 +253,7 @@ def main(argv: list[str] | None = None) -> None:
         sentence = disk_error(error)
         if sentence is None:
             raise
-        print(f"error: {sentence}", file=sys.stderr)
+        tell(f"error: {sentence}")
         sys.exit(2)
     finally:
         for number, handler in before.items():

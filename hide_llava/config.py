@@ -1,7 +1,8 @@
 """The configuration: a tree of dataclasses, composed from one YAML per thing a user names and `key=value` overrides.
 
 Every YAML under `configs/` is a partial of the same tree, so a method preset may also set, say, `train.epochs`.
-Order of composition (later wins): defaults, model, benchmark, train, method, command line.
+Order of composition (later wins): defaults, model, benchmark, train, method, command line. A task's own epochs and global
+batch stand between train and method.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 from hide_llava.errors import UserError
 from hide_llava.naming import default_output
 from hide_llava.schema import (
+    BEFORE,
     CHOICES,
     POSITIVE,
     SECTIONS,
+    TASK_RECIPE,
     BenchmarkConfig,
     ModelConfig,
     RunConfig,
@@ -251,12 +254,16 @@ def compose(overrides: list[str], defaults: dict[str, str] | None = None) -> Run
     config = OmegaConf.structured(RunConfig)
     for group in GROUPS:
         file, partial = _partial(group, chosen[group])
+        if group == "train":
+            partial["train"].setdefault("name", Path(file).stem)
         if group == "benchmark":
             partial["benchmark"].pop("defaults", None)  # taken above; no part of a run's configuration
         config = _merge(config, partial, file)
         if group == "method":
             preset, preset_file = partial["method"], file
+            _above_tasks(config, partial)
     plain, config = config, _merge(config, tree, "command line")
+    _above_tasks(config, tree)
     try:
         finished = finish(config)
     except UserError:
@@ -309,6 +316,18 @@ def _own_recipe(chosen: dict[str, str]) -> str | None:
     """The training recipe's name, where it is not what would be taken without `train=`."""
     usual = {"train": "default", **_defaults_of(chosen["benchmark"])}["train"]
     return Path(chosen["train"]).stem if chosen["train"] != usual else None
+
+
+def _above_tasks(config: Any, partial: dict) -> None:
+    """A method preset and the command line also speak for tasks that state their own epochs or global batch.
+
+    Those of a benchmark's task stand above a training recipe's alone. What does not hold is taken out, so that the stored
+    configuration says what was done.
+    """
+    train = partial.get("train") or {}
+    for key in TASK_RECIPE:
+        for task in config.benchmark.tasks if train.get(key) is not None else ():
+            task[key] = None
 
 
 def _is_plugin(method: str) -> bool:
@@ -380,7 +399,11 @@ def from_yaml(path: Path, overrides: list[str] | None = None) -> RunConfig:
     Raises:
         UserError: damaged file, or an override that does not fit.
     """
-    config = _merge(OmegaConf.structured(RunConfig), read_yaml(path), str(path))
+    stored_tree = read_yaml(path)
+    for key in _unstated(stored_tree):
+        section, name = key.split(".")
+        stored_tree[section][name] = BEFORE[key]
+    config = _merge(OmegaConf.structured(RunConfig), stored_tree, str(path))
     chosen, tree = _parse_overrides(overrides or [])
     if chosen:
         raise UserError(f"{', '.join(f'{k}=' for k in chosen)} of an existing run cannot be changed.")
@@ -391,6 +414,12 @@ def from_yaml(path: Path, overrides: list[str] | None = None) -> RunConfig:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     return finish(_merge(config, tree, "command line")) if tree else stored
+
+
+def _unstated(tree: dict) -> list[str]:
+    """The keys of BEFORE that a stored configuration does not have."""
+    sections = {key: tree.get(key.split(".")[0]) for key in BEFORE}
+    return [key for key, held in sections.items() if isinstance(held, dict) and key.split(".")[1] not in held]
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -47,7 +47,7 @@ class Pipeline:
 
     def __init__(self, config: RunConfig, existing: bool = False, again: bool = False):
         self.config, self.again = config, again
-        self.scored = 0  # cells that were finished before
+        self.cells, self.scored = 0, 0  # all that were looked at, and those that were finished before
         self.run: RunFolder = open_run(config, existing=existing) if is_main() else RunFolder(config.run_folder())
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
@@ -111,6 +111,7 @@ class Pipeline:
                                     *general_tasks(self.config, stage)]}  # fmt: skip
         trained = self._session_trains() and bool(stage.train)
         todo = on_main(lambda: self._open_cells(stage, list(wanted.values()), trained))
+        self.cells += len(wanted)
         if not todo:
             return
         whole = not any(self.run.cell(name, task).exists() for task in wanted)
@@ -219,5 +220,5 @@ def run(
             if evaluate:
                 pipeline.evaluate(stage)
         if pipeline.scored:
-            say(f"{pipeline.scored} cell{'s' * (pipeline.scored > 1)} were scored before and are as they were")
+            say(f"{pipeline.scored} of {pipeline.cells} cells were scored already, and are kept")
         return {"run": pipeline.run.path, "report": pipeline.report() if report else None}

@@ -26,8 +26,9 @@ from hide_llava.evaluation.questions import (
     with_suffix,
 )
 from hide_llava.metrics import get
+from hide_llava.training.reporting import check_reporting
 from hide_llava.training.run_folder import general_tasks, is_oracle, stage_name, stages_of
-from hide_llava.training.sequence import image_root, stage_plan, train_file
+from hide_llava.training.sequence import image_root, records_of, stage_plan, train_file, training_warnings
 
 LOOKED_AT = 8  # images of each file that are looked for here; all of them are when their stage begins
 
@@ -47,6 +48,8 @@ def preflight(config: RunConfig, train: bool = True, evaluate: bool = True) -> l
     if not is_main():
         return []
     warnings = [w for i in learned for w in _check_training(config, i)]
+    if learned:
+        warnings += training_warnings(config, [records_of(config, stage) for stage in stages_of(config)])
     return warnings + [w for task in asked for w in _check_questions(config, task)] + _left_out(config, evaluate)
 
 
@@ -54,6 +57,7 @@ def check_recipe(config: RunConfig) -> None:
     """Batch sizes, and the names that transformers would refuse only when the first stage begins."""
     for stage in stages_of(config):
         stage_plan(config, stage)
+    check_reporting(config)
     for key, kind in (("schedule", SchedulerType), ("optimizer", OptimizerNames)):
         value, known = getattr(config.train, key), [member.value for member in kind]
         if value not in known:

@@ -99,7 +99,8 @@ class TrainConfig:
     learning_rate: float = 2e-4
     projector_lr: float = 2e-5
     weight_decay: float = 0.0
-    warmup_ratio: float = 0.03
+    warmup_ratio: float = 0.03  # share of a task's steps in which the learning rate rises from 0
+    warmup: str = "whole_steps"  # less than one step of it is none | reference: any part of a step is a step at rate 0
     max_grad_norm: float = 0.0  # 0: no clipping, as the published runs effectively did (hide.md §2.1)
     schedule: str = "cosine"
     optimizer: str = "adamw_torch"
@@ -184,10 +185,15 @@ CHOICES = {
     "eval.image_transform": (None, "pad", "crop"),
     "eval.split": ("test", "val"),
     "eval.protocol": ("clean", "legacy"),
+    "train.warmup": ("whole_steps", "reference"),
     "train.on_bad_sample": ("error", "skip"),
     "train.engine": ("ddp", "zero2", "zero3", "zero3-offload"),
     "caption.tokenizer": ("ptb", "python"),
 }
+# What a run did that was begun before the key existed: its config.yaml does not say it.
+BEFORE = {"train.warmup": "reference"}
+# Keys of a task that stand above the training recipe's of the same name.
+TASK_RECIPE = ("epochs", "global_batch_size")
 SECTIONS = {
     RunConfig: {"model": ModelConfig, "router": RouterConfig, "benchmark": BenchmarkConfig, "train": TrainConfig,
                 "eval": EvalConfig, "caption": CaptionConfig},

@@ -102,9 +102,9 @@ def write_benchmark(folder: Path, train: int = 8, test: int = 6) -> None:
     (folder / "bench.yaml").write_text(json.dumps(tree))
 
 
-def write_world(folder: Path) -> Path:
+def write_world(folder: Path, train: int = 8) -> Path:
     write_model(folder)
-    write_benchmark(folder)
+    write_benchmark(folder, train)
     (folder / "model.yaml").write_text(json.dumps({
         "model": {"name": "tiny", "path": str(folder / "llava"), "clip": str(folder / "clip"),
                   "sentence": str(folder / "sentence"), "device": "cpu"}}))  # fmt: skip

@@ -19,7 +19,7 @@ class Collator:
     input_ids [B, N] long · labels [B, N] long, if the samples have labels · attention_mask [B, N] long, from the
     lengths, so a literal <unk> in a text is attended to (the reference drops it, because its id is the padding id) ·
     has_image [B] bool · pixel_values [has_image.sum(), 3, H, W] float32 in row order, None if no row has an image ·
-    texts, ids: lists of length B.
+    texts, ids: lists of length B · counts: list of B booleans, False for a row that only stands in (`StandIns`).
     """
 
     pad_id: int = 0
@@ -39,6 +39,7 @@ class Collator:
             "pixel_values": torch.stack(images) if images else None,
             "texts": [sample["text"] for sample in samples],
             "ids": [sample["id"] if "id" in sample else sample["question_id"] for sample in samples],
+            "counts": [sample.get("counts", True) for sample in samples],
         }
         if "labels" in samples[0]:
             batch["labels"] = self._pad([sample["labels"] for sample in samples], IGNORE)

@@ -1,17 +1,20 @@
 """An order of samples in which the batches that are processed together have similar lengths and one modality.
 
 The order is the reference's for the same seed. There it is drawn from torch's global generator, so it depends on what
-ran before; here the sampler owns its generator.
+ran before; here the sampler owns its generator. `GlobalBatches` then deals such an order out to the processes.
 """
 
 from __future__ import annotations
 
 import heapq
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
-from torch.utils.data import Sampler
+from torch.utils.data import Dataset, Sampler
 
+from hide_llava.data.conversation import IGNORE
 from hide_llava.errors import UserError
 
 
@@ -68,6 +71,67 @@ class ModalityLengthSampler(Sampler[int]):
         cuts = (shuffled[at : at + size] for at in range(0, len(shuffled), size))
         longest_first = (sorted(cut, key=lambda index: lengths[index], reverse=True) for cut in cuts)
         return [_balance(cut, lengths, self.world_size) for cut in longest_first]
+
+
+class GlobalBatches(Sampler[list[int]]):
+    """The micro-batches of one process, for an order of samples that is cut into global batches.
+
+    Micro-batch k of process r holds `per_device` places of its global batch, from (k · world + r) · per_device on. The
+    last global batch holds what is left, and nothing is repeated to fill it: some of its micro-batches are shorter, and
+    one that would be empty while another process still has samples is `[~i]`, a stand-in for sample i by which its
+    process takes part in the step and which must not count in any sum. (accelerate's sharding fills up with samples
+    that were seen before, so that several processes learn something else than one.)
+    """
+
+    def __init__(self, order: Sampler[int], per_device: int, accumulation: int, world: int = 1, rank: int = 0) -> None:
+        self.order, self.per_device, self.accumulation = order, per_device, accumulation
+        self.world, self.rank = world, rank
+
+    @property
+    def size(self) -> int:
+        """Samples of a full global batch."""
+        return self.per_device * self.accumulation * self.world
+
+    @property
+    def steps(self) -> int:
+        """Global batches of an epoch."""
+        return -(-len(self.order) // self.size)
+
+    def rows(self, step: int) -> int:
+        """Samples of all processes in global batch `step`, counted from 0 over all epochs."""
+        return min(self.size, len(self.order) - step % self.steps * self.size)
+
+    def set_epoch(self, epoch: int) -> None:
+        if hasattr(self.order, "set_epoch"):
+            self.order.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Micro-batches of an epoch, the same in every process."""
+        full, rest = divmod(len(self.order), self.size)
+        return full * self.accumulation + -(-rest // (self.per_device * self.world))
+
+    def __iter__(self) -> Iterator[list[int]]:
+        places = iter(self.order)
+        while batch := list(itertools.islice(places, self.size)):
+            for at in range(0, len(batch), self.per_device * self.world):
+                mine = at + self.rank * self.per_device
+                yield batch[mine : mine + self.per_device] or [~batch[at]]
+
+
+class StandIns(Dataset):
+    """A training data set that also answers `~i`: sample i without a label and with `counts` False."""
+
+    def __init__(self, samples: Dataset) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        if index >= 0:
+            return self.samples[index]
+        sample = self.samples[~index]
+        return {**sample, "labels": torch.full_like(sample["labels"], IGNORE), "counts": False}
 
 
 def _balance(longest_first: list[int], lengths: Sequence[int], parts: int) -> list[int]:

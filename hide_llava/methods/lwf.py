@@ -27,6 +27,7 @@ from hide_llava.values import above_zero, at_least
 @register
 class Lwf(SequentialLora):
     name = "lwf"
+    reads_parameters = True  # the teacher's projector
     teacher = "teacher"
 
     @dataclass

@@ -127,7 +127,10 @@ class Same(MoELora):
                 self.spectra.setdefault(path, Spectrum(self.config.components)).add(x[rows], weight)
 
         observe(self.core, self.adapter, context, self.config.samples, task.index, see)
-        from_main(used, energy, *(t for s in self.spectra.values() for t in (s.basis, s.values)))
+        sums = torch.tensor([[s.count, s.energy] for s in self.spectra.values()], dtype=torch.float64, device=used.device)
+        from_main(used, energy, seen, sums, *(t for s in self.spectra.values() for t in (s.basis, s.values)))
+        for spectrum, (count, trace) in zip(self.spectra.values(), sums.tolist()):
+            spectrum.count, spectrum.energy = count, trace
         return used / seen, energy / seen
 
     def unfrozen(self, used: Tensor) -> Tensor:

@@ -1,14 +1,16 @@
-"""From the stated global batch to per-device × accumulation × processes."""
+"""From the stated global batch to per-device × accumulation × processes, and from records to steps and warm-up."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from hide_llava.config import TrainConfig
+from hide_llava.config import RunConfig, TrainConfig, names
 from hide_llava.errors import UserError
+from hide_llava.schema import TASK_RECIPE
 
 LARGEST_MICRO_BATCH = 16
+FEW_STEPS = 10  # fewer than these are hardly training: `plan` and `run` say so
 
 
 @dataclass(frozen=True)
@@ -24,11 +26,8 @@ class BatchPlan:
         return self.per_device * self.accumulation * self.world
 
     def steps(self, records: int, epochs: float, max_steps: int = -1) -> int:
-        """Optimizer steps, as the Trainer counts them."""
-        if max_steps > 0:
-            return max_steps
-        micro = math.ceil(math.ceil(records / self.world) / self.per_device)
-        return math.ceil(epochs * max(1, math.ceil(micro / self.accumulation)))
+        """Optimizer steps, as the Trainer counts them: one for each global batch, the last one of an epoch not full."""
+        return max_steps if max_steps > 0 else math.ceil(epochs * max(1, math.ceil(records / self.global_batch)))
 
 
 def plan_batches(train: TrainConfig, world: int, global_batch: int | None = None) -> BatchPlan:
@@ -54,3 +53,55 @@ def plan_batches(train: TrainConfig, world: int, global_batch: int | None = None
             f"train.per_device_batch_size={size} does not divide; possible: {', '.join(map(str, fits))}."
         )
     return BatchPlan(size, share // size, world)
+
+
+def task_recipe(config: RunConfig, train: tuple[int, ...]) -> tuple[int, float]:
+    """Global batch and epochs of a stage that learns the tasks `train`: a single task may state its own."""
+    own = config.benchmark.tasks[train[0]] if len(train) == 1 else None
+    batch, epochs = (own.global_batch_size, own.epochs) if own else (None, None)
+    return batch or config.train.global_batch_size, epochs or config.train.epochs
+
+
+def recipe_warnings(config: RunConfig) -> list[str]:
+    """What a user wrote and what does not act, or not as one would think."""
+    train, found = config.train, []
+    if train.name not in names("train"):
+        for key in TASK_RECIPE:
+            stated, value = {t.id: getattr(t, key) for t in config.benchmark.tasks if t.train}, getattr(train, key)
+            above = ", ".join(f"{i} {own:g}" for i, own in stated.items() if own is not None and own != value)
+            if above:
+                found.append(
+                    f"tasks of benchmark '{config.benchmark.name}' state their own {key} ({above}), which stand above the "
+                    f"{value:g} of train={train.name}; train.{key}={value:g} on the command line is for all tasks."
+                )
+    if train.max_steps > 0:
+        found.append(f"train.max_steps={train.max_steps} ends every task, whatever its epochs are.")
+    if train.adapter_dtype == "bfloat16":
+        found.append("train.adapter_dtype=bfloat16: what trains has no fp32 copy, so updates below 1/256 of a weight are lost, "
+                     "as they are late in a cosine schedule.")  # fmt: skip
+    return found
+
+
+def warmup_steps(train: TrainConfig, steps: int) -> int:
+    """Steps of a task with `steps` steps in which the learning rate rises; the first of them has the rate 0.
+
+    The reference rounds up, ⌈ratio · steps⌉. So does this from one whole step on; less than that is no warm-up, or else
+    a task of no more records than one global batch would have its only step at the rate 0 and learn nothing.
+
+    Raises:
+        UserError: the ratio is no share.
+    """
+    if not 0 <= train.warmup_ratio <= 1:
+        raise UserError(f"train.warmup_ratio={train.warmup_ratio:g}: must be between 0 and 1, a share of a task's steps.")
+    share = train.warmup_ratio * steps
+    return 0 if share < 1 and train.warmup == "whole_steps" else math.ceil(share)
+
+
+def few_steps(title: str, steps: int) -> str | None:
+    """The warning about a task that has hardly any steps; None where there are enough."""
+    if steps >= FEW_STEPS:
+        return None
+    return (
+        f"{title}: {steps} optimizer step{'s' if steps > 1 else ''} in all, so it hardly learns; more train.epochs or a "
+        "smaller train.global_batch_size give more."
+    )

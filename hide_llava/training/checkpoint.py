@@ -73,11 +73,15 @@ def _step(checkpoint: Path) -> int:
     return int(checkpoint.name.rsplit("-", 1)[1])
 
 
-def latest_checkpoint(folder: Path, engine: str) -> Path | None:
+def latest_checkpoint(folder: Path, engine: str, world: int) -> Path | None:
     """The newest checkpoint that is whole; one with a file cut short is passed over, and a line says so.
 
+    `world`: the processes that go on from it. Under ddp they may be more or fewer than before: a global batch holds the
+    same records in every layout, and only dropout draws other masks.
+
     Raises:
-        UserError: it was written by another engine, whose optimizer state cannot be read.
+        UserError: it was written by another engine, or by ZeRO in another number of processes; its optimizer state
+            cannot be read.
     """
     for found in sorted((p.parent for p in folder.glob(f"checkpoint-*/{COMPLETE}")), key=_step, reverse=True):
         wrote, *sizes = (found / COMPLETE).read_text().splitlines()
@@ -90,5 +94,13 @@ def latest_checkpoint(folder: Path, engine: str) -> Path | None:
         if wrote != engine:
             raise UserError(f"{found}: was written with train.engine={wrote}; go on with that, or delete {folder} to "
                             "start this task again.")  # fmt: skip
+        before = max(1, len(list(found.glob("rng_state_*.pth"))))
+        if before != world and engine != "ddp":
+            raise UserError(f"{found}: was written by {before} process(es) with train.engine={engine}, which cuts the optimizer "
+                            f"into as many pieces, and here are {world}; go on with {before}, or delete {folder} to start this "
+                            "task again.")  # fmt: skip
+        if before != world and is_main():
+            print(f"{found}: written by {before} process(es), going on with {world}: the same records in every step, but other "
+                  "dropout masks than in an undisturbed run.", flush=True)  # fmt: skip
         return found
     return None

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import TrainingArguments
 
 from hide_llava.adapters.anchors import all_reduce
 from hide_llava.config import RunConfig, configs_folder
@@ -38,9 +39,14 @@ def check_engine(config: RunConfig, method: type[Method]) -> None:
     """What an engine cannot do, said before anything is loaded.
 
     Raises:
-        UserError: DeepSpeed missing, fp16 or a quantised base under ZeRO, or a method that reads gradients or whole parameters.
+        UserError: one GPU of several by its number, DeepSpeed missing, fp16 or a quantised base under ZeRO, or a method that
+            reads gradients or whole parameters.
     """
     engine = config.train.engine
+    if method.trains and config.model.device.startswith("cuda:"):
+        number = config.model.device.partition(":")[2]
+        raise UserError(f"model.device={config.model.device}: the Trainer takes the first GPU it sees; set "
+                        f"CUDA_VISIBLE_DEVICES={number} and model.device=cuda.")  # fmt: skip
     if engine == "ddp":
         return
     try:
@@ -65,6 +71,10 @@ def check_engine(config: RunConfig, method: type[Method]) -> None:
 def start_processes(config: RunConfig) -> None:
     """Join the other processes of a torchrun launch; DeepSpeed wants a process group even for one process."""
     world = int(os.environ.get("WORLD_SIZE", "1"))
+    gpus = 0 if config.model.device == "cpu" else torch.cuda.device_count()
+    if world == 1 and gpus > 1:
+        print(f"{gpus} GPUs are visible and this is one process, which uses one of them; scripts/train_all.sh (or torchrun "
+              f"--nproc-per-node {gpus} -m hide_llava.cli) uses all.", flush=True)  # fmt: skip
     if world == 1 and config.train.engine == "ddp":
         return
     if world == 1:
@@ -96,6 +106,14 @@ def _safe_checkpoints() -> None:
     torch.serialization.add_safe_globals([LossScaler, ZeroStageEnum, fragment_address])
 
 
+def on_one_gpu(args: TrainingArguments) -> TrainingArguments:
+    """A process trains on one GPU. With several in sight and no process group transformers would wrap the model in
+    nn.DataParallel, which multiplies the batch by their number and cannot run adapters that are switched per batch."""
+    if args.n_gpu > 1:  # a property that looks for devices
+        args._n_gpu = 1
+    return args
+
+
 def anywhere(flag: bool) -> bool:
     """Whether `flag` is set in any process: a signal reaches them at different steps, and they must stop together."""
     if not torch.distributed.is_initialized():
@@ -104,6 +122,16 @@ def anywhere(flag: bool) -> bool:
     found = torch.tensor(int(flag), device=device)
     all_reduce(found)
     return bool(found)
+
+
+def over_processes(values: dict[str, float]) -> dict[str, float]:
+    """The mean over the processes of what each of them calls by the same name; 0 where one has nothing of that name."""
+    if not torch.distributed.is_initialized():
+        return values
+    of_all: list[dict[str, float]] = [{}] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(of_all, values)
+    names = dict.fromkeys(name for one in of_all for name in one)
+    return {name: sum(one.get(name, 0.0) for one in of_all) / len(of_all) for name in names}
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from hide_llava.model.load import device_of, dtype_of
 from hide_llava.model.shapes import ModelShape, model_shape, skeleton
 from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work, activations, in_flops, rounded
 from hide_llava.training.run_folder import method_tasks, stages_of
-from hide_llava.training.sequence import stage_plan, task_records, train_file
+from hide_llava.training.sequence import records_of, stage_plan, train_file, training_warnings
 from hide_llava.training.sizes import Sizes, sizes
 
 MIB, GIB = 2**20, 2**30
@@ -25,7 +25,7 @@ def count_records(config: RunConfig, stage: Stage) -> int | None:
     files = [train_file(config, t) for t in stage.train]
     if not all(f.is_file() for f in files):
         return None
-    return sum(len(task_records(config, t)) for t in stage.train)
+    return records_of(config, stage)
 
 
 def stated_records(config: RunConfig, stage: Stage) -> int | None:
@@ -61,6 +61,7 @@ def plan(config: RunConfig, tflops: float = TFLOPS) -> str:
             f"epoch(s), batch {batch.global_batch} = {batch.per_device} per device × {batch.accumulation} accumulation "
             f"× {batch.world} process(es): {steps} steps; then {len(stage.evaluate)} task(s) evaluated"
         )
+    lines += [f"warning: {text}" for text in (training_warnings(config, counts) if cls.trains else ())]
     try:
         shape = model_shape(config)
         tasks = method_tasks(config)

@@ -21,6 +21,7 @@ from hide_llava.config import RunConfig, TaskConfig, flatten, from_yaml, to_yaml
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Stage, Task, method_class, plugins
 from hide_llava.storage import read_json, write_json, write_text
+from hide_llava.training.batching import task_recipe
 
 # keys that may differ between two calls of one run: they cannot change a result
 FREE = ("output", "data_root", "model_root", "eval.batch_size", "eval.num_workers", "train.num_workers",
@@ -249,9 +250,11 @@ def new_manifest(config: RunConfig) -> dict[str, Any]:
             "train_tasks": [config.benchmark.tasks[i].id for i in s.train],
             "eval_tasks": [config.benchmark.tasks[i].id for i in s.evaluate],
             "general_tasks": [task.id for task in general_tasks(config, s)],
+            **(dict(zip(("global_batch", "epochs"), task_recipe(config, s.train))) if s.train else {}),
         }
         for s in stages_of(config)
     ]  # fmt: skip
+    batches = list(dict.fromkeys(s["global_batch"] for s in stages if "global_batch" in s))
     labels = ["oracle: task id given at inference"] if is_oracle(config) else []
     labels += method_class(config.method["name"]).labels
     if config.model.quantization != "none":
@@ -261,7 +264,8 @@ def new_manifest(config: RunConfig) -> dict[str, Any]:
         "schema": 1, "name": config.run_folder().name, "method": config.method["name"],
         "preset": config.method["preset"], "benchmark": config.benchmark.name, "model": config.model.name,
         "seed": config.seed, "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-        "versions": versions, "git": git_commit(), "global_batch": config.train.global_batch_size,
+        "versions": versions, "git": git_commit(),
+        "global_batch": batches[0] if len(batches) == 1 else ", ".join(map(str, batches)),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
         "labels": labels,
         "tasks": [_named(t) for t in config.benchmark.tasks],

@@ -23,13 +23,15 @@ from hide_llava.data.sampler import ModalityLengthSampler
 from hide_llava.errors import Interrupted, UserError
 from hide_llava.methods.base import Stage
 from hide_llava.storage import publish, sha256, writing
-from hide_llava.training.batching import BatchPlan, plan_batches
+from hide_llava.training.batching import BatchPlan, few_steps, plan_batches, recipe_warnings, task_recipe, warmup_steps
 from hide_llava.training.checkpoint import COMPLETE, latest_checkpoint, load_trained, save_trained
-from hide_llava.training.engines import deepspeed_config, release
+from hide_llava.training.diverged import diverged
+from hide_llava.training.engines import anywhere, deepspeed_config, on_one_gpu, release
 from hide_llava.training.lineage import chain_of, write_stage
+from hide_llava.training.reporting import begin_reporting, end_reporting, report_arguments
 from hide_llava.training.run_folder import RunFolder, stage_name, stages_of
 from hide_llava.training.session import Session
-from hide_llava.training.trainer import MethodTrainer, RunCallback
+from hide_llava.training.trainer import REMEDY, MethodTrainer, RunCallback
 
 
 def train_file(config: RunConfig, task: int) -> Path:
@@ -96,22 +98,41 @@ def _data(session: Session) -> dict[str, Any]:
 
 def stage_plan(config: RunConfig, stage: Stage) -> tuple[BatchPlan, float]:
     """Batch plan and epochs of a stage; a task may state its own."""
-    task = config.benchmark.tasks[stage.train[0]] if len(stage.train) == 1 else None
-    world = int(os.environ.get("WORLD_SIZE", "1"))
-    batch = plan_batches(config.train, world, task.global_batch_size if task else None)
-    return batch, (task.epochs if task and task.epochs else config.train.epochs)
+    total, epochs = task_recipe(config, stage.train)
+    return plan_batches(config.train, int(os.environ.get("WORLD_SIZE", "1")), total), epochs
+
+
+def training_warnings(config: RunConfig, counts: list[int | None]) -> list[str]:
+    """What `plan` and `run` say about a recipe, given the training records of each stage (None: not known).
+
+    Raises:
+        UserError: batches that cannot be split, or a warm-up that is no share.
+    """
+    found = recipe_warnings(config)
+    for stage, records in zip(stages_of(config), counts):
+        batch, epochs = stage_plan(config, stage)
+        if records is not None:
+            steps = batch.steps(records, epochs, config.train.max_steps)
+            warmup_steps(config.train, steps)
+            found += filter(None, [few_steps(stage_name(stage), steps)])
+    return found
+
+
+def records_of(config: RunConfig, stage: Stage) -> int:
+    """Training records of a stage, before what a method adds to them or an unusable one takes away."""
+    return sum(len(task_records(config, task)) for task in stage.train)
 
 
 def arguments(
-    config: RunConfig, stage: Stage, folder: Path, device: torch.device, dtype: torch.dtype
+    config: RunConfig, stage: Stage, records: int, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> TrainingArguments:
-    """Trainer arguments of one stage; the schedule restarts with each (hide.md §2.1).
+    """Trainer arguments of one stage with `records` training records; the schedule restarts with each stage.
 
     Raises:
         UserError: a value that transformers refuses (schedule, optimizer, report_to, …).
     """
     try:
-        return _arguments(config, stage, folder, device, dtype)
+        return _arguments(config, stage, records, folder, device, dtype)
     except (ValueError, ImportError, RuntimeError) as error:
         text = " ".join(str(error).split())
         keys = [k for k in ("schedule", "optimizer", "report_to") if str(getattr(config.train, k)) in text.split()]
@@ -120,11 +141,11 @@ def arguments(
 
 
 def _arguments(
-    config: RunConfig, stage: Stage, folder: Path, device: torch.device, dtype: torch.dtype
+    config: RunConfig, stage: Stage, records: int, folder: Path, device: torch.device, dtype: torch.dtype
 ) -> TrainingArguments:
     train = config.train
     batch, epochs = stage_plan(config, stage)
-    return TrainingArguments(
+    args = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch.per_device,
         gradient_accumulation_steps=batch.accumulation,
@@ -134,7 +155,7 @@ def _arguments(
         weight_decay=train.weight_decay,
         max_grad_norm=train.max_grad_norm,
         lr_scheduler_type=train.schedule,
-        warmup_steps=train.warmup_ratio,
+        warmup_steps=warmup_steps(train, batch.steps(records, epochs, train.max_steps)),
         optim=train.optimizer,
         deepspeed=deepspeed_config(config),
         bf16=dtype == torch.bfloat16 and train.engine == "ddp",  # ZeRO: autocast in the trainer
@@ -147,12 +168,13 @@ def _arguments(
         logging_nan_inf_filter=False,
         save_strategy="steps",
         save_steps=train.save_steps,
-        report_to=train.report_to,
         seed=config.seed + stage.index,
         ddp_find_unused_parameters=False,
         ddp_timeout=round(60 * train.timeout_minutes),
-        disable_tqdm=not os.isatty(2),
+        disable_tqdm=True,  # RunCallback says how far it is
+        **report_arguments(config, stage_name(stage)),
     )
+    return on_one_gpu(args)
 
 
 def refuse_changed_data(run: RunFolder, config: RunConfig) -> None:
@@ -191,19 +213,38 @@ def train_stage(session: Session, run: RunFolder, stage: Stage) -> Session:
     trainer, callback = build_trainer(session, run, stage, dataset)
     if is_main():
         run.update_stage(name, trainable=sum(p.numel() for g in session.method.params() for p in g["params"]))
-    checkpoint = latest_checkpoint(run.state(name), config.train.engine) if run.state(name).exists() else None
+    checkpoint = None
+    if run.state(name).exists():
+        checkpoint = latest_checkpoint(run.state(name), config.train.engine, trainer.args.world_size)
     if checkpoint and trainer.is_deepspeed_enabled:  # the Trainer leaves all loading to DeepSpeed
         load_trained(session.routed, checkpoint)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if callback.stopped and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of {name}")
+    end_reporting(config)
     log = trainer.state.log_history
     if trainer.is_deepspeed_enabled:
         session = _hand_over(session, run, stage, trainer, dataset)
+    _refuse_diverged(session, run, stage, trainer, dataset)
     finish_stage(session, run, stage, log, dataset)
     if callback.stopped:  # the signal came in the last step
         raise Interrupted(f"stopped after {name}")
     return session
+
+
+def _refuse_diverged(session: Session, run: RunFolder, stage: Stage, trainer: MethodTrainer, dataset: Any) -> None:
+    """Raises UserError, in all processes, for a stage whose last steps destroyed it; it is kept, and not published."""
+    state, size = trainer.state, trainer.args.per_device_train_batch_size
+    found = diverged(session, _context(session, dataset), size, state.log_history)
+    if not anywhere(found is not None):
+        return
+    folder = run.state(stage_name(stage))
+    save_trained(session.routed, folder / "diverged")
+    raise UserError(
+        f"{stage_name(stage)}: diverged. After step {state.global_step} of {state.max_steps} "
+        f"{found or 'another process found it broken'}. It is not published; {folder} keeps what was trained (diverged) "
+        f"and its checkpoints. With another output=, {REMEDY}"
+    )
 
 
 def _hand_over(session: Session, run: RunFolder, stage: Stage, trainer: MethodTrainer, dataset: Any) -> Session:
@@ -229,10 +270,10 @@ def build_trainer(
     folder.mkdir(parents=True, exist_ok=True)
     if config.train.gradient_checkpointing:
         session.core.llava.gradient_checkpointing_enable({"use_reentrant": False})
-    args = arguments(config, stage, folder, session.core.llava.device, session.core.llava.dtype)
+    args = arguments(config, stage, len(dataset), folder, session.core.llava.device, session.core.llava.dtype)
     batch, _ = stage_plan(config, stage)
     lengths = dataset.modality_lengths if config.train.group_by_modality_length else [1] * len(dataset)
-    callback = RunCallback(session.method, folder / "trainer_log.jsonl", config.train.engine)
+    callback = RunCallback(session.method, folder / "trainer_log.jsonl", config.train.engine, stage_name(stage))
     trainer = MethodTrainer(
         session.routed,
         args,
@@ -242,6 +283,7 @@ def build_trainer(
         data_collator=Collator(side="right"),
         callbacks=[callback],
     )
+    begin_reporting(config, stage_name(stage), trainer.callback_handler.callbacks)
     return trainer, callback
 
 
@@ -280,10 +322,16 @@ def _context(session: Session, dataset: Any) -> Any:
     def features(batch: dict) -> Any:
         return session.routed.features(batch, session.routed.see(batch))
 
+    def forward(batch: dict) -> Any:
+        """In the arithmetic of training, whether or not an earlier trainer left the model wrapped in an autocast."""
+        dtype = session.core.llava.dtype
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return session.routed(**batch)
+
     return session.context(
         train_data=dataset,
         loader=loader,
         features=features,
-        forward=lambda batch: session.routed(**batch),
+        forward=forward,
         **_data(session),
     )

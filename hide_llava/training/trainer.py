@@ -5,22 +5,30 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
-from torch.utils.data import Sampler
+from torch.utils.data import DataLoader, Sampler
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import SCHEDULER_NAME
+from transformers.trainer_utils import seed_worker
 
 from hide_llava.adapters.route import Route
+from hide_llava.data.sampler import GlobalBatches, StandIns
 from hide_llava.errors import UserError
+from hide_llava.methods.base import Method
 from hide_llava.methods.checks import checked_terms
 from hide_llava.methods.routed import RoutedLlava
+from hide_llava.progress import Progress
 from hide_llava.storage import writing
 from hide_llava.training.checkpoint import load_trained, mark_complete, rotate, save_trained
-from hide_llava.training.engines import anywhere
+from hide_llava.training.engines import anywhere, over_processes
+
+REMEDY = "lower train.learning_rate, set train.max_grad_norm, or use bf16 instead of fp16."
 
 
 class MethodTrainer(Trainer):
@@ -37,17 +45,33 @@ class MethodTrainer(Trainer):
         self.model_accepts_loss_kwargs = True  # our forward hands num_items_in_batch to LLaVA's own loss
 
     # ---- data and optimizer ----------------------------------------------------------------------------------------
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        return self.sampler
+    def get_train_dataloader(self) -> DataLoader:
+        """This process's share of every global batch, cut by ourselves: accelerate has nothing left to distribute."""
+        args = self.args
+        sizes = (args.per_device_train_batch_size, args.gradient_accumulation_steps, args.world_size)
+        self.batches = GlobalBatches(self.sampler, *sizes, args.process_index)
+        loader = DataLoader(
+            StandIns(self.train_dataset),
+            batch_sampler=self.batches,
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
+        )
+        return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """One group per group of `method.params()`; weight decay on all of them (adapters have no bias or norm)."""
+        """One group per group of `method.params()`, in two where weights decay: biases (of the projector) never do."""
         if self.optimizer is None:
             cls, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.routed)
-            groups = []
+            groups, decay = [], self.args.weight_decay
+            biases = {id(p) for name, p in self.routed.named_parameters() if decay and name.endswith("bias")}
             for group in self.method.params():
                 lr = self.lrs[group["lr"]] if isinstance(group["lr"], str) else group["lr"]
-                groups.append({"params": group["params"], "lr": lr, "weight_decay": self.args.weight_decay})
+                kept = [p for p in group["params"] if id(p) in biases]
+                rest = [p for p in group["params"] if id(p) not in biases]
+                parts = [(rest, decay), (kept, 0.0)]
+                groups += [{"params": part, "lr": lr, "weight_decay": share} for part, share in parts if part]
             self.optimizer = cls(groups, **kwargs)
             self.routed.trained = [p for group in groups for p in group["params"]]
         return self.optimizer
@@ -64,30 +88,44 @@ class MethodTrainer(Trainer):
     ) -> Any:
         """Cross-entropy as the Trainer normalises it, plus the method's terms.
 
-        The Trainer divides the cross-entropy by the tokens of the whole accumulated batch, and so not again by the
-        number of accumulation steps; a method's term is a mean over its micro-batch, so it is divided here.
+        The Trainer divides the cross-entropy by the tokens of the whole global batch and takes it times the processes,
+        whose gradients are averaged. A method's term is a mean over its micro-batch, so it gets the share that the rows
+        of the micro-batch have of the global batch. A method does not see a row that stands in for none.
         """
         loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
+        terms: dict[str, Tensor] = {}
+        if rows := sum(inputs["counts"]):
+            terms = self._terms(inputs, output)
+            micro_batches = self.batches.rows(self.state.global_step) / (rows * self.args.world_size)
+            for name, term in terms.items():
+                share = term / micro_batches
+                self.terms[name] = self.terms.get(name, 0.0) + float(share.detach())
+                loss = loss + share.to(loss.dtype)
+        else:  # DDP and ZeRO-2 wait for a gradient of every parameter, also of those that only a term uses
+            loss = loss + 0.0 * sum(p.sum() for p in self.routed.trained if not hasattr(p, "ds_id"))
         if not torch.isfinite(loss):
-            raise UserError(
-                f"the loss is {loss.item()} at step {self.state.global_step + 1} (records {', '.join(inputs['ids'][:4])}"
-                "); lower train.learning_rate, set train.max_grad_norm, or use bf16 instead of fp16."
-            )
-        terms = checked_terms(self.method, self.method.loss(output, inputs, output.features))
-        for name, term in terms.items():
-            share = term / self.current_gradient_accumulation_steps
-            self.terms[name] = self.terms.get(name, 0.0) + float(share.detach())
-            loss = loss + share.to(loss.dtype)
+            raise UserError(self._diverged(float(loss.detach()), terms, inputs["ids"]))
         return (loss, output) if return_outputs else loss
+
+    def _terms(self, inputs: dict, output: Any) -> dict[str, Tensor]:
+        """The method's terms, in the parameters' own precision whatever engine or wrapper set up an autocast."""
+        with torch.autocast(self.args.device.type, enabled=False):
+            return checked_terms(self.method, self.method.loss(output, inputs, output.features))
+
+    def _diverged(self, loss: float, terms: dict[str, Tensor], ids: list[Any]) -> str:
+        named = ", ".join(str(i) for i in ids[:4] if i is not None)
+        records = f"records {named}" if named else "records without an id"
+        parts = "".join(f"; its term {name}: {float(term.detach()):g}" for name, term in terms.items())
+        return f"the loss is {loss:g} at step {self.state.global_step + 1} ({records}{parts}); {REMEDY}"
 
     def _clip_grad_norm(self, model: Any) -> Any:
         """Of what trains; to look through all frozen experts for gradients takes longer with every task."""
         return self.accelerator.clip_grad_norm_(self.routed.trained, self.args.max_grad_norm)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self.terms:
+        if "loss" in logs and type(self.method).loss is not Method.loss:
             steps = max(1, self.args.logging_steps)
-            logs = {**logs, **{f"loss/{name}": value / steps for name, value in self.terms.items()}}
+            logs = {**logs, **{f"loss/{name}": value / steps for name, value in over_processes(self.terms).items()}}
             self.terms = {}
         super().log(logs, start_time)
 
@@ -115,18 +153,32 @@ class MethodTrainer(Trainer):
         else:
             super()._save_optimizer_and_scheduler(output_dir)
 
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        try:
+            super()._load_optimizer_and_scheduler(checkpoint)
+        except ValueError as error:  # torch: other parameter groups, as of a version before biases had their own
+            raise UserError(
+                f"{checkpoint}: its optimizer state does not fit ({' '.join(str(error).split())}); delete "
+                f"{Path(checkpoint).parent} to start this task again."
+            ) from None
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         load_trained(self.routed, Path(resume_from_checkpoint))
 
 
 class RunCallback(TrainerCallback):
-    """Live log, completeness mark of checkpoints, the method's gradient hook, and a clean stop on SIGTERM / SIGUSR1."""
+    """Progress, log file, completeness mark of checkpoints, the method's hooks, and a clean stop on SIGTERM / SIGUSR1."""
 
-    def __init__(self, method: Any, log_file: Path, engine: str):
+    def __init__(self, method: Any, log_file: Path, engine: str, name: str):
         self.method, self.log_file, self.engine, self.stopped = method, log_file, engine, False
+        self.name = name  # of the stage
         self._before: dict[int, Any] = {}
+        self._progress: Progress | None = None
 
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.is_world_process_zero and 0 < state.global_step < state.max_steps:
+            print(f"{self.name}: going on at step {state.global_step + 1} of {state.max_steps}", flush=True)
+        self._progress = Progress(self.name, state.max_steps, "step", state.global_step)
         for number in (signal.SIGTERM, signal.SIGUSR1):
             try:
                 self._before[number] = signal.signal(number, lambda *_: setattr(self, "stopped", True))
@@ -134,6 +186,7 @@ class RunCallback(TrainerCallback):
                 return
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self._progress.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
@@ -164,7 +217,7 @@ class RunCallback(TrainerCallback):
     ) -> None:
         if not state.is_world_process_zero or not logs:
             return
-        if args.disable_tqdm and "loss" in logs and state.global_step % max(1, state.max_steps // 5) == 0:
-            print(f"  step {state.global_step}/{state.max_steps}  loss {float(logs['loss']):.4f}", flush=True)
+        if "loss" in logs:
+            self._progress.at(state.global_step, f"loss {float(logs['loss']):.4f}")
         with writing(self.log_file), open(self.log_file, "a", encoding="utf-8") as file:
             file.write(json.dumps({"step": state.global_step, **logs}) + "\n")

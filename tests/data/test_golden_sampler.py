@@ -4,8 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils.data import BatchSampler
 
-from hide_llava.data.sampler import ModalityLengthSampler
+from hide_llava.data.sampler import GlobalBatches, ModalityLengthSampler
 from hide_llava.errors import UserError
 
 
@@ -87,3 +88,42 @@ def test_bad_arguments():
         ModalityLengthSampler([3, 0], 1)
     with pytest.raises(UserError, match="positive"):
         ModalityLengthSampler([3], 0)
+
+
+# ------------------------------------------------------------------------------------------------------ global batches
+
+LAYOUTS = [(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4), (3, 2, 3)]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("count", [1, 2, 7, 8, 9, 10, 11, 18, 25])
+def test_every_sample_once_in_its_global_batch(count: int, layout: tuple[int, int, int]):
+    """The same samples in the same steps in every layout; who has none takes part with a stand-in."""
+    per_device, accumulation, world = layout
+    lengths = [(-1) ** (i % 3 == 0) * (i % 5 + 1) for i in range(count)]
+    parts = []
+    for rank in range(world):
+        order = ModalityLengthSampler(lengths, per_device * accumulation, world, 7)
+        parts.append(GlobalBatches(order, per_device, accumulation, world, rank))
+        parts[-1].set_epoch(2)
+    taken, expected = [list(part) for part in parts], list(parts[0].order)
+    assert {len(micro) for micro in taken} == {len(parts[0])}
+    size = per_device * accumulation * world
+    for step, at in enumerate(range(0, count, size)):
+        micro = [m for part in taken for m in part[step * accumulation : (step + 1) * accumulation]]
+        real = [i for m in micro for i in m if i >= 0]
+        assert sorted(real) == sorted(expected[at : at + size]) and parts[0].rows(step) == len(real)
+        assert all(m and (min(m) >= 0 or len(m) == 1) for m in micro)
+        assert micro[0][0] >= 0  # the first process always has a sample
+    assert parts[0].rows(parts[0].steps) == parts[0].rows(0)  # the next epoch
+    if world == 1:
+        assert taken[0] == list(BatchSampler(expected, per_device, False))
+
+
+def test_the_content_of_a_step_does_not_depend_on_the_layout():
+    lengths = [(-1) ** (i % 4 == 0) * (i % 7 + 1) for i in range(45)]
+    found = set()
+    for per_device, accumulation, world in LAYOUTS[:-1]:
+        order = list(ModalityLengthSampler(lengths, per_device * accumulation, world, 3))
+        found.add(tuple(tuple(sorted(order[at : at + 4])) for at in range(0, 45, 4)))
+    assert len(found) == 1

@@ -59,9 +59,9 @@ def in_both(methods: list[str]) -> list:
     return [pytest.param(m, dtype, marks=pytest.mark.xdist_group(m)) for m, dtype in pairs]
 
 
-def make_world(folder: Path) -> Path:
-    """The tiny world, with a preset of each method that lives in the tests."""
-    write_world(folder)
+def make_world(folder: Path, train: int = 8) -> Path:
+    """The tiny world with `train` records a task, and a preset of each method that lives in the tests."""
+    write_world(folder, train)
     for name in REGISTRY:
         if name.startswith("test_"):
             (folder / f"{name}.yaml").write_text(f"method: {{name: {name}}}")

@@ -1,0 +1,131 @@
+"""The last global batch of an epoch holds what is left, and every layout learns the same from it; resumed inside any
+epoch, several processes go on with the batches that come next.
+
+`python -m tests.training.test_uneven FILE` runs what FILE lists: [[words, steps to stop after], …], under torchrun.
+"""
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hide_llava.cli import _quiet
+from hide_llava.config import compose
+from hide_llava.pipeline import run
+from hide_llava.training import sequence
+from hide_llava.training.sequence import Interrupted
+from tests.methods.test_contract import assert_same, tensors_of
+from tests.methods.test_two_processes import SGD
+from tests.tiny import arguments, configuration, write_world
+from tests.torchrun import launch
+
+RECORDS = 7  # in batches of four: a full one, and one of three
+STEPS = 3 * 2
+ONE_TASK = ("tasks=[task0]", "train.epochs=3", "method.dropout=0")
+DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
+RESUMED = ["lora", "hide", "ewc", *(["zero2"] if DEEPSPEED else [])]
+
+
+def stop_after(steps: list[int]) -> Any:
+    """Have every trainer stop, as after a signal, when it has done one of `steps`; the function that undoes it."""
+    build = sequence.build_trainer
+
+    def stopping(*args: Any) -> Any:
+        trainer, callback = build(*args)
+        end = callback.on_step_end
+
+        def on_step_end(arguments: Any, state: Any, control: Any, **rest: Any) -> Any:
+            callback.stopped = state.global_step in steps
+            return end(arguments, state, control, **rest)
+
+        callback.on_step_end = on_step_end
+        return trainer, callback
+
+    sequence.build_trainer = stopping
+    return lambda: setattr(sequence, "build_trainer", build)
+
+
+def train(words: list[str], stops: list[int]) -> None:
+    """To the end, with a new session after every stop."""
+    undo = stop_after(stops)
+    try:
+        for _ in range(len(stops) + 1):
+            try:
+                return run(compose(words), evaluate=False, report=False) and None
+            except Interrupted:
+                continue
+    finally:
+        undo()
+
+
+if __name__ == "__main__":
+    _quiet()
+    for words, stops in json.loads(Path(sys.argv[1]).read_text()):
+        train(words, stops)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_world(tmp_path_factory.mktemp("world"), RECORDS)
+
+
+def words(world: Path, name: str, output: Path, *more: str) -> list[str]:
+    method, engine = ("hide", "zero2") if name == "zero2" else (name, "ddp")
+    layout = (f"train.engine={engine}", "train.per_device_batch_size=2")
+    return arguments(world, method, output, *ONE_TASK, *layout, *more)
+
+
+@pytest.fixture(scope="module")
+def in_two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of two processes: undisturbed, stopped after every step, and stopped once inside the second epoch."""
+    folder = tmp_path_factory.mktemp("two")
+    jobs = []
+    for name in RESUMED:
+        every = list(range(1, STEPS)) if name != "zero2" else [3, 5]
+        for label, stops in (("whole", []), ("every", every), ("once", [3])):
+            jobs.append([words(world, name, folder / f"{name}-{label}"), stops])
+        jobs.append([words(world, name, folder / f"{name}-sgd", *SGD), []])
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    done = launch("tests.training.test_uneven", str(folder / "jobs.json"), seconds=600)
+    (folder / "error.txt").write_text(f"{done.returncode} {done.stderr[-3000:]}")
+    return folder
+
+
+@pytest.mark.xdist_group("deepspeed")
+@pytest.mark.parametrize("how", ["every", "once"])
+@pytest.mark.parametrize("name", RESUMED)
+def test_resumed_in_a_later_epoch_by_two_processes(name: str, how: str, in_two: Path) -> None:
+    """Killed after any step, the same batches follow: bit for bit."""
+    whole = tensors_of(in_two / f"{name}-whole")
+    assert whole, (in_two / "error.txt").read_text()
+    assert_same(tensors_of(in_two / f"{name}-{how}"), whole)
+
+
+@pytest.mark.xdist_group("deepspeed")
+@pytest.mark.parametrize("name", RESUMED)
+def test_two_processes_equal_one_through_uneven_epochs(name: str, world: Path, in_two: Path, tmp_path: Path) -> None:
+    train(words(world, "hide" if name == "zero2" else name, tmp_path / "run", *SGD), [])
+    assert_same(tensors_of(in_two / f"{name}-sgd"), tensors_of(tmp_path / "run"), atol=1e-6)
+
+
+@pytest.mark.parametrize("method", ["l2p", "branchlora", "llavac", "hide"])
+def test_layouts_of_an_uneven_batch(method: str, world: Path, tmp_path: Path) -> None:
+    """A term of a method is a mean over a micro-batch: each weighs as many rows as it has, in training and in the log."""
+    plain = ("train.epochs=1", *(("method.dropout=0",) if method in ("branchlora", "llavac", "hide") else ()))
+    found = []
+    for size in (4, 2, 1):
+        folder = tmp_path / str(size)
+        layout = ("tasks=[task0,task1]", f"train.per_device_batch_size={size}")
+        run(configuration(world, method, folder, *plain, *layout), evaluate=False, report=False)
+        logs = [json.loads(x) for f in sorted(folder.glob("stages/*/trainer_log.jsonl")) for x in f.open()]
+        found.append((tensors_of(folder), [{k: v for k, v in row.items() if k.startswith("loss")} for row in logs]))
+    for tensors, logs in found[1:]:
+        assert_same(tensors, found[0][0], atol=2e-5)
+        for one, two in zip(logs, found[0][1], strict=True):
+            assert one == pytest.approx(two, rel=2e-4, abs=1e-4)
+    assert torch.isfinite(torch.tensor([v for row in found[0][1] for v in row.values()])).all()
