@@ -12,3 +12,11 @@ class UserError(Exception):
         if message.startswith("Caught UserError in "):
             message = message.rsplit("hide_llava.errors.UserError: ", 1)[-1].strip()
         super().__init__(message)
+
+
+class BadRecord(UserError):
+    """A record that cannot be trained on or asked. `kind`: a few words, by which such records are counted."""
+
+    def __init__(self, message: str = "", kind: str = "other"):
+        super().__init__(message)
+        self.kind = kind
