@@ -10,10 +10,10 @@ from typing import Any
 import torch
 
 from hide_llava.adapters.anchors import is_main
-from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.config import RunConfig, TaskConfig, as_begun
 from hide_llava.errors import UserError
 from hide_llava.evaluation.cells import evaluate_cell
-from hide_llava.evaluation.questions import generation_settings, question_file
+from hide_llava.evaluation.questions import as_stored, generation_settings, question_file
 from hide_llava.methods.base import Stage, method_class
 from hide_llava.preflight import preflight
 from hide_llava.storage import check_stage, read_json, sha256, stage_hash
@@ -101,7 +101,7 @@ class Pipeline:
         folder = self.run.cell(stage, task.id)
         if not (folder / "score.json").is_file():
             return False
-        stored, settings = read_json(folder / "score.json"), generation_settings(self.config, task)
+        stored, settings = as_stored(read_json(folder / "score.json")), generation_settings(self.config, task)
         same = all(stored.get(k) == v for k, v in settings.items()) and stored.get("weights_sha256") == weights
         if not same and weights is not None:
             check_stage(self.run.stage(stage))
@@ -132,6 +132,9 @@ def run(
     if train:
         check_engine(config, method_class(config.method["name"]))
     start_processes(config)
+    config, taken = as_begun(config)
+    if taken:
+        say(f"this run was begun before these keys existed and goes on as it did: {', '.join(taken)}")
     for warning in preflight(config, train, evaluate):
         say(f"warning: {warning}")
     with RunFolder(config.run_folder()).lock() if is_main() else contextlib.nullcontext():

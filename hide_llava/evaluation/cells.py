@@ -18,6 +18,7 @@ from hide_llava.data.dataset import QuestionDataset
 from hide_llava.errors import UserError
 from hide_llava.evaluation.batches import automatic_batch_size, within_memory
 from hide_llava.evaluation.questions import (
+    as_stored,
     generation_settings,
     mix_answers,
     question_file,
@@ -44,7 +45,7 @@ def keep_settings(folder: Path, settings: dict[str, Any]) -> None:
     file = folder / "settings.json"
     stored = next((f for f in (file, folder / "score.json") if f.is_file()), None)
     if parts(folder) and stored is not None:
-        old = read_json(stored)
+        old = as_stored(read_json(stored))
         differing = [k for k in settings if old.get(k) != settings[k]]
         if differing:
             listed = "; ".join(
@@ -88,7 +89,8 @@ def answer(
     routing = "reference" if "zero_image" in session.method.needs else "question"
     questions = with_suffix(questions, settings["prompt_suffix"])
     data = QuestionDataset(questions, images, session.loaded.tokenizer, session.loaded.transform(
-        settings["image_transform"]), session.loaded.image_tokens, routing)  # fmt: skip
+        settings["image_transform"]), session.loaded.image_tokens, routing,
+        settings["image_orientation"])  # fmt: skip
     order = sorted(range(len(questions)), key=lambda i: (-len(questions[i]["text"]), i))
     longest = max((len(q["text"]) for q in questions), default=0)  # characters: more than tokens
     length = session.loaded.image_tokens + longest + settings["max_new_tokens"]
