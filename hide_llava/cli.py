@@ -122,12 +122,15 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     sub = verb("preview", commands.preview, "Token ids and labels of training records, as the trainer sees them.",
-               "hide-llava preview --data train.json --images DIR --model llava-v1.5-7b --clip CLIP")  # fmt: skip
-    sub.add_argument("--data", required=True)
-    sub.add_argument("--images", required=True)
-    sub.add_argument("--model", required=True)
+               "hide-llava preview benchmark=mini-ucit tasks=[iconqa] model=mini --limit 3\n"
+               "  hide-llava preview --data train.json --images DIR --model llava-1.5-7b")  # fmt: skip
+    sub.add_argument("overrides", nargs="*", metavar="key=value", help="a benchmark's training files, in place of --data")
+    sub.add_argument("--data", default=None)
+    sub.add_argument("--images", default=None)
+    sub.add_argument("--model", default=None, help="a model folder, or a name of `ls models`")
     sub.add_argument("--clip", default=None, help="CLIP folder, for an original-format model")
-    sub.add_argument("--max-length", type=positive, default=2048)
+    sub.add_argument("--max-length", type=positive, default=None, help="default: train.max_length, 2048")
+    sub.add_argument("--label-masks", default=None, choices=["exact", "reference"], help="default: train.label_masks, exact")
     sub.add_argument("--limit", type=positive, default=None, help="only the first N records")
     sub.add_argument("--json", action="store_true", help="JSON lines instead of readable text")
 

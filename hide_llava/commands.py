@@ -116,11 +116,37 @@ def score(args: argparse.Namespace) -> None:
 
 
 def preview(args: argparse.Namespace) -> None:
+    from hide_llava.benchmarks.prepare import prepare
+    from hide_llava.config import names
     from hide_llava.data.preview import preview
+    from hide_llava.model.load import resolve
+    from hide_llava.training.sequence import image_root, train_file
 
-    for line in preview(Path(args.data), Path(args.images), Path(args.model), args.clip and Path(args.clip),
-                        args.max_length, args.limit, args.json):  # fmt: skip
-        print(line)
+    named = (args.data, args.images, args.model)
+    if args.overrides and (args.data or args.images):
+        raise UserError("preview takes --data and --images, or benchmark=; not both.")
+    if not args.overrides and None in named:
+        raise UserError("preview needs --data, --images and --model, or benchmark= and model=.")
+    words = args.overrides or ["benchmark=ucit"]  # of which only the recipe's defaults are read
+    model, clip = (Path(value) if value else None for value in (args.model, args.clip))
+    if args.model in names("model") and not model.is_dir():
+        words, model = [*words, f"model={args.model}"], None
+    config = _compose_data(words)
+    if args.overrides:
+        prepare(config)
+    if model is None:
+        model = resolve(config.model.path, config.model_folder())
+        clip = clip or resolve(config.model.clip, config.model_folder())
+    files = [(Path(args.data), Path(args.images))] if args.data else [
+        (train_file(config, i), image_root(config, task))
+        for i, task in enumerate(config.benchmark.tasks) if task.train is not None
+    ]  # fmt: skip
+    for data, images in files:
+        if len(files) > 1 and not args.json:
+            print(f"══ {data}")
+        for line in preview(data, images, model, clip, args.max_length or config.train.max_length, args.limit, args.json,
+                            args.label_masks or config.train.label_masks):  # fmt: skip
+            print(line)
 
 
 def doctor(args: argparse.Namespace) -> None:

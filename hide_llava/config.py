@@ -11,10 +11,12 @@ import contextlib
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -90,12 +92,43 @@ def read_yaml(path: Path) -> dict:
     if not path.is_file():
         raise UserError(f"{path}: no such configuration file.")
     try:
-        tree = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception as error:
+        tree = parse_yaml(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())}).") from None
     if not isinstance(tree, dict):
         raise UserError(f"{path}: expected a mapping at the top level.")
     return tree
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """YAML 1.2's plain values: 010 is no octal 8, 1:30 no 90, on and no are words; a key may not occur twice."""
+
+    yaml_implicit_resolvers: dict = {}
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict:
+        written = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((key for key in written if written.count(key) > 1 and key != "<<"), None)
+        if twice is not None:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{twice}' occurs twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+# (tag, what a plain value of it looks like, its first characters). Every other plain value is text, which a field of a
+# number or a truth value still converts: seed: 010 is ten, yes is true.
+for _tag, _form, _first in (
+    ("bool", r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    ("int", r"[-+]?(0|[1-9][0-9]*)", "-+0123456789"),
+    ("float", r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[-+]?[0-9]+[eE][-+]?[0-9]+|[-+]?\.(inf|Inf|INF)|"
+              r"\.(nan|NaN|NAN)", "-+.0123456789"),
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("merge", r"<<", "<"),
+):  # fmt: skip
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), list(_first))
+
+
+def parse_yaml(text: str) -> Any:
+    """A YAML text, or the value of `key=value`, with the plain values of YAML 1.2. Raises yaml.YAMLError, ValueError."""
+    return yaml.load(text, Loader=_Loader)
 
 
 def _group_file(group: str, name: str) -> Path:
@@ -233,7 +266,9 @@ def _parse_overrides(overrides: list[str]) -> tuple[dict[str, str], dict]:
             chosen[key] = value
         else:
             try:
-                one = OmegaConf.to_container(OmegaConf.from_dotlist([item]))
+                one = OmegaConf.create()
+                OmegaConf.update(one, key, parse_yaml(value))
+                one = OmegaConf.to_container(one)
             except Exception:
                 raise UserError(f"'{item}': the value cannot be read as YAML.") from None
             tree = OmegaConf.to_container(OmegaConf.merge(tree, one))
@@ -416,10 +451,29 @@ def from_yaml(path: Path, overrides: list[str] | None = None) -> RunConfig:
     return finish(_merge(config, tree, "command line")) if tree else stored
 
 
+def as_begun(config: RunConfig) -> tuple[RunConfig, list[str]]:
+    """`config` for a run that may have been begun before some keys existed: there they mean what was done then.
+
+    Returns the configuration and what was taken over, as key=value.
+    """
+    path = config.run_folder() / "config.yaml"
+    taken = {key: BEFORE[key] for key in (_unstated(read_yaml(path)) if path.is_file() else ())}
+    taken = {key: value for key, value in taken.items() if _get(config, key) != value}
+    for key, value in taken.items():
+        section, name = key.split(".")
+        setattr(getattr(config, section), name, value)
+    return config, [f"{key}={value}" for key, value in taken.items()]
+
+
 def _unstated(tree: dict) -> list[str]:
     """The keys of BEFORE that a stored configuration does not have."""
     sections = {key: tree.get(key.split(".")[0]) for key in BEFORE}
     return [key for key, held in sections.items() if isinstance(held, dict) and key.split(".")[1] not in held]
+
+
+def _get(config: RunConfig, key: str) -> Any:
+    section, name = key.split(".")
+    return getattr(getattr(config, section), name)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,14 @@ class UserError(Exception):
         super().__init__(message)
 
 
+class BadRecord(UserError):
+    """A record that cannot be trained on or asked. `kind`: a few words, by which such records are counted."""
+
+    def __init__(self, message: str = "", kind: str = "other"):
+        super().__init__(message)
+        self.kind = kind
+
+
 class Interrupted(BaseException):
     """SIGTERM or SIGUSR1 arrived; the state is saved and the same command goes on from it.
 

@@ -11,7 +11,7 @@ import torch
 
 from hide_llava.adapters.anchors import is_main
 from hide_llava.adapters.folding import ENOUGH
-from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.config import RunConfig, TaskConfig, as_begun
 from hide_llava.distributed import on_main
 from hide_llava.errors import UserError
 from hide_llava.evaluation.binding import answered_with, differences, refuse_other, scored_with, stored_settings
@@ -208,6 +208,9 @@ def run(
     if train:
         check_engine(config, method_class(config.method["name"]))
     start_processes(config)
+    config, taken = as_begun(config)
+    if taken:
+        say(f"this run was begun before these keys existed and goes on as it did: {', '.join(taken)}")
     for warning in preflight(config, train, evaluate):
         say(f"warning: {warning}")
     with RunFolder(config.run_folder()).lock() if is_main() else contextlib.nullcontext():

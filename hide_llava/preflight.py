@@ -12,6 +12,7 @@ from transformers.training_args import OptimizerNames
 from hide_llava.adapters.anchors import is_main
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.data.dataset import check_place
 from hide_llava.data.records import load_records
 from hide_llava.errors import UserError
 from hide_llava.evaluation.questions import (
@@ -69,9 +70,7 @@ def _check_files(config: RunConfig, training: list[Path], asked: list[TaskConfig
     for task in asked:
         metric, references = get(task.metric), reference_file(config, task)
         wanted += [*question_files(config, task), *(f for f in (references, legacy_file(config, task)) if f is not None)]
-        if metric.needs == "coco" and references is None:
-            key = "references" if config.eval.split == "test" else "val_references"
-            raise UserError(f"task '{task.id}': metric {metric.name} needs a file of references; set its '{key}'.")
+        check_references(config, task)
         metric.check(score_options(config, task))
     missing = [str(f) for f in wanted if not f.exists()]
     if missing:
@@ -81,11 +80,36 @@ def _check_files(config: RunConfig, training: list[Path], asked: list[TaskConfig
         )
 
 
+def check_references(config: RunConfig, task: TaskConfig) -> None:
+    """Raises UserError for a task whose metric reads references from a file that the benchmark does not name."""
+    metric = get(task.metric)
+    if metric.needs == "coco" and reference_file(config, task) is None:
+        key = "references" if config.eval.split == "test" else "val_references"
+        raise UserError(f"task '{task.id}': metric {metric.name} needs a file of references; set its '{key}'.")
+
+
+def join_questions(config: RunConfig, task: TaskConfig) -> tuple[list[dict[str, Any]], int]:
+    """The questions that are asked, and how many their file holds, after joining them with their references as scoring will.
+
+    Raises:
+        UserError: whatever would stop the evaluation, except missing images.
+    """
+    questions, in_file = read_questions(config, task)
+    for question in questions:
+        check_place(question)
+    with_suffix(questions, generation_settings(config, task)["prompt_suffix"])
+    try:
+        check_scoring(config, task, questions, in_file)
+    except UserError as error:
+        raise UserError(f"task '{task.id}': {error}") from None
+    return questions, in_file
+
+
 def _check_training(config: RunConfig, index: int) -> list[str]:
     """Read a training file once: a damaged file of the last task is no surprise after days of training."""
     task, file = config.benchmark.tasks[index], train_file(config, index)
     root = image_root(config, task)
-    records = load_records(file, root)
+    records = load_records(file, root, on_bad="error" if config.train.on_bad_sample == "error" else "keep")
     if config.train.on_bad_sample == "error":
         for i, record in enumerate(records.select(range(min(LOOKED_AT, len(records))))):
             where = f"{file}: record {i} (id {json.loads(record['id'])!r})"
@@ -94,18 +118,12 @@ def _check_training(config: RunConfig, index: int) -> list[str]:
 
 
 def _check_questions(config: RunConfig, task: TaskConfig) -> list[str]:
-    """Read the questions and join them with their references, as scoring will."""
-    questions, in_file = read_questions(config, task)
+    questions, in_file = join_questions(config, task)
     root = image_root(config, task, test=True)
     for question in questions[:LOOKED_AT]:
         where = f"{named_files(config, task)}: question {question['question_id']!r}"
         _check_image(root, question.get("image"), where, "set images or test_images of the task")
     settings = generation_settings(config, task)
-    with_suffix(questions, settings["prompt_suffix"])
-    try:
-        check_scoring(config, task, questions, in_file)
-    except UserError as error:
-        raise UserError(f"task '{task.id}': {error}") from None
     warnings = _count_warning(task, "question file", in_file, task.n_test if config.eval.split == "test" else None)
     if settings["protocol"] == "legacy":
         warnings.append(

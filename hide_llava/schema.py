@@ -82,6 +82,7 @@ class BenchmarkConfig:
     generated: bool = False  # the embedded benchmark: written under data_root on first use
     defaults: dict[str, str] = field(default_factory=dict)  # model, train: what is taken when none is named
     image_transform: str = "pad"  # pad | crop
+    image_orientation: str = "exif"  # exif: turned as the camera noted | ignore: as stored, as LLaVA's code reads them
     max_new_tokens: int = 128
     tasks: list[TaskConfig] = field(default_factory=list)
     general: list[TaskConfig] = field(default_factory=list)  # never trained, asked after every stage: general ability
@@ -109,6 +110,7 @@ class TrainConfig:
     group_by_modality_length: bool = True
     num_workers: int = 4
     on_bad_sample: str = "error"  # error | skip
+    label_masks: str = "exact"  # exact | reference: answers are searched for in the text, as the published code does
     save_steps: int = 100
     logging_steps: int = 1
     report_to: str = "none"
@@ -182,16 +184,18 @@ CHOICES = {
     "model.quantization": ("none", "4bit", "8bit"),
     "train.adapter_dtype": ("float32", "bfloat16"),
     "benchmark.image_transform": ("pad", "crop"),
+    "benchmark.image_orientation": ("exif", "ignore"),
     "eval.image_transform": (None, "pad", "crop"),
     "eval.split": ("test", "val"),
     "eval.protocol": ("clean", "legacy"),
     "train.warmup": ("whole_steps", "reference"),
     "train.on_bad_sample": ("error", "skip"),
+    "train.label_masks": ("exact", "reference"),
     "train.engine": ("ddp", "zero2", "zero3", "zero3-offload"),
     "caption.tokenizer": ("ptb", "python"),
 }
 # What a run did that was begun before the key existed: its config.yaml does not say it.
-BEFORE = {"train.warmup": "reference"}
+BEFORE = {"benchmark.image_orientation": "ignore", "train.label_masks": "reference", "train.warmup": "reference"}
 # Keys of a task that stand above the training recipe's of the same name.
 TASK_RECIPE = ("epochs", "global_batch_size")
 SECTIONS = {

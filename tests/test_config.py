@@ -16,6 +16,7 @@ from hide_llava.config import (
     flatten,
     from_yaml,
     names,
+    parse_yaml,
     to_yaml,
 )
 from hide_llava.errors import UserError
@@ -324,3 +325,73 @@ def test_folders_come_from_the_configuration_then_the_environment(monkeypatch: p
     assert ucit("model_root=/other", "data_root=/d").model_folder() == Path("/other")
     monkeypatch.setenv("HIDE_DATA", "/env")
     assert ucit().data_folder() == Path("/env") and ucit("data_root=/d").data_folder() == Path("/d")
+
+
+# ------------------------------------------------------------------------------------------------------ plain YAML values
+
+
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        ("seed=010", "seed", 10),  # YAML 1.1: octal 8
+        ("seed=08", "seed", 8),
+        ("seed=1_000", "seed", 1000),
+        ("seed=+5", "seed", 5),
+        ("seed='7'", "seed", 7),
+        ("method.rank=010", "method.rank", 10),
+        ("train.max_steps=-1", "train.max_steps", -1),
+        ("train.learning_rate=2e-4", "train.learning_rate", 2e-4),
+        ("train.learning_rate=1E-4", "train.learning_rate", 1e-4),
+        ("train.learning_rate=.5", "train.learning_rate", 0.5),
+        ("train.gradient_checkpointing=no", "train.gradient_checkpointing", False),
+        ("train.gradient_checkpointing=on", "train.gradient_checkpointing", True),
+        ("output=2024-01-01", "output", "2024-01-01"),  # YAML 1.1: a date, which no field takes
+        ("output=010", "output", "010"),
+        ("output=no", "output", "no"),  # YAML 1.1: False
+        ("output=1:30", "output", "1:30"),  # YAML 1.1: 90
+        ("limit=null", "limit", None),
+        ("limit=~", "limit", None),
+    ],
+)
+def test_plain_values_are_what_they_look_like(write, word: str, key: str, value: object) -> None:
+    section, _, name = key.rpartition(".")
+    text = word.partition("=")[2]
+    assert flatten(dataclasses.asdict(ucit(word)))[key] == value
+    body = f"{section}: {{{name}: {text}}}" if section else f"{name}: {text}"
+    tree = parse_yaml(f"{body}\n")
+    assert (tree[section] if section else tree)[name] == parse_yaml(text)
+
+
+@pytest.mark.parametrize("word", ["seed=1:30", "seed=0x10", "seed=0o10", "seed=1e1", "method.rank=1:30"])
+def test_other_notations_of_numbers_are_refused(word: str) -> None:
+    assert word.partition("=")[0] in refusal(word)
+
+
+def test_words_as_ids_of_tasks(write) -> None:
+    tasks = "[{id: on, title: 1.0e1, test: t.json, metric: exact_upper}, {id: 010, title: T, test: t.json, metric: exact_upper}]"
+    file = write("bench.yaml", f"benchmark:\n  name: no\n  tasks: {tasks}\n")
+    config = compose([f"benchmark={file}", "method=zero_shot", "model=mini", "tasks=[010, on]"])
+    assert config.benchmark.name == "no" and [task.id for task in config.benchmark.tasks] == ["on", "010"]
+    assert from_yaml(write("config.yaml", to_yaml(config))) == config
+
+
+def test_a_key_that_occurs_twice_is_refused(write) -> None:
+    file = write("twice.yaml", "train:\n  name: t\n  epochs: 1\n  epochs: 2\n")
+    assert "the key 'epochs' occurs twice" in refusal(f"train={file}")
+
+
+def test_a_configuration_stored_before_a_key_existed_means_what_was_done_then(write) -> None:
+    assert (ucit().benchmark.image_orientation, ucit().train.label_masks) == ("ignore", "exact")  # ucit says ignore
+    assert RunConfig().benchmark.image_orientation == "exif"
+    text = to_yaml(ucit("benchmark.image_orientation=exif"))
+    old = "\n".join(line for line in text.splitlines() if "image_orientation" not in line and "label_masks" not in line)
+    stored = from_yaml(write("config.yaml", old))
+    assert (stored.benchmark.image_orientation, stored.train.label_masks) == ("ignore", "reference")
+    new = from_yaml(write("new.yaml", text))
+    assert (new.benchmark.image_orientation, new.train.label_masks) == ("exif", "exact")
+
+
+@pytest.mark.parametrize("name", names("benchmark"))
+def test_published_benchmarks_read_pictures_as_they_are_stored(name: str) -> None:
+    config = compose([f"benchmark={name}", "method=zero_shot", "model=llava-1.5-7b"])
+    assert config.benchmark.image_orientation == ("exif" if config.benchmark.generated else "ignore")

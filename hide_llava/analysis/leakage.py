@@ -14,6 +14,7 @@ their path did not find.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from array import array
 from collections.abc import Mapping
@@ -31,8 +32,8 @@ from hide_llava.audit.scan import Place
 from hide_llava.audit.texts import bare_question, questions_of
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig
-from hide_llava.data.records import stream
-from hide_llava.errors import UserError
+from hide_llava.data.records import picture_of, stream
+from hide_llava.errors import BadRecord, UserError
 from hide_llava.results.comparison import last_cell
 from hide_llava.results.run_reader import Run
 
@@ -173,9 +174,10 @@ def read(file: Path, place: Place | None, data_folder: Path | None = None) -> As
     for count, record in enumerate(records, 1):
         if not isinstance(record, Mapping):
             raise UserError(f"{file}: record {count - 1} is not an object; run `hide-llava check` on the file.")
-        key = NONE
-        if isinstance(record.get("image"), str):
-            path = record["image"]
+        key, path = NONE, None
+        with contextlib.suppress(BadRecord):  # of another form; its questions are compared all the same
+            path = picture_of(record)
+        if path is not None:
             if place is not None:  # the folder may say which collection it is
                 path = os.path.relpath(place.images / path, data_folder)
             key = image_key(path, "mix" if place is None else "task")

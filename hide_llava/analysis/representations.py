@@ -60,7 +60,7 @@ def batches(session: Session, probe: Probe, size: int) -> Iterator[dict[str, Any
     data = QuestionDataset(
         with_suffix(probe.questions, settings["prompt_suffix"]), image_root(session.config, probe.task, test=True),
         session.loaded.tokenizer, session.loaded.transform(settings["image_transform"]), session.loaded.image_tokens,
-        routing,
+        routing, settings["image_orientation"],
     )  # fmt: skip
     device = session.core.llava.device
     for batch in DataLoader(data, batch_size=size, collate_fn=Collator(side="left")):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict, deque
+from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-
-import ijson
 
 from hide_llava.audit.findings import ORDER, Finding
 from hide_llava.audit.overlap import overlap
@@ -16,8 +14,14 @@ from hide_llava.audit.scan import Place, Scan, findings, scan
 from hide_llava.audit.texts import FORMATS, PromptLengths
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.errors import UserError
+from hide_llava.evaluation.questions import legacy_file, reference_file, score_options
 from hide_llava.metrics import get
+from hide_llava.preflight import check_references, join_questions
 from hide_llava.training.sequence import image_root
+
+# Faults of a question file that its reader would only name again.
+READ_BEFORE = ("missing file", "broken JSON", "bad record", "duplicate id", "empty answer")
 
 
 @dataclass
@@ -71,7 +75,8 @@ def places(config: RunConfig, task: TaskConfig) -> list[Place]:
             expected = None if isinstance(name, list) else expected  # of all files together
             images, suffix = image_root(config, task, test=split != "train"), task.prompt_suffix or ""
             answered = metric.needs == "questions" and references is None
-            result.append(Place(task.id, split, folder / one, images, expected, answered, suffix))
+            orientation = config.benchmark.image_orientation
+            result.append(Place(task.id, split, folder / one, images, expected, answered, suffix, orientation))
     return result
 
 
@@ -98,7 +103,7 @@ def check(config: RunConfig, deep: bool = False) -> CheckReport:
             scans.setdefault(place.split, []).append(found)
             if found.constant_prompt is not None:
                 prompts[found.constant_prompt].setdefault(task.id, []).append(place.split)
-        report.findings += _references(config, task)
+        report.findings += [f for split in ("val", "test") for f in _scoring(config, task, split, report.findings)]
         for train in scans.get("train", []):
             report.findings += [finding for test in scans.get("test", []) for finding in overlap(train, test)]
     report.findings += [finding for prompt, owners in prompts.items() for finding in _constant(prompt, owners)]
@@ -132,20 +137,25 @@ def _summary(found: Scan) -> FileSummary:
     )  # fmt: skip
 
 
-def _references(config: RunConfig, task: TaskConfig) -> list[Finding]:
-    """Files of references must be there and, where they are JSON, parse to the end."""
-    result = []
-    for split, name in (("val", task.val_references), ("test", task.references)):
-        if name is None:
-            continue
-        file = config.data_folder() / config.benchmark.instructions / name
-        if not file.exists():
-            result.append(_missing(task.id, f"{split} references", file))
-        elif file.suffix == ".json":
-            try:
-                with file.open("rb") as handle:
-                    deque(ijson.basic_parse(handle), maxlen=0)
-            except (ijson.JSONError, UnicodeDecodeError) as error:
-                text = f"{file} is not valid JSON: {' '.join(str(error).split())}"
-                result.append(Finding("broken JSON", task.id, f"{split} references", 1, text))
+def _scoring(config: RunConfig, task: TaskConfig, split: str, found: list[Finding]) -> list[Finding]:
+    """Whether the questions and their references can be joined, by the very function that a run calls first."""
+    if (task.test if split == "test" else task.val) is None:
+        return []
+    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, split=split))
+    references, legacy = reference_file(config, task), legacy_file(config, task)
+    if split == "val" and references is None and get(task.metric).needs == "coco":
+        return []  # a split that nobody can score; eval.split=val refuses it
+    result = [_missing(task.id, f"{split} references", f) for f in (references, legacy) if f is not None and not f.exists()]
+    known = [f for f in found if (f.task, f.split) == (task.id, split) and f.kind in READ_BEFORE]
+    if not result and not known:
+        try:
+            check_references(config, task)
+            join_questions(config, task)
+        except UserError as error:
+            result.append(Finding("cannot be scored", task.id, split, 1, str(error)))
+    if split == "test":
+        try:
+            get(task.metric).check(score_options(config, task))
+        except UserError as error:
+            result.append(Finding("metric not here", task.id, split, 1, str(error)))
     return result

@@ -24,6 +24,11 @@ LEVELS = {
     "train/test image": "warning",
     "train/test copy": "warning",
     "train/test near copy": "warning",
+    "cannot be scored": "error",  # the metric refuses the questions or their references
+    "metric not here": "warning",  # the data are sound, but this machine cannot compute their score
+    "repeated id": "note",
+    "turned image": "note",
+    "16-bit image": "note",
     "constant prompt": "note",
     "shared prompt": "note",
     "long prompt": "note",

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hide_llava.audit.hashing import Hashes, as_hashes, hash64, join
+from hide_llava.data.images import as_rgb, exif_turn, opened
 from hide_llava.errors import UserError
 
 BITS, LEVELS = 4, 10
@@ -36,46 +37,50 @@ BANDS = [(13 * k, (1 << min(13, 64 - 13 * k)) - 1) for k in range(BITS + 1)]
 
 
 class Picture(NamedTuple):
-    """content: hash of the file's bytes; look: perceptual hash; thumb: 8×8×3 bytes."""
+    """content: hash of the file's bytes; look: perceptual hash; thumb: 8×8×3 bytes; turned: EXIF says to turn it;
+    deep: 16 bits."""
 
     content: int
     look: int
     thumb: bytes
+    turned: bool = False
+    deep: bool = False
 
 
-def picture(path: Path) -> Picture:
-    """Decode one file completely. UserError when it is missing, damaged or cut off."""
+def picture(path: Path, orientation: str = "ignore") -> Picture:
+    """Decode one file completely. UserError when it is missing, damaged, cut off, or of pixels without a range."""
     try:
         data = path.read_bytes()
-        with Image.open(io.BytesIO(data)) as image:
-            image.draft("RGB", (4 * GREY, 4 * GREY))  # JPEG: decode all of it, but at a fraction of the size
-            colour = image.convert("RGB")
     except FileNotFoundError:
         raise UserError(f"Image {path} does not exist; check the image root.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        message = str(error).split(" <_io")[0]  # without the address of our buffer
-        raise UserError(f"Image {path} cannot be decoded ({message}); replace the file.") from error
+    except OSError as error:
+        raise UserError(f"Image {path} cannot be read ({error.strerror}).") from None
+    with opened(path, io.BytesIO(data)) as image:
+        deep = image.mode.startswith("I;16")
+        image.draft("RGB", (4 * GREY, 4 * GREY))  # JPEG: decode all of it, but at a fraction of the size
+        colour = as_rgb(image, orientation)
+        turned = exif_turn(image) is not None
     grey = np.asarray(colour.convert("L").resize((GREY, GREY), Image.Resampling.LANCZOS), dtype=np.float64)
     low = (DCT @ grey @ DCT.T).ravel()
     bits = low > np.median(low[1:])
     bits[0] = False  # the mean brightness says nothing
     look = int.from_bytes(np.packbits(bits).tobytes(), "big")
-    return Picture(hash64(data), look, colour.resize((THUMB, THUMB), Image.Resampling.BOX).tobytes())
+    return Picture(hash64(data), look, colour.resize((THUMB, THUMB), Image.Resampling.BOX).tobytes(), turned, deep)
 
 
-def _try(path: Path) -> Picture | str:
+def _try(path: Path, orientation: str) -> Picture | str:
     try:
-        return picture(path)
+        return picture(path, orientation)
     except UserError as error:
         return str(error)
 
 
-def pictures(paths: Iterable[Path]) -> Iterator[Picture | str]:
+def pictures(paths: Iterable[Path], orientation: str = "ignore") -> Iterator[Picture | str]:
     """`picture` of each path in order, or the sentence that says what is wrong; on all cores."""
     paths = iter(paths)
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # decoding releases the interpreter lock
         while block := list(islice(paths, 512)):
-            yield from pool.map(_try, block)
+            yield from pool.map(lambda path: _try(path, orientation), block)
 
 
 @dataclass

@@ -17,9 +17,10 @@ from hide_llava.audit.findings import SHOWN, Finding, plural
 from hide_llava.audit.hashing import NONE, Hashes, as_hashes, hash64, repeats
 from hide_llava.audit.pictures import Pictures, pictures
 from hide_llava.audit.texts import PromptLengths, answer_format, questions_of
-from hide_llava.data.conversation import routing_text
-from hide_llava.data.records import check_question, check_record, stream
-from hide_llava.errors import UserError
+from hide_llava.data.conversation import SPECIAL, routing_text
+from hide_llava.data.dataset import check_place, check_turns
+from hide_llava.data.records import check_question, check_record, picture_of, stream
+from hide_llava.errors import BadRecord, UserError
 
 BLOCK = 4096  # images looked at together
 
@@ -38,6 +39,7 @@ class Place:
     expected: int | None
     answered: bool
     suffix: str = ""
+    orientation: str = "ignore"  # of its images: exif | ignore
 
 
 @dataclass
@@ -47,7 +49,8 @@ class Scan:
     place: Place
     records: int = 0
     complete: bool = True
-    ids: array = field(default_factory=lambda: array("Q"))
+    ids: array = field(default_factory=lambda: array("Q"))  # of a question: of its id and text
+    names: array = field(default_factory=lambda: array("Q"))  # of a question: of its id alone
     images: array = field(default_factory=lambda: array("Q"))
     questions: array = field(default_factory=lambda: array("Q"))
     owner: array = field(default_factory=lambda: array("I"))  # record of each question
@@ -99,7 +102,10 @@ def label(index: int, record: Any) -> str:
     if not isinstance(record, Mapping):
         return f"record {index}"
     identity = record.get("id", record.get("question_id"))
-    image = record.get("image")
+    try:
+        image = picture_of(record)
+    except BadRecord:
+        image = None
     return f"record {index} (id {identity!r}{f', {image}' if image else ''})"
 
 
@@ -110,16 +116,23 @@ def _take(found: Scan, record: Any, images: _Images, lengths: PromptLengths) -> 
     prompt, questions = "", []
     try:
         if place.split == "train":
-            turns = check_record(record, f"record {index}", place.images)["conversations"]
+            row = check_record(record)
+            turns = row["conversations"]
             identity, prompt = record.get("id", record.get("question_id")), routing_text(turns)
             answers = [turn["value"] for turn in turns if turn["from"] == "gpt"]
+            if all(answers):  # an empty answer is a fault of its own
+                check_turns(turns, row["image"] is not None, SPECIAL)
+            image = row["image"]
         else:
             check_question(record, f"record {index}", place.images)
-            identity, prompt = record["question_id"], routing_text(record["text"] + place.suffix)
+            check_place(record)
+            identity, prompt = f"{record['question_id']}\n{record['text']}", routing_text(record["text"] + place.suffix)
+            found.names.append(hash64(repr(record["question_id"])))
             answers = _answers(found, record, index)
-        image, questions = record.get("image"), questions_of(record)
+            image = picture_of(record)
+        questions = questions_of(record)
     except UserError as error:
-        found.fault("bad record", str(error))
+        found.fault("bad record", f"{label(index, record)}: {error}" if place.split == "train" else str(error))
         answers = []
     found.ids.append(NONE if identity is None else hash64(repr(identity)))  # 7 and "7" are different ids
     found.images.append(images.add(image, index, record) if image else NONE)
@@ -174,11 +187,14 @@ class _Images:
             self._decode(there)
 
     def _decode(self, there: list[tuple[int, str, str]]) -> None:
-        for (key, _, name), shown in zip(there, pictures(Path(path) for _, path, _ in there)):
+        for (key, _, name), shown in zip(there, pictures((Path(path) for _, path, _ in there), self.found.place.orientation)):
             if isinstance(shown, str):
                 self.found.fault("unreadable image", f"{name}: {shown}")
             else:
                 self.found.pictures.add(key, shown)
+                for kind, holds in (("turned image", shown.turned), ("16-bit image", shown.deep)):
+                    if holds:
+                        self.found.fault(kind, name)
 
 
 def findings(found: Scan) -> list[Finding]:
@@ -203,6 +219,17 @@ def findings(found: Scan) -> list[Finding]:
         difference = abs(found.records - place.expected)
         add(kind, difference, f"{plural(found.records, 'record')} in {place.file}, expected {place.expected:,}")
     _duplicate_ids(found, add)
+    repeated = len(found.names) - len(np.unique(as_hashes(found.names)))
+    if not found.counts["bad record"] and repeated and not len(repeats(as_hashes(found.ids))):
+        text = f"{plural(repeated, 'question')} of {place.file} with the id of an earlier one and another text; answered as "
+        add("repeated id", repeated, text + "ID#2, ID#3 …")
+    turned = "and is shown as a viewer shows it" if place.orientation == "exif" else "and is read as stored"
+    many = "that says (EXIF) how to turn it, " + turned
+    add("turned image", found.counts["turned image"], f"{plural(found.counts['turned image'], 'image')} {many} "
+        f"(image_orientation: {place.orientation})", found.faults.get("turned image", ()))  # fmt: skip
+    deep16 = found.counts["16-bit image"]
+    add("16-bit image", deep16, f"{plural(deep16, 'image')} of 16 bits, scaled from 0…65,535 to 0…255",
+        found.faults.get("16-bit image", ()))  # fmt: skip
     add("long prompt", found.long_prompts, f"{plural(found.long_prompts, 'prompt')} longer than the text encoder reads")
     return result
 

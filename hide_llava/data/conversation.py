@@ -1,12 +1,15 @@
 """Turns → prompt string → token ids and labels, in the vicuna_v1 format of LLaVA-1.5.
 
 Everything here is un-expanded: one image is one id, `IMAGE_TOKEN`. The dataset repeats it once per patch.
-The rules are those of the reference, bit for bit; `tests/data/test_golden_conversation.py` holds the recordings.
+The ids are those of the reference, bit for bit; `tests/data/test_golden_conversation.py` holds the recordings. The labels
+are, too, wherever the reference finds the answers: it searches the text for " ASSISTANT: " and "</s>", so a prompt with
+these words in it was masked wrongly or not at all. `masks="reference"` repeats that; "exact" knows where the answers are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
@@ -28,8 +31,12 @@ SEPARATORS = {"human": " ", "gpt": "</s>"}
 Turn = Mapping[str, str]  # {"from": "human" | "gpt", "value": text}
 
 
+MASKS = ("exact", "reference")
+SPECIAL = ("<s>", "</s>", "<unk>")  # LLaMA's special tokens, which its tokenizer also finds in texts
+
+
 class Encoded(NamedTuple):
-    """One training sample, un-expanded. `mismatch`: the label walk failed, so every label is IGNORE."""
+    """One training sample, un-expanded. `mismatch`: the reference's label walk failed, so every label is IGNORE."""
 
     input_ids: list[int]
     labels: list[int]
@@ -53,13 +60,27 @@ def build_prompt(turns: Sequence[Turn], generate: bool = False) -> str:
 
     An empty turn is written as its role and a colon alone, as in the reference. Roles must alternate from human.
     """
-    prompt = SYSTEM + " "
+    return "".join(_pieces(turns)) + (ROLES["gpt"] + ":" if generate else "")
+
+
+def _pieces(turns: Sequence[Turn]) -> Iterator[str]:
+    """The prompt in pieces: the system prompt, then two of each turn, its role with the colon and what follows it."""
+    yield SYSTEM + " "
     for index, turn in enumerate(turns):
         if turn["from"] != ("human", "gpt")[index % 2]:
             raise UserError(f"turn {index + 1} is from {turn['from']!r}; human and gpt turns must alternate.")
-        role = ROLES[turn["from"]]
-        prompt += f"{role}: {turn['value']}{SEPARATORS[turn['from']]}" if turn["value"] else f"{role}:"
-    return prompt + ROLES["gpt"] + ":" if generate else prompt
+        yield f"{ROLES[turn['from']]}:"
+        yield f" {turn['value']}{SEPARATORS[turn['from']]}" if turn["value"] else ""
+
+
+def answer_spans(turns: Sequence[Turn]) -> list[tuple[int, int]]:
+    """[start, end) of each answer in `build_prompt(turns)`, in characters, with its leading blank and its `</s>`."""
+    spans, at = [], 0
+    for index, piece in enumerate(_pieces(turns)):
+        if index and index % 4 == 0:  # 0: system; 1, 2: question; 3, 4: answer
+            spans.append((at, at + len(piece)))
+        at += len(piece)
+    return spans
 
 
 def tokenize_with_image(prompt: str, tokenizer: PreTrainedTokenizerFast) -> list[int]:
@@ -76,19 +97,50 @@ def tokenize_with_image(prompt: str, tokenizer: PreTrainedTokenizerFast) -> list
 
 
 def encode_training(
-    turns: Sequence[Turn], has_image: bool, tokenizer: PreTrainedTokenizerFast, max_length: int
+    turns: Sequence[Turn], has_image: bool, tokenizer: PreTrainedTokenizerFast, max_length: int, masks: str = "exact"
 ) -> Encoded:
     """Ids and labels of one conversation; loss falls on each answer's tokens and its `</s>`, nowhere else.
 
+    masks="reference": the labels of the reference's label walk, which searches the text for the answers.
     Only a text-only sample is cut to `max_length` here; one with an image is cut when the image is expanded.
     """
     turns = drop_leading_answer(turns)
     if has_image:
         turns = [{"from": turn["from"], "value": place_image(turn["value"])} for turn in turns]
     prompt = build_prompt(turns)
-    ids = tokenize_with_image(prompt, tokenizer) if has_image else encode(prompt, tokenizer)[:max_length]
-    labels, mismatch = _label_walk(prompt, ids, has_image, tokenizer, max_length)
-    return Encoded(ids, labels, mismatch)
+    if masks == "reference":
+        ids = tokenize_with_image(prompt, tokenizer) if has_image else encode(prompt, tokenizer)[:max_length]
+        labels, mismatch = _label_walk(prompt, ids, has_image, tokenizer, max_length)
+        return Encoded(ids, labels, mismatch)
+    ids, starts = _tokens_and_starts(prompt, has_image, tokenizer)
+    labels = [IGNORE] * len(ids)
+    for first, end in answer_spans(turns):
+        span = range(bisect_left(starts, first), bisect_left(starts, end))
+        labels[span.start : span.stop] = ids[span.start : span.stop]
+    limit = len(ids) if has_image else max_length
+    return Encoded(ids[:limit], labels[:limit], False)
+
+
+def _tokens_and_starts(
+    prompt: str, has_image: bool, tokenizer: PreTrainedTokenizerFast
+) -> tuple[list[int], list[int]]:
+    """Ids as of `tokenize_with_image` (with an image) or `encode`, and the character of the prompt each begins at.
+
+    No token crosses the border between a role's colon and the blank after it: LLaMA's vocabulary has "▁" only at the
+    beginning of a piece, and special tokens are cut out first (`load_tokenizer` proves both).
+    """
+    ids, starts, at = [], [], 0
+    for number, piece in enumerate(prompt.split(IMAGE_TEXT) if has_image else [prompt]):
+        if number:
+            ids.append(IMAGE_TOKEN)
+            starts.append(at)
+            at += len(IMAGE_TEXT)
+        encoding = tokenizer.backend_tokenizer.encode(piece, add_special_tokens=True)
+        skip = 1 if number else 0  # the BOS of each piece but the first
+        ids += encoding.ids[skip:]
+        starts += [at + start for start, _ in encoding.offsets[skip:]]
+        at += len(piece)
+    return ids, starts
 
 
 def _label_walk(

@@ -7,10 +7,12 @@ with `on_bad_sample="skip"`, is left out and listed). The reference keeps such s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -21,6 +23,7 @@ from hide_llava.data.conversation import (
     IGNORE,
     IMAGE_TEXT,
     IMAGE_TOKEN,
+    MASKS,
     Turn,
     drop_leading_answer,
     encode_question,
@@ -29,8 +32,10 @@ from hide_llava.data.conversation import (
     reference_routing_text,
     routing_text,
 )
-from hide_llava.data.images import load_image
-from hide_llava.errors import UserError
+from hide_llava.data.decoded import undecodable
+from hide_llava.data.images import ORIENTATIONS, load_image
+from hide_llava.data.records import complaint, unusable
+from hide_llava.errors import BadRecord, UserError
 
 ON_BAD_SAMPLE = ("error", "skip", "show")
 ROUTING = ("question", "reference")
@@ -49,9 +54,10 @@ def expand_image(
     if IMAGE_TOKEN in input_ids:
         at = ids.index(IMAGE_TOKEN) if IMAGE_TOKEN in ids else len(ids)
         if max_length is not None and at + image_tokens > max_length:
-            raise UserError(
+            raise BadRecord(
                 f"the image ends at token {list(input_ids).index(IMAGE_TOKEN) + image_tokens}, beyond the limit of "
-                f"{max_length}; shorten the text before it or raise max_length"
+                f"{max_length}; shorten the text before it or raise max_length",
+                "too long",
             )
         ids[at : at + 1] = [IMAGE_TOKEN] * image_tokens
         if labels is not None:
@@ -72,11 +78,11 @@ class TrainingDataset(Dataset):
     pixel_values (float32 [3, H, W], or None for a text-only record), text (what the sample is routed by), id (as in the
     file).
 
-    Every record is tokenised and its image looked up when the dataset is built, so that bad data stops a run before it
-    starts. `on_bad_sample="error"` raises UserError naming the first bad records; "skip" also decodes every image,
-    leaves bad records out and lists them in `skipped` as {index, id, reason}; "show", for the preview, does the same and
-    does not mind if no good record is left. `routing="reference"` reproduces the
-    routing text of the reference, which differs for text-only records.
+    Every record is tokenised and its image decoded (once: `undecodable`) when the dataset is built, so that bad data stops
+    a run before it starts. `on_bad_sample="error"` raises UserError naming the first bad records; "skip" leaves them out
+    and lists them in `skipped` as {index, id, kind, reason}; "show", for the preview, does the same and does not mind if
+    no good record is left. `routing="reference"` reproduces the routing text of the reference, which differs for
+    text-only records; `label_masks="reference"` its labels (`encode_training`); orientation as in `load_image`.
     """
 
     def __init__(
@@ -89,46 +95,60 @@ class TrainingDataset(Dataset):
         max_length: int = 2048,
         on_bad_sample: str = "error",
         routing: str = "question",
+        label_masks: str = "exact",
+        orientation: str = "exif",
+        workers: int = 1,
     ) -> None:
         _check_option("on_bad_sample", on_bad_sample, ON_BAD_SAMPLE)
         _check_option("routing", routing, ROUTING)
+        _check_option("label_masks", label_masks, MASKS)
+        _check_option("orientation", orientation, ORIENTATIONS)
         self.records, self.image_root = records, Path(image_root)
         self.tokenizer, self.transform = tokenizer, transform
         self.image_tokens, self.max_length = image_tokens, max_length
         self.on_bad_sample, self.routing = on_bad_sample, routing
+        self.label_masks, self.orientation, self.workers = label_masks, orientation, workers
         # A concatenated table carries the names of all its files, one a line.
         source = getattr(getattr(records, "info", None), "description", "") or "records"
         self.source = " + ".join(filter(None, source.splitlines()))
 
-        self.indices, self.skipped = self.check(decode=on_bad_sample != "error")
+        self.indices, self.skipped = self.check()
         if self.skipped and on_bad_sample == "error":
             raise UserError(self._complaint())
         if not self.indices and on_bad_sample != "show":
             raise UserError(f"{self.source}: no usable sample. {self._complaint()}")
 
-    def check(self, decode: bool = False) -> tuple[list[int], list[dict[str, Any]]]:
-        """Try every record: the indices of good ones, and {index, id, reason} of bad ones. Fills `modality_lengths`.
-
-        `decode` also opens every image, which takes much longer than the rest.
-        """
+    def check(self) -> tuple[list[int], list[dict[str, Any]]]:
+        """Try every record: the indices of good ones, and {index, id, kind, reason} of bad ones. Fills `modality_lengths`."""
         good: list[int] = []
         bad: list[dict[str, Any]] = []
         self.modality_lengths: list[int] = []
         name = Path(self.source).name
+        damaged = undecodable(
+            pictures_of(self.records, self.image_root), self.workers, name, total=len(self.records)
+        )
         for index, record in enumerate(tqdm(self.records, desc=f"checking {name}", delay=5, disable=None)):
             try:
                 self.encode(record)
-                if record["image"] is not None:
-                    self._find_image(record, decode)
-                length = modality_length(record["conversations"], record["image"] is not None)
+                has_image = record["image"] is not None
+                if has_image and (fault := damaged.get(str(self.image_root / record["image"]))):
+                    raise fault
+                length = modality_length(record["conversations"], has_image)
                 if length == 0:
-                    raise UserError("all of its turns are empty")
+                    raise BadRecord("all of its turns are empty", "empty turns")
             except UserError as error:
-                bad.append({"index": index, "id": json.loads(record["id"]), "reason": str(error)})
+                kind = getattr(error, "kind", "other")
+                bad.append({"index": index, "id": json.loads(record["id"]), "kind": kind, "reason": str(error)})
             else:
                 good.append(index)
                 self.modality_lengths.append(length)
         return good, bad
+
+    def left_out(self) -> str:
+        """How many records were skipped, by kind: what a run says."""
+        kinds = Counter(entry["kind"] for entry in self.skipped).most_common()
+        listed = ", ".join(f"{count} × {kind}" for kind, count in kinds)
+        return f"{len(self.skipped)} of {len(self.records)} records left out ({listed})"
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -139,7 +159,7 @@ class TrainingDataset(Dataset):
         identity = json.loads(record["id"])
         try:
             ids, labels, text = self.encode(record)
-            pixels = None if record["image"] is None else self.transform(self._find_image(record, decode=True))
+            pixels = None if record["image"] is None else self.transform(self._image(record["image"]))
         except UserError as error:
             raise UserError(f"{self.source}: record {index} (id {identity!r}): {error}") from error
         return {
@@ -151,37 +171,42 @@ class TrainingDataset(Dataset):
         }
 
     def encode(self, record: Mapping[str, Any]) -> tuple[list[int], list[int], str]:
-        """Expanded ids, labels and routing text; UserError with the reason if the record is unusable."""
+        """Expanded ids, labels and routing text; BadRecord with the reason if the record is unusable."""
+        if (fault := unusable(record)) is not None:
+            raise fault
         turns, has_image = record["conversations"], record["image"] is not None
-        _check_placeholders(turns, has_image)
-        encoded = encode_training(turns, has_image, self.tokenizer, self.max_length)
+        special = self.tokenizer.all_special_tokens if self.label_masks == "exact" else None
+        check_turns(turns, has_image, special)
+        encoded = encode_training(turns, has_image, self.tokenizer, self.max_length, self.label_masks)
         if encoded.mismatch:
-            raise UserError(
+            raise BadRecord(
                 "its tokens do not line up with its turns (an empty or missing answer, or a literal '</s>', '<unk>' or "
-                "' ASSISTANT: ' in the text), so it has no supervised token"
+                "' ASSISTANT: ' in the text), so it has no supervised token; train.label_masks=exact finds its answers",
+                "no supervised token",
             )
         ids, labels = expand_image(encoded.input_ids, encoded.labels, self.image_tokens, self.max_length)
         if all(label == IGNORE for label in labels):
-            raise UserError(f"no token of an answer is left within max_length {self.max_length}")
+            raise BadRecord(f"no token of an answer is left within max_length {self.max_length}", "too long")
         if self.routing == "reference":
             return ids, labels, reference_routing_text(encoded.input_ids[: self.max_length], self.tokenizer)
         return ids, labels, routing_text(turns)
 
-    def _find_image(self, record: Mapping[str, Any], decode: bool) -> Image.Image | None:
-        path = self.image_root / record["image"]
-        if decode:
-            return load_image(path)
-        if not path.is_file():
-            raise UserError(f"Image {path} does not exist; check the image root of the benchmark.")
-        return None
+    def _image(self, image: str) -> Image.Image:
+        return load_image(self.image_root / image, self.orientation)
 
     def _complaint(self) -> str:
-        shown = [f"record {bad['index']} (id {bad['id']!r}): {bad['reason']}" for bad in self.skipped[:5]]
-        more = f"\n… and {len(self.skipped) - 5} more" if len(self.skipped) > 5 else ""
-        return (
-            f"{self.source}: {len(self.skipped)} of {len(self.records)} records cannot be trained on; repair them or "
-            "set train.on_bad_sample=skip.\n" + "\n".join(shown) + more
-        )
+        bad = [(entry["index"], entry["id"], entry["reason"]) for entry in self.skipped[:5]]
+        return complaint(self.source, bad, len(self.skipped), len(self.records))
+
+
+def pictures_of(records: Any, image_root: Path) -> Iterator[str]:
+    """The path of each record's picture, in order; those without one are passed over."""
+    if isinstance(records, datasets.Dataset):
+        blocks = records.select_columns("image").with_format("arrow").iter(batch_size=4096)
+        images = (image for block in blocks for image in block.column("image").to_pylist())
+    else:
+        images = (record["image"] for record in records)
+    return (str(image_root / image) for image in images if image is not None)
 
 
 class QuestionDataset(Dataset):
@@ -202,15 +227,16 @@ class QuestionDataset(Dataset):
         transform: Transform,
         image_tokens: int,
         routing: str = "question",
+        orientation: str = "exif",
     ) -> None:
         _check_option("routing", routing, ROUTING)
+        _check_option("orientation", orientation, ORIENTATIONS)
         self.questions, self.image_root = questions, Path(image_root)
         self.tokenizer, self.transform = tokenizer, transform
-        self.image_tokens, self.routing = image_tokens, routing
+        self.image_tokens, self.routing, self.orientation = image_tokens, routing, orientation
         for question in questions:
             where, image = f"Question {question['question_id']!r}", question.get("image")
-            if image is None and IMAGE_TEXT in question["text"]:
-                raise UserError(f"{where} contains {IMAGE_TEXT} but names no image file.")
+            check_place(question)
             if image is not None and not (self.image_root / image).is_file():
                 raise UserError(f"{where}: image {self.image_root / image} does not exist; check the image root.")
 
@@ -223,7 +249,7 @@ class QuestionDataset(Dataset):
         ids = encode_question(text, image is not None, self.tokenizer)
         routed = reference_routing_text(ids, self.tokenizer) if self.routing == "reference" else routing_text(text)
         try:
-            pixels = None if image is None else self.transform(load_image(self.image_root / image))
+            pixels = None if image is None else self.transform(load_image(self.image_root / image, self.orientation))
         except UserError as error:
             raise UserError(f"Question {question['question_id']!r}: {error}") from error
         return {
@@ -235,18 +261,55 @@ class QuestionDataset(Dataset):
         }
 
 
-def _check_placeholders(turns: Sequence[Turn], has_image: bool) -> None:
-    """An image file and exactly one turn to put it in, or neither."""
+def check_place(question: Mapping[str, Any]) -> None:
+    """Raises UserError for a question that puts a picture into its text and names none."""
+    if question.get("image") is None and IMAGE_TEXT in question["text"]:
+        raise UserError(f"Question {question['question_id']!r} contains {IMAGE_TEXT} but names no image file.")
+
+
+def check_turns(turns: Sequence[Turn], has_image: bool, special: Sequence[str] | None) -> None:
+    """An image file and exactly one turn to put it in, or neither; every question with an answer that is text only.
+
+    special: the tokenizer's special tokens; None (label_masks=reference): the label walk judges the answers.
+
+    Raises:
+        BadRecord: a record that would train on something else than its author meant.
+    """
     turns = drop_leading_answer(turns)
+    _check_places(turns, has_image)
+    if special is not None:
+        _check_answers(turns, special)
+
+
+def _check_places(turns: Sequence[Turn], has_image: bool) -> None:
     if any(IMAGE_TEXT in turn["value"] for turn in turns[1::2]):
-        raise UserError(f"an answer contains {IMAGE_TEXT}; only a question can hold the image")
+        raise BadRecord(f"an answer contains {IMAGE_TEXT}; only a question can hold the image", "place of the picture")
     places = sum(IMAGE_TEXT in place_image(turn["value"]) for turn in turns)
     if has_image and places == 0:
-        raise UserError(f"it names an image but no question contains {IMAGE_TEXT}; put it where the image belongs")
+        raise BadRecord(
+            f"it names an image but no question contains {IMAGE_TEXT}; put it where the image belongs",
+            "place of the picture",
+        )
     if has_image and places > 1:
-        raise UserError(f"{places} questions contain {IMAGE_TEXT}; a record has one image, so only one may")
+        raise BadRecord(
+            f"{places} questions contain {IMAGE_TEXT}; a record has one image, so only one may", "place of the picture"
+        )
     if not has_image and places:
-        raise UserError(f"its text contains {IMAGE_TEXT} but the record names no image file")
+        raise BadRecord(f"its text contains {IMAGE_TEXT} but the record names no image file", "no picture")
+
+
+def _check_answers(turns: Sequence[Turn], special: Sequence[str]) -> None:
+    if len(turns) % 2:
+        raise BadRecord("its last question has no answer, so that has no supervised token", "no answer")
+    answers = [turn["value"] for turn in turns[1::2]]
+    if "" in answers:
+        raise BadRecord("an answer is empty, so it has no supervised token", "empty answer")
+    if (token := next((t for t in special if any(t in answer for answer in answers)), None)) is not None:
+        raise BadRecord(
+            f"an answer contains {token!r}, which the tokenizer reads as its special token and not as text, so it has no "
+            "supervised token; write it in another way",
+            "special token in an answer",
+        )
 
 
 def _check_option(name: str, value: str, allowed: Sequence[str]) -> None:

@@ -2,33 +2,99 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 from transformers import CLIPImageProcessorPil
 
 from hide_llava.errors import UserError
 
 MODES = ("pad", "crop")
+ORIENTATIONS = ("exif", "ignore")
+# EXIF orientation (TIFF 6.0, tag 274) → how to turn the stored pixels.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+LARGE = 1 << 24  # pixels of a padded square, or of a picture enlarged for a crop, that are never made as a whole
 
 
-def load_image(path: Path) -> Image.Image:
+def load_image(path: Path, orientation: str = "exif") -> Image.Image:
     """The image at `path` as a fully decoded RGB image.
+
+    orientation: "exif" turns the picture as its camera noted and every viewer shows it; "ignore" reads the pixels as
+    they are stored, as LLaVA's code does.
+
+    16-bit grey is scaled from 0…65,535 to 0…255 (Pillow alone would clip it to white). 32-bit integers and floats
+    (modes I and F) have no known range and are refused. Every other mode is what Pillow's own conversion makes of it,
+    as in LLaVA's code: alpha and transparency are dropped, palettes, grey and CMYK become colours.
 
     A missing, undecodable or truncated file raises UserError. (The reference completes truncated files with grey; here
     the sample policy of the dataset decides whether a bad file stops the run or is skipped and listed.)
     """
+    with opened(path) as image:
+        return as_rgb(image, orientation)
+
+
+@contextlib.contextmanager
+def opened(path: Path, source: io.BytesIO | None = None) -> Iterator[Image.Image]:
+    """Open the image at `path` (`source`: its content); whatever a decoder raises inside is told with the file's name.
+
+    Raises:
+        UserError: missing, or not decodable. Decoders are foreign code: AVIF's raises RuntimeError, others ValueError,
+            SyntaxError, struct.error …
+    """
     try:
-        with Image.open(path) as image:
-            return image.convert("RGB")
+        with Image.open(path if source is None else source) as image:
+            yield image
     except FileNotFoundError:
         raise UserError(f"Image {path} does not exist; check the image root of the benchmark.") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise UserError(f"Image {path} cannot be decoded ({error}); replace the file.") from error
+    except UserError as error:
+        raise UserError(f"Image {path} {error}") from None
+    except Exception as error:
+        message = str(error).split(" <_io")[0] or type(error).__name__  # without the address of our buffer
+        raise UserError(f"Image {path} cannot be decoded ({message}); replace the file.") from error
+
+
+def as_rgb(image: Image.Image, orientation: str) -> Image.Image:
+    """`load_image` of an opened image."""
+    check_mode(image)
+    if image.mode.startswith("I;16"):
+        values = np.asarray(image).astype(np.uint32)
+        turn = exif_turn(image) if orientation == "exif" else None
+        colour = Image.fromarray(((values + 128) // 257).astype(np.uint8)).convert("RGB")
+        return colour if turn is None else colour.transpose(turn)
+    colour = image.convert("RGB")  # loads the file: only now are all of its tags read
+    turn = exif_turn(image) if orientation == "exif" else None
+    return colour if turn is None else colour.transpose(turn)
+
+
+def check_mode(image: Image.Image) -> None:
+    """Raises UserError, to be continued after the file's name, for pixels without a known range."""
+    if image.mode in ("I", "F"):
+        kind = "32-bit integers" if image.mode == "I" else "floating point numbers"
+        raise UserError(f"has {kind} as pixels (mode {image.mode}), whose range is not known; save it with 8 or 16 bits.")
+
+
+def exif_turn(image: Image.Image) -> Image.Transpose | None:
+    """How the picture must be turned to be shown upright; None: it is, or its EXIF block says nothing readable."""
+    try:
+        return TURNS.get(image.getexif().get(ExifTags.Base.Orientation))
+    except Exception:  # a damaged EXIF block does not make a picture unreadable, and viewers show it as stored
+        return None
 
 
 def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Image:
@@ -40,6 +106,55 @@ def pad_to_square(image: Image.Image, color: tuple[int, int, int]) -> Image.Imag
     square = Image.new(image.mode, (side, side), color)
     square.paste(image, ((side - width) // 2, (side - height) // 2))
     return square
+
+
+def pad_and_resize(image: Image.Image, side: int, color: tuple[int, int, int], resample: int) -> Image.Image:
+    """`pad_to_square(image, color).resize((side, side), resample)` within one level of 255, without making the square.
+
+    Pillow resizes rows first, then columns; both passes are done here, one after the other, on what the picture can
+    reach. The rest of the result is padding.
+    """
+    width, height = image.size
+    longer = max(width, height)
+    blocks = (image.crop((0, top, width, min(top + 512, height))) for top in range(0, height, 512))
+    rows = [_resize_padded(block, side, longer, color, resample) for block in blocks]
+    column = Image.new(image.mode, (side, height))
+    for number, row in enumerate(rows):
+        column.paste(row, (0, 512 * number))
+    turn = Image.Transpose.TRANSPOSE
+    return _resize_padded(column.transpose(turn), side, longer, color, resample).transpose(turn)
+
+
+def _resize_padded(
+    image: Image.Image, side: int, longer: int, color: tuple[int, int, int], resample: int
+) -> Image.Image:
+    """The picture padded to a width of `longer`, on both sides alike, and resized to a width of `side`; same height."""
+    width, height = image.size
+    scale, left = longer / side, (longer - width) // 2
+    reach = math.ceil(3 * max(scale, 1)) + 1  # Lanczos, the widest filter, sees three output pixels
+    first, last = max(0, math.floor((left - reach) / scale)), min(side, math.ceil((left + width + reach) / scale))
+    start, stop = max(0, math.floor(first * scale) - reach), min(longer, math.ceil(last * scale) + reach)
+    band = Image.new(image.mode, (stop - start, height), color)
+    band.paste(image, (left - start, 0))
+    result = Image.new(image.mode, (side, height), color)
+    box = (first * scale - start, 0, last * scale - start, height)
+    result.paste(band.resize((last - first, height), resample, box), (first, 0))
+    return result
+
+
+def crop_and_resize(image: Image.Image, side: int, resample: int) -> Image.Image:
+    """The centre of the picture resized to a shorter edge of `side`, without making the whole resized picture.
+
+    Within two levels of 255 of resizing first and cutting then, on soft pictures.
+    """
+    width, height = image.size
+    long = int(side * max(width, height) / min(width, height))  # as the processor rounds it
+    share = max(width, height) / long  # of the picture's pixels in one of the result
+    first = (long - side) // 2
+    low, high = first * share, (first + side) * share
+    if width > height:
+        return image.resize((side, side), resample, (low, 0, high, height))
+    return image.resize((side, height), resample).resize((side, side), resample, (0, low, side, high))
 
 
 class ImageTransform:
@@ -67,10 +182,31 @@ class ImageTransform:
         return crop["height"], crop["width"]
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
-        if self.mode == "pad":
+        small = self._of_large(image)
+        if small is not None:
+            image = small
+        elif self.mode == "pad":
             image = pad_to_square(image, self.color)
         pixels = self.processor(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
         return pixels.to(torch.float32)
+
+
+    def _of_large(self, image: Image.Image) -> Image.Image | None:
+        """The resized square of a picture of which the usual way would make too large a one; None for all others.
+
+        A 40,000 × 4 picture padded to a square is 4.8 GB, and the processor holds several copies of it.
+        """
+        edge, (height, width) = self.processor.size.get("shortest_edge"), self.size
+        if not (edge == height == width and self.processor.do_resize):
+            return None
+        long, short = max(image.size), min(image.size)
+        made = long * long if self.mode == "pad" else edge * edge * long // short
+        if made <= LARGE or long == short:
+            return None
+        resample = int(self.processor.resample)
+        if self.mode == "pad":
+            return pad_and_resize(image, edge, self.color, resample)
+        return crop_and_resize(image, edge, resample)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

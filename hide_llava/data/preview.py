@@ -9,7 +9,7 @@ from typing import Any
 
 from hide_llava.data.conversation import IGNORE, IMAGE_TOKEN, encode_training, routing_text
 from hide_llava.data.dataset import TrainingDataset
-from hide_llava.data.records import load_records
+from hide_llava.data.records import load_records, unusable
 from hide_llava.data.tokenizer import load_tokenizer
 from hide_llava.errors import UserError
 from hide_llava.storage import read_json
@@ -39,23 +39,26 @@ def collapse(ids: list[int], labels: list[int]) -> tuple[list[int], list[int], i
 
 
 def preview(
-    data: Path, images: Path, model: Path, clip: Path | None, max_length: int, limit: int | None, as_json: bool
-) -> Iterator[str]:
+    data: Path, images: Path, model: Path, clip: Path | None, max_length: int, limit: int | None, as_json: bool,
+    label_masks: str = "exact",
+) -> Iterator[str]:  # fmt: skip
     """One JSON line a record {id, input_ids, labels, image_tokens, routing_text}, or readable text.
 
     A record that the trainer would refuse has `error` too, and its ids and labels before they are cut for the image.
     """
     tokenizer, count = load_tokenizer(model), image_tokens(model, clip)
-    records = load_records(data, images)
+    records = load_records(data, images, on_bad="keep")
     if limit is not None:
         records = records.select(range(min(limit, len(records))))
-    dataset = TrainingDataset(records, images, tokenizer, lambda image: None, count, max_length, on_bad_sample="show")
+    dataset = TrainingDataset(records, images, tokenizer, lambda image: None, count, max_length, on_bad_sample="show",
+                              label_masks=label_masks)  # fmt: skip
     reasons = {bad["index"]: bad["reason"] for bad in dataset.skipped}
     for index, record in enumerate(records):
         shown: dict[str, Any] = {"id": json.loads(record["id"])}
         if index in reasons:
             turns, has_image = record["conversations"], record["image"] is not None
-            ids, labels, _ = encode_training(turns, has_image, tokenizer, max_length)
+            turns = turns if unusable(record) is None else []
+            ids, labels, _ = encode_training(turns, has_image, tokenizer, max_length, label_masks)
             span, text = count if has_image and IMAGE_TOKEN in ids else 0, routing_text(turns)
             shown["error"] = reasons[index]
         else:

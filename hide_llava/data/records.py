@@ -1,29 +1,32 @@
-"""Annotation files → validated records.
+"""Annotation files → validated records (docs/DATA.md says what is read and what is refused).
 
-Training files (a LLaVA JSON array, up to hundreds of MB) are streamed once into a memory-mapped Arrow table and cached
-by content, so that any number of processes share the pages and a second start costs nothing. Test files are small and
-stay plain lists.
+Training files (hundreds of MB) are streamed once into a memory-mapped Arrow table and cached by content, so that any
+number of processes share the pages and a second start costs nothing. Test files are small and stay plain lists.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
 import json
 import os
+import re
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
 
 import datasets
 import ijson
+import pyarrow
+import pyarrow.compute
 from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
-from hide_llava.errors import UserError
+from hide_llava.errors import BadRecord, UserError
 from hide_llava.storage import writing
 
-# `id` is JSON text: 7 and "7" are different ids in the answer files, and a column has one type.
+# `id` is JSON text: 7 and "7" are different ids in a training file, and a column has one type.
 FEATURES = datasets.Features(
     {
         "id": datasets.Value("string"),
@@ -31,51 +34,138 @@ FEATURES = datasets.Features(
         "conversations": [{"from": datasets.Value("string"), "value": datasets.Value("string")}],
     }
 )
-LAYOUT = "1"  # part of the cache key; raise it when FEATURES or the checks below change
+LAYOUT = "2"  # part of the cache key; raise it when FEATURES or the checks below change
+# A record that cannot be read keeps its place in the table, as one turn from "unusable: <kind>" that says why.
+UNUSABLE = "unusable: "
+RECORD = {"id", "question_id", "text", "conversations"}  # a single JSON object with none of them is no record
+# Keys under which other programs' records hold pictures, films or sound.
+MEDIA = re.compile(
+    r"(image|img|picture|pic|photo|video|audio)s?[_-]?(path|file|file_?name|file_?path|name|url|\d+)?s?", re.IGNORECASE
+)
 
 
-def load_records(json_file: Path, image_root: Path, cache_dir: Path | None = None) -> datasets.Dataset:
+def load_records(
+    json_file: Path, image_root: Path, cache_dir: Path | None = None, on_bad: str = "error"
+) -> datasets.Dataset:
     """The training records of `json_file` as a memory-mapped table with columns `FEATURES`.
 
     Cached under `cache_dir`, else $HIDE_CACHE, else ~/.cache/hide-llava, keyed by the content of the file. Several
     processes may build the same table at once. `image_root` is only named in errors: whether the images exist is for
-    the dataset to check. Raises UserError for anything that is not a LLaVA JSON array.
+    the dataset to check. on_bad="error" raises UserError that names the first records that cannot be read; "keep"
+    leaves each at its place, for the dataset to skip and list, and for `readable` to drop. Raises UserError for a file
+    that is neither a JSON list nor JSON lines.
     """
     json_file = Path(json_file)
-    _check_is_array(json_file)
-    table = _cache_folder(cache_dir) / f"records-{_digest(json_file)}.arrow"
+    _check_exists(json_file)
+    table = cache_folder(cache_dir) / f"records-{_digest(json_file)}.arrow"
     if not table.is_file():
-        _build_table(json_file, Path(image_root), table)
+        _build_table(json_file, table)
     info = datasets.DatasetInfo(description=str(json_file), features=FEATURES)
-    return datasets.Dataset.from_file(str(table), info=info)
+    records = datasets.Dataset.from_file(str(table), info=info)
+    if on_bad == "error" and (bad := _unusable_rows(records)):
+        first = [(index, records[index]) for index in bad[:5]]
+        found = [(index, json.loads(row["id"]), row["conversations"][0]["value"]) for index, row in first]
+        raise UserError(complaint(str(json_file), found, len(bad), len(records), image_root))
+    return records
+
+
+def unusable(record: Mapping[str, Any]) -> BadRecord | None:
+    """Why a record of a table could not be read, or None if it could."""
+    turns = record["conversations"]
+    if turns and turns[0]["from"].startswith(UNUSABLE):
+        return BadRecord(turns[0]["value"], turns[0]["from"].removeprefix(UNUSABLE))
+    return None
+
+
+def readable(records: datasets.Dataset) -> datasets.Dataset:
+    """The table without the records that could not be read."""
+    bad = set(_unusable_rows(records))
+    return records.select([i for i in range(len(records)) if i not in bad]) if bad else records
+
+
+def _unusable_rows(records: datasets.Dataset) -> list[int]:
+    """Their places, found column-wise: a table may have a million records."""
+    rows, offset = [], 0
+    for batch in records.with_format("arrow").iter(batch_size=1 << 16):
+        turns = batch.column("conversations").combine_chunks()
+        roles = pyarrow.compute.struct_field(pyarrow.compute.list_flatten(turns), "from")
+        parents = pyarrow.compute.list_parent_indices(turns)
+        rows += [offset + i for i in parents.filter(pyarrow.compute.starts_with(roles, UNUSABLE)).to_pylist()]
+        offset += len(batch)
+    return rows
+
+
+def complaint(
+    source: str, bad: Sequence[tuple[int, Any, str]], count: int, total: int, image_root: Path | None = None
+) -> str:
+    """What stops a run: `count` of `total` records of `source` are bad, the first of them as (index, id, reason)."""
+    shown = [f"record {index}{'' if name is None else f' (id {name!r})'}: {reason}" for index, name, reason in bad[:5]]
+    more = f"\n… and {count - len(shown)} more" if count > len(shown) else ""
+    root = f" (image root: {image_root})" if image_root is not None else ""
+    return (
+        f"{source}: {count} of {total} records cannot be trained on{root}; repair them or "
+        "set train.on_bad_sample=skip.\n" + "\n".join(shown) + more
+    )
 
 
 def load_questions(file: Path, image_root: Path | None = None) -> list[dict[str, Any]]:
-    """The questions of a flat test file: a JSON array (or .jsonl) of {question_id, text, image?, answer?, …}.
+    """The questions of a flat test file: a JSON list or JSON lines of {question_id, text, image?, answer?, …}.
 
-    Further fields are kept for the metrics. Raises UserError for a missing text or id and for a repeated id.
+    Further fields are kept for the metrics. `image` is the picture's path, or absent. An id that repeats with another
+    text gets a suffix (`unique_ids`). Raises UserError for a missing text or id, and for a question asked twice.
     """
     file = Path(file)
     questions: list[dict[str, Any]] = []
-    seen: dict[str, int] = {}
     for index, question in enumerate(stream(file)):
-        where = check_question(question, f"{file}: question {index}", image_root)
-        key = json.dumps(question["question_id"])
-        if key in seen:
-            raise UserError(
-                f"{where} repeats the id of question {seen[key]}; answers are joined by id, so every id must be unique."
-            )
-        seen[key] = index
-        questions.append(dict(question))
+        check_question(question, f"{file}: question {index}", image_root)
+        row = {key: value for key, value in question.items() if key not in ("image", "images")}
+        if (image := picture_of(question)) is not None:
+            row["image"] = image
+        questions.append(row)
     if not questions:
         raise UserError(f"{file} holds no questions.")
-    return questions
+    return unique_ids(questions, str(file))
+
+
+def unique_ids(rows: Iterable[Mapping[str, Any]], what: str) -> list[dict[str, Any]]:
+    """The questions with `question_id`s that tell them apart, as `metrics.rows.tell_apart` does for references.
+
+    Published question files may use one id for several questions (in LLaVA's TextVQA file it is the image's), and
+    published scorers then join by id and prompt. Here the first question of an id keeps it, and each further one with
+    another text gets a suffix: img_a, img_a#2, img_a#3, in file order.
+
+    Raises:
+        UserError: the same id with the same text, or an id both as a number and as a string (7 and "7": answers are
+            joined by the written id).
+    """
+    rows = [dict(row) for row in rows]
+    written = {str(row["question_id"]) for row in rows}
+    seen: dict[str, dict[str, int]] = {}  # written id → {text: index of its row}
+    for index, row in enumerate(rows):
+        identity, text = row["question_id"], row["text"]
+        texts = seen.setdefault(str(identity), {})
+        where = f"{what}: record {index} (question_id {identity!r})"
+        if text in texts:
+            raise UserError(f"{where} repeats the id and the text of record {texts[text]}; answers are joined by id, so "
+                            "every id must be unique.")  # fmt: skip
+        if texts:
+            first = rows[next(iter(texts.values()))]["question_id"]
+            if type(first) is not type(identity):
+                raise UserError(
+                    f"{where} has the id of record {next(iter(texts.values()))} ({first!r}) in another form; answers are "
+                    "joined by the written id, so use one form and make every id unique."
+                )
+            row["question_id"] = f"{identity}#{len(texts) + 1}"
+            if row["question_id"] in written:
+                raise UserError(f"{where} repeats an id and would become {row['question_id']!r}, which another record has.")
+        texts[text] = index
+    return rows
 
 
 # ------------------------------------------------------------------------------------------------------------ the table
 
 
-def _build_table(json_file: Path, image_root: Path, table: Path) -> None:
+def _build_table(json_file: Path, table: Path) -> None:
     table.parent.mkdir(parents=True, exist_ok=True)
     # Written under a name of its own and renamed when complete: a crash or a second process leaves no half table.
     temporary = table.with_name(f"{table.name}.{uuid.uuid4().hex}.tmp")
@@ -83,9 +173,9 @@ def _build_table(json_file: Path, image_root: Path, table: Path) -> None:
         count = 0
         with writing(table), ArrowWriter(features=FEATURES, path=str(temporary)) as writer:
             records = tqdm(stream(json_file), desc=f"reading {json_file.name}", delay=5, disable=None)
-            for index, record in enumerate(records):
-                writer.write(check_record(record, f"{json_file}: record {index}", image_root))
-                count = index + 1
+            for record in records:
+                writer.write(_row(record))
+                count += 1
             if count:
                 writer.finalize()
         if not count:
@@ -95,70 +185,119 @@ def _build_table(json_file: Path, image_root: Path, table: Path) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def _row(record: Any) -> dict[str, Any]:
+    try:
+        return check_record(record)
+    except BadRecord as error:
+        identity = record.get("id", record.get("question_id")) if isinstance(record, Mapping) else None
+        turn = {"from": UNUSABLE + error.kind, "value": str(error)}
+        return {"id": json.dumps(identity), "image": None, "conversations": [turn]}
+
+
 def check_question(question: Any, where: str, image_root: Path | None) -> str:
     """`where` with the question's id, if it is a well-formed test question; UserError naming `where` if not."""
     if not isinstance(question, Mapping):
         raise UserError(f"{where} is a {type(question).__name__}, expected an object with question_id and text.")
-    if not isinstance(question.get("question_id"), str | int):
+    identity = question.get("question_id")
+    if not isinstance(identity, str | int) or isinstance(identity, bool):
         raise UserError(f"{where} has no question_id (a string or a whole number); add one that is unique.")
-    where += f" (question_id {question['question_id']!r})"
+    where += f" (question_id {identity!r})"
     if not isinstance(question.get("text"), str) or not question["text"].strip():
         raise UserError(f"{where} has no text; every question needs a non-empty 'text' string.")
-    _check_image(question.get("image"), where, image_root)
+    try:
+        picture_of(question)
+    except BadRecord as error:
+        root = f" (image root: {image_root})" if image_root is not None else ""
+        raise UserError(f"{where}: {error}{root}") from None
     return where
 
 
-def check_record(record: Any, where: str, image_root: Path) -> dict[str, Any]:
-    """A training record in the shape of FEATURES, if it is well-formed; UserError naming `where` if not."""
+def check_record(record: Any) -> dict[str, Any]:
+    """A training record in the shape of FEATURES, if it is well-formed; BadRecord with the reason if not."""
     if not isinstance(record, Mapping):
-        raise UserError(f"{where} is a {type(record).__name__}, expected an object with 'conversations'.")
+        raise BadRecord(f"is a {type(record).__name__}, expected an object with 'conversations'", "no object")
     identity = record.get("id", record.get("question_id"))
-    if identity is not None:
-        where += f" (id {identity!r})"
-    _check_image(record.get("image"), where, image_root)
+    image = picture_of(record)
     turns = record.get("conversations")
     if not isinstance(turns, list) or not turns:
-        raise UserError(f"{where} has no conversations; expected a non-empty list of {{from, value}} turns.")
+        other = next((key for key in ("messages", "conversation", "dialog") if record.get(key)), None)
+        hint = f" (it has {other!r}: write its turns in that form)" if other else ""
+        raise BadRecord(
+            f"has no conversations; expected a non-empty list of {{from, value}} turns{hint}", "no conversations"
+        )
     for number, turn in enumerate(turns, start=1):
-        _check_turn(turn, f"{where}, turn {number}")
+        _check_turn(turn, f"turn {number}")
     # The reference skips one assistant turn at the start; after it, questions and answers must alternate.
     start = 1 if turns[0]["from"] == "gpt" else 0
     for number, turn in enumerate(turns[start:]):
         if turn["from"] != ("human", "gpt")[number % 2]:
-            raise UserError(
-                f"{where}, turn {number + start + 1} is from {turn['from']!r}, like the one before; "
-                "human and gpt turns must alternate."
+            raise BadRecord(
+                f"turn {number + start + 1} is from {turn['from']!r}, like the one before; "
+                "human and gpt turns must alternate",
+                "order of turns",
             )
     if start == len(turns):
-        raise UserError(f"{where} has no human turn.")
+        raise BadRecord("has no human turn", "order of turns")
     return {
         "id": json.dumps(identity),
-        "image": record.get("image"),
+        "image": image,
         "conversations": [{"from": turn["from"], "value": turn["value"]} for turn in turns],
     }
 
 
 def _check_turn(turn: Any, where: str) -> None:
     if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
-        raise UserError(f"{where} must be an object with 'from' and a string 'value'.")
+        raise BadRecord(f"{where} must be an object with 'from' and a string 'value'", "turn without text")
     if turn.get("from") not in ("human", "gpt"):
-        raise UserError(f"{where} has the role {turn.get('from')!r}; the roles are 'human' and 'gpt'.")
+        raise BadRecord(f"{where} has the role {turn.get('from')!r}; the roles are 'human' and 'gpt'", "role of a turn")
 
 
-def _check_image(image: Any, where: str, image_root: Path | None) -> None:
-    """`image` is absent, or a relative path that stays inside the image root (a data file is not to be trusted)."""
-    if image is None:
-        return
-    if not isinstance(image, str) or not image.strip():
-        raise UserError(f"{where}: the image must be a path string, got {image!r}; leave the key out for text only.")
+def picture_of(record: Mapping[str, Any]) -> str | None:
+    """The path of a record's or question's picture, relative to the image root; None if it has none.
+
+    `image` or `images` hold a path, a list of exactly one, or nothing (null, "", []).
+
+    Raises:
+        BadRecord: several pictures, media under a key that is not read, no path, or one that leaves the image root (a
+            data file is not to be trusted).
+    """
+    named = [value for key in ("image", "images") if (value := record.get(key)) not in (None, "", [])]
+    named = [value if isinstance(value, list) else [value] for value in named]
+    if len(named) == 2 and named[0] == named[1]:
+        named.pop()
+    found = [picture for value in named for picture in value]
+    if len(found) > 1:
+        raise BadRecord(f"names {len(found)} pictures ({found[:3]!r}); a record has one", "several pictures")
+    image = found[0] if found else None
+    if image is not None and (not isinstance(image, str) or not image.strip()):
+        raise BadRecord(f"the image must be a path string, got {image!r}; leave the key out for text only", "image path")
+    for key, value in record.items():
+        if key not in ("image", "images") and _is_media(key, value) and not (image and _same_file(value, image)):
+            kind = "several pictures" if image else "picture under another key"
+            raise BadRecord(f"has {key!r}, which is not read; name one picture, as 'image', or remove the key", kind)
+    if image is not None:
+        _check_path(image)
+    return image
+
+
+def _is_media(key: str, value: Any) -> bool:
+    return isinstance(value, str | list | Mapping) and bool(value) and bool(MEDIA.fullmatch(key))
+
+
+def _same_file(value: Any, image: str) -> bool:
+    """Whether it is the picture's own name or address once more, as a note of where it is from."""
+    value = value[0] if isinstance(value, list) and len(value) == 1 else value
+    return isinstance(value, str) and PurePosixPath(value).name == PurePosixPath(image).name
+
+
+def _check_path(image: str) -> None:
     path = PurePosixPath(image)
     depth = 0
     for part in path.parts:
         depth += -1 if part == ".." else 1
         if depth < 0 or path.is_absolute():
-            raise UserError(
-                f"{where}: the image path {image!r} leaves the image root {image_root or ''}; "
-                "use a path relative to the root."
+            raise BadRecord(
+                f"the image path {image!r} leaves the image root; use a path relative to the root", "image path"
             )
 
 
@@ -166,40 +305,86 @@ def _check_image(image: Any, where: str, image_root: Path | None) -> None:
 
 
 def stream(file: Path) -> Iterator[Any]:
-    """The elements of a JSON array (or the lines of a .jsonl), one at a time; UserError for broken JSON."""
-    if file.suffix == ".jsonl":
-        yield from _lines(file)
-        return
-    _check_is_array(file)
-    try:
-        with file.open("rb") as handle:
-            yield from ijson.items(handle, "item", use_float=True)
-    except (ijson.JSONError, UnicodeDecodeError) as error:
-        raise UserError(f"{file} is not valid JSON: {_position(file) or ' '.join(str(error).split())}") from error
+    """The records of a file, one at a time: the elements of a JSON list, or one JSON value a line.
 
+    Which of the two it is, the first character says, not the file's name. A byte order mark is read over.
 
-def _lines(file: Path) -> Iterator[Any]:
-    if not file.is_file():
-        raise UserError(f"{file} does not exist; check the path.")
-    with file.open(encoding="utf-8") as handle:
-        for number, line in enumerate(handle, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield json.loads(line)
-            except ValueError as error:
-                raise UserError(f"{file}, line {number} is not valid JSON: {error}") from error
-
-
-def _check_is_array(file: Path) -> None:
-    if not file.is_file():
-        raise UserError(f"{file} does not exist; check the path.")
+    Raises:
+        UserError: missing, empty, another encoding than UTF-8 (with the byte), or broken JSON (with the line).
+    """
+    file = Path(file)
+    _check_exists(file)
     with file.open("rb") as handle:
-        head = handle.read(4096).lstrip()
-    if not head:
-        raise UserError(f"{file} is empty; expected a JSON list of records.")
-    if not head.startswith(b"["):
-        raise UserError(f"{file} is not a JSON list; expected [ {{…}}, {{…}} ].")
+        start = _start(handle, file)
+        handle.seek(start)
+        if _first_character(handle) != b"[":
+            handle.seek(start)
+            yield from _lines(handle, file)
+            return
+        handle.seek(start)
+        try:
+            yield from ijson.items(handle, "item", use_float=True)
+        except (ijson.JSONError, UnicodeDecodeError) as error:
+            _check_encoding(file)
+            said = _position(file) or " ".join(str(error).split())
+            raise UserError(f"{file} is not valid JSON: {said}; it may have been cut short.") from error
+
+
+def _lines(handle: BinaryIO, file: Path) -> Iterator[Any]:
+    count, value = 0, None
+    for number, line in enumerate(handle, start=1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError:
+            _check_encoding(file)
+            raise
+        except ValueError as error:
+            if number == 1 and line.strip() == b"{":  # an object over many lines: say it of the file
+                raise UserError(f"{file} is not a JSON list of records, nor one record a line.") from error
+            raise UserError(f"{file}, line {number} is not valid JSON: {error}") from error
+        count += 1
+        yield value
+    if count == 1 and not (isinstance(value, Mapping) and value.keys() & RECORD):
+        raise UserError(f"{file} is not a JSON list of records, nor one record a line.")
+
+
+def _check_exists(file: Path) -> None:
+    if not file.is_file():
+        raise UserError(f"{file} does not exist; check the path.")
+
+
+def _start(handle: BinaryIO, file: Path) -> int:
+    """Where the text begins: after a byte order mark, if there is one."""
+    head = handle.read(4)
+    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or head[:2].count(0) == 1 or head.count(0) == 3:
+        raise UserError(f"{file} is not UTF-8 text (byte 0 begins UTF-16 or UTF-32); save it as UTF-8.")
+    return len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
+
+
+def _first_character(handle: BinaryIO) -> bytes:
+    while block := handle.read(4096):
+        if stripped := block.lstrip():
+            return stripped[:1]
+    raise UserError(f"{handle.name} is empty; expected a JSON list of records, or one record a line.")
+
+
+def _check_encoding(file: Path) -> None:
+    """Raises UserError that names the first byte that is not UTF-8. Only on the way to an error."""
+    decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
+    with file.open("rb") as handle:
+        while True:
+            block = handle.read(1 << 20)
+            waiting = len(decoder.getstate()[0])  # of the block before: the beginning of a character
+            try:
+                decoder.decode(block, final=not block)
+            except UnicodeDecodeError as error:
+                at = read - waiting + error.start
+                raise UserError(f"{file} is not UTF-8 text (byte {at}); save it as UTF-8.") from None
+            if not block:
+                return
+            read += len(block)
 
 
 def _position(file: Path) -> str | None:
@@ -222,5 +407,6 @@ def _digest(file: Path) -> str:
     return digest.hexdigest()[:32]
 
 
-def _cache_folder(cache_dir: Path | None) -> Path:
+def cache_folder(cache_dir: Path | None = None) -> Path:
+    """Where tables and what is known of pictures are kept."""
     return Path(cache_dir or os.environ.get("HIDE_CACHE") or Path.home() / ".cache" / "hide-llava").expanduser()

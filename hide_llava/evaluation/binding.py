@@ -14,6 +14,7 @@ from hide_llava import __version__
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
 from hide_llava.evaluation.questions import (
+    as_stored,
     generation_settings,
     legacy_file,
     questions_sha256,
@@ -107,7 +108,7 @@ def stored_settings(folder: Path) -> dict[str, Any] | None:
     """
     for name in ("settings.json", "score.json"):
         if (folder / name).is_file():
-            return read_json(folder / name)
+            return as_stored(read_json(folder / name))
     if any(folder.glob("*.jsonl")):
         raise UserError(f"{folder}: holds answers, but no settings.json says how they were made; delete the folder.")
     return None

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from hide_llava.adapters.anchors import ranks
 from hide_llava.config import RunConfig, TaskConfig
@@ -27,6 +26,7 @@ from hide_llava.evaluation.questions import (
     with_suffix,
 )
 from hide_llava.metrics import score
+from hide_llava.progress import Progress
 from hide_llava.storage import read_json, sha256, write_bytes, write_json, write_jsonl, writing
 from hide_llava.training.sequence import image_root
 from hide_llava.training.session import Session
@@ -65,7 +65,8 @@ def answer(
     routing = "reference" if "zero_image" in session.method.needs else "question"
     questions = with_suffix(questions, settings["prompt_suffix"])
     data = QuestionDataset(questions, images, session.loaded.tokenizer, session.loaded.transform(
-        settings["image_transform"]), session.loaded.image_tokens, routing)  # fmt: skip
+        settings["image_transform"]), session.loaded.image_tokens, routing,
+        settings["image_orientation"])  # fmt: skip
     order = sorted(range(len(questions)), key=lambda i: (-len(questions[i]["text"]), i))
     longest = max((len(q["text"]) for q in questions), default=0)  # characters: more than tokens
     length = session.loaded.image_tokens + longest + settings["max_new_tokens"]
@@ -82,13 +83,19 @@ def answer(
     workers = (4 if session.core.llava.device.type == "cuda" else 0) if workers is None else workers
     loader = DataLoader(data, batch_sampler=mine, collate_fn=_Collate(), num_workers=workers)
     part = folder / f"part-{rank}.jsonl"
-    with writing(part), open(part, "a", encoding="utf-8") as file:
-        for batch in tqdm(loader, desc=label, disable=rank > 0 or not os.isatty(2), leave=False):
+    asked = 0  # by this process; batches are dealt evenly, so the main one's share says how far all are
+    with (
+        writing(part), open(part, "a", encoding="utf-8") as file,
+        Progress(label, sum(map(len, mine)), "question") as progress,
+    ):  # fmt: skip
+        for batch in loader:
             rows = within_memory(lambda b: answer_batch(session, b, settings["max_new_tokens"], task), batch)
             fresh = [row for row in rows if json.dumps(row["question_id"]) not in done]
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh))
             file.flush()
             os.fsync(file.fileno())
+            asked += len(batch["ids"])
+            progress.at(asked)
     if world > 1:
         torch.distributed.barrier()
     if rank == 0:

@@ -13,6 +13,7 @@ from hide_llava.data.records import load_questions
 from hide_llava.errors import UserError
 from hide_llava.metrics import get
 from hide_llava.metrics.rows import read_jsonl
+from hide_llava.schema import BEFORE
 from hide_llava.storage import sha256
 from hide_llava.training.sequence import image_root
 
@@ -79,12 +80,19 @@ def generation_settings(config: RunConfig, task: TaskConfig | None = None) -> di
     legacy = task is not None and is_legacy(config, task)
     return {
         "image_transform": config.eval.image_transform or own.image_transform or config.benchmark.image_transform,
+        "image_orientation": config.benchmark.image_orientation,
         "max_new_tokens": config.eval.max_new_tokens or own.max_new_tokens or config.benchmark.max_new_tokens,
         "split": config.eval.split,
         "prompt_suffix": own.legacy.suffix_by_answer or own.prompt_suffix if legacy else own.prompt_suffix,
         "protocol": "legacy" if legacy else "clean",
         "limit": config.limit,
     }
+
+
+def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings read from a file, with what they mean where they were stored before a setting existed."""
+    before = {key.partition(".")[2]: value for key, value in BEFORE.items() if key.startswith("benchmark.")}
+    return {**before, **settings}
 
 
 def read_questions(config: RunConfig, task: TaskConfig) -> tuple[Rows, int]:

@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from hide_llava.config import RunConfig
-from hide_llava.data.records import _cache_folder
+from hide_llava.data.records import cache_folder
 from hide_llava.model.load import resolve, resolve_file
 from hide_llava.storage import read_json, sha256, write_json
 
@@ -42,7 +42,7 @@ def _kept(file: Path) -> str:
     if stat.st_size < 1 << 24:
         return sha256(file)
     place = hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:32]
-    entry, state = _cache_folder(None) / f"sha256-{place}.json", [stat.st_size, stat.st_mtime_ns]
+    entry, state = cache_folder() / f"sha256-{place}.json", [stat.st_size, stat.st_mtime_ns]
     if entry.is_file() and (known := read_json(entry))["state"] == state:
         return known["sha256"]
     digest = sha256(file)

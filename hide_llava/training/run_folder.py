@@ -163,6 +163,10 @@ def open_run(config: RunConfig, extra: dict[str, Any] | None = None, existing: b
     if begun and (run.path / "config.yaml").exists():
         _refuse_other(run, config, existing)
         if (run.path / "manifest.json").exists():
+            stored = run.config
+            if stored.train.on_bad_sample != config.train.on_bad_sample:  # only error → skip gets here
+                stored.train.on_bad_sample = config.train.on_bad_sample
+                write_text(run.path / "config.yaml", to_yaml(stored))
             return run
     run.path.mkdir(parents=True, exist_ok=True)
     manifest = {**new_manifest(config), **(extra or {})}
@@ -223,6 +227,8 @@ def _refuse_foreign(path: Path) -> None:
 def _refuse_other(run: RunFolder, config: RunConfig, existing: bool) -> None:
     old, new = (flatten(dataclasses.asdict(c)) for c in (run.config, config))
     free = tuple(k for k in new if k in FREE or (existing and k.startswith("eval.")))
+    if _skips_now(old, new):
+        free = (*free, "train.on_bad_sample")
     said = {k: tuple(repr(c[k]) if k in c else "absent" for c in (old, new)) for k in old.keys() | new.keys()}
     differing = sorted(
         (k for k, (there, now) in said.items() if there != now and k not in free),
@@ -235,6 +241,11 @@ def _refuse_other(run: RunFolder, config: RunConfig, existing: bool) -> None:
             f"{run.path}: holds a run with another configuration ({listed}{more}). Choose another output=, delete the "
             "folder, or give the old values back."
         )
+
+
+def _skips_now(old: dict[str, Any], new: dict[str, Any]) -> bool:
+    """From error to skip: the stages so far had no bad record, so skipping could not have changed them."""
+    return (old["train.on_bad_sample"], new["train.on_bad_sample"]) == ("error", "skip")
 
 
 def new_manifest(config: RunConfig) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from hide_llava.adapters.anchors import is_main
+from hide_llava.adapters.anchors import is_main, ranks
 from hide_llava.benchmarks.selection import draw
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.collator import Collator
-from hide_llava.data.dataset import TrainingDataset
-from hide_llava.data.records import load_records
+from hide_llava.data.dataset import TrainingDataset, pictures_of
+from hide_llava.data.decoded import undecodable
+from hide_llava.data.records import load_records, readable
 from hide_llava.data.sampler import ModalityLengthSampler
 from hide_llava.errors import Interrupted, UserError
 from hide_llava.methods.base import Stage
@@ -53,16 +55,21 @@ def table_root(config: RunConfig) -> Path:
     return config.data_folder() if apart else image_root(config)
 
 
-def task_records(config: RunConfig, task: int) -> datasets.Dataset:
-    """Training records {id, image, conversations} of a task, those that `limit` keeps; images relative to `table_root`."""
+def task_records(config: RunConfig, task: int, whole: bool = False) -> datasets.Dataset:
+    """Training records {id, image, conversations} of a task, those that `limit` keeps; images relative to `table_root`.
+
+    whole: with the records that cannot be read (train.on_bad_sample=skip), for the data set to list.
+    """
     root = image_root(config, config.benchmark.tasks[task])
-    records = load_records(train_file(config, task), root)
+    on_bad = "error" if config.train.on_bad_sample == "error" else "keep"
+    records = load_records(train_file(config, task), root, on_bad=on_bad)
     if root != table_root(config):
         prefix = os.path.relpath(root, table_root(config))
         images = pyarrow.compute.binary_join_element_wise(prefix, records.data.column("image"), "/")  # null stays null
         records = records.remove_columns("image").add_column("image", images.combine_chunks())
     kept = draw(config, len(records))
-    return records if len(kept) == len(records) else records.select(kept)
+    records = records if len(kept) == len(records) else records.select(kept)
+    return records if whole or on_bad == "error" else readable(records)
 
 
 def training_data(session: Session, stage: Stage) -> TrainingDataset:
@@ -71,10 +78,16 @@ def training_data(session: Session, stage: Stage) -> TrainingDataset:
     Raises:
         UserError: missing or broken file, bad record (unless train.on_bad_sample=skip).
     """
-    tables = [task_records(session.config, t) for t in stage.train]
+    tables = [task_records(session.config, t, whole=True) for t in stage.train]
     records = tables[0] if len(tables) == 1 else datasets.concatenate_datasets(tables)
     task, context = session.tasks[stage.train[0]], session.context(**_data(session))
-    return _dataset(session, session.method.train_data(task, records, context))
+    records = session.method.train_data(task, records, context)
+    rank, world = ranks()
+    if world > 1:  # each process decodes a share of the pictures; what it found is remembered for all of them
+        share = islice(pictures_of(records, table_root(session.config)), rank, None, world)
+        undecodable(share, session.config.train.num_workers)
+        torch.distributed.barrier()
+    return _dataset(session, records)
 
 
 def _dataset(session: Session, records: Any) -> TrainingDataset:
@@ -88,6 +101,9 @@ def _dataset(session: Session, records: Any) -> TrainingDataset:
         config.train.max_length,
         config.train.on_bad_sample,
         "reference" if "zero_image" in session.method.needs else "question",
+        config.train.label_masks,
+        config.benchmark.image_orientation,
+        config.train.num_workers,
     )
 
 
@@ -208,6 +224,9 @@ def train_stage(session: Session, run: RunFolder, stage: Stage) -> Session:
     name, config = stage_name(stage), session.config
     dataset = training_data(session, stage)
     if is_main():
+        _refuse_other_records(run, stage, dataset)
+        if dataset.skipped:
+            print(f"{name}: {dataset.left_out()}; the manifest lists them", flush=True)
         files = {config.benchmark.tasks[t].id: sha256(train_file(config, t)) for t in stage.train}
         run.update_stage(name, status="training", records=len(dataset), skipped=dataset.skipped, data=files)
     trainer, callback = build_trainer(session, run, stage, dataset)
@@ -245,6 +264,22 @@ def _refuse_diverged(session: Session, run: RunFolder, stage: Stage, trainer: Me
         f"{found or 'another process found it broken'}. It is not published; {folder} keeps what was trained (diverged) "
         f"and its checkpoints. With another output=, {REMEDY}"
     )
+
+
+def _refuse_other_records(run: RunFolder, stage: Stage, dataset: TrainingDataset) -> None:
+    """A half-trained stage goes on with the records it began with, else with batches that it never would have had.
+
+    Raises:
+        UserError: other records are left out now (train.on_bad_sample was changed, or a picture).
+    """
+    name = stage_name(stage)
+    entry = next(e for e in run.manifest["stages"] if e["name"] == name)
+    begun = any(run.state(name).glob(f"checkpoint-*/{COMPLETE}"))
+    if begun and entry.get("records", len(dataset)) != len(dataset):
+        raise UserError(
+            f"{run.state(name)}: was begun with {entry['records']} records, and {len(dataset)} can be used now; delete that "
+            "folder to train this stage from its start."
+        )
 
 
 def _hand_over(session: Session, run: RunFolder, stage: Stage, trainer: MethodTrainer, dataset: Any) -> Session:

@@ -79,7 +79,63 @@ def bad_record(world: Path) -> None:
 
 
 def duplicate_test_id(world: Path) -> None:
+    edit(test_file(world), lambda rows: rows[3].update(question_id=1, text=rows[1]["text"]))
+
+
+def repeated_test_id(world: Path) -> None:
     edit(test_file(world), lambda rows: rows[3].update(question_id=1))
+
+
+def ids_in_two_forms(world: Path) -> None:
+    edit(test_file(world), lambda rows: rows[3].update(question_id="1"))
+
+
+def number_as_answer(world: Path) -> None:
+    edit(test_file(world), lambda rows: rows[3].update(answer=3.5))
+
+
+def picture_under_another_key(world: Path) -> None:
+    edit(test_file(world), lambda rows: rows[3].update(img=rows[3].pop("image")))
+
+
+def picture_of_training_under_another_key(world: Path) -> None:
+    edit(train_file(world), lambda rows: rows[3].update(image_path=rows[3].pop("image")))
+
+
+def picture_in_the_text_alone(world: Path) -> None:
+    edit(train_file(world), lambda rows: rows[3].pop("image"))
+
+
+def stop_token_as_text(world: Path) -> None:
+    edit(train_file(world), lambda rows: set_turn(rows, 3, 1, "a </s> tag"))
+
+
+def exif(world: Path) -> None:
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    file = world / "data/signs/train3.png"
+    Image.open(file).save(file, exif=tag)
+
+
+def sixteen_bits(world: Path) -> None:
+    deep = np.asarray(draw(77).convert("L")).astype(np.uint16) * 257
+    Image.fromarray(deep).save(world / "data/signs/train3.png")
+
+
+def floats(world: Path) -> None:
+    Image.fromarray(np.zeros((8, 8), np.float32)).save(world / "data/signs/train3.tif")
+    edit(train_file(world), lambda rows: rows[3].update(image="signs/train3.tif"))
+
+
+def lines_for_a_list(world: Path) -> None:
+    """No fault: JSON lines in a .json, with a byte order mark."""
+    rows = json.loads(train_file(world).read_text())
+    train_file(world).write_text("\ufeff" + "\n".join(map(json.dumps, rows)))
+
+
+def another_encoding(world: Path) -> None:
+    edit(test_file(world), lambda rows: rows[3].update(answer="XX"))
+    test_file(world).write_bytes(test_file(world).read_bytes().replace(b"XX", "é".encode("latin-1")))
 
 
 def duplicate_train_id(world: Path) -> None:
@@ -142,7 +198,7 @@ def copied_pair(world: Path) -> None:
 
 def same_text(world: Path) -> None:
     edit(test_file(world), lambda rows: (rows[3].pop("image"), same_question(rows)))
-    edit(train_file(world), lambda rows: rows[5].pop("image"))
+    edit(train_file(world), lambda rows: (rows[5].pop("image"), set_turn(rows, 5, 0, "What is number 5 of signs train?")))
 
 
 def constant_prompt(world: Path) -> None:
@@ -159,7 +215,18 @@ FAULTS: list[tuple[Callable[[Path], None], bool, str, str, list[str]]] = [
     (missing_for_two_records, False, "missing image", "error", ["1 image of 11", "record 3 (id 'signs-3'"]),
     (missing_file, False, "missing file", "error", ["signs/test.json is missing"]),
     (broken_json, False, "broken JSON", "error", ["signs/test.json", "after 5 records", "line 1 column"]),
-    (bad_record, False, "bad record", "error", ["signs/train.json", "record 3 (id 'signs-3') has no conversations"]),
+    (bad_record, False, "bad record", "error", ["signs/train.json", "record 3 (id 'signs-3', signs/train3.png): has no conv"]),
+    (repeated_test_id, False, "repeated id", "note", ["1 question of", "ID#2"]),
+    (ids_in_two_forms, False, "cannot be scored", "error", ["record 3 (question_id '1')", "in another form"]),
+    (number_as_answer, False, "cannot be scored", "error", ["question_id 3", "answer is 3.5"]),
+    (picture_under_another_key, False, "bad record", "error", ["record 3 (question_id 3)", "has 'img', which is not read"]),
+    (picture_of_training_under_another_key, False, "bad record", "error", ["record 3 (id 'signs-3')", "has 'image_path'"]),
+    (picture_in_the_text_alone, False, "bad record", "error", ["record 3 (id 'signs-3')", "names no image file"]),
+    (stop_token_as_text, False, "bad record", "error", ["record 3 (id 'signs-3', signs/train3.png)", "contains '</s>'"]),
+    (another_encoding, False, "broken JSON", "error", ["signs/test.json is not UTF-8 text (byte ", "after "]),
+    (exif, True, "turned image", "note", ["1 image that says (EXIF)", "shown as a viewer", "record 3 (id 'signs-3'"]),
+    (sixteen_bits, True, "16-bit image", "note", ["1 image of 16 bits", "record 3 (id 'signs-3'"]),
+    (floats, True, "unreadable image", "error", ["signs/train3.tif has floating point numbers", "(mode F)"]),
     (duplicate_test_id, False, "duplicate id", "error", ["signs/test.json", "record 3 (id 1, signs/test3.png) repeats",
                                                          "record 1 (id 1,"]),
     (duplicate_train_id, False, "duplicate train id", "warning", ["record 3 (id 'signs-1', signs/train3.png)"]),
@@ -193,6 +260,11 @@ def test_planted_fault(world: Path, plant, deep: bool, kind: str, level: str, sa
     assert [fragment for fragment in says if fragment not in text] == [], text
     assert report.sound is (level != "error")
     assert text.splitlines()[0] in readable(report)
+
+
+def test_lines_and_a_byte_order_mark_are_no_fault(world: Path) -> None:
+    lines_for_a_list(world)
+    assert audit(world).findings == []
 
 
 def test_faults_that_need_the_pictures_need_deep(world: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
+from hide_llava.config import from_yaml
 from tests.cli.call import assert_refusal, call, content, refused
 from tests.cli.conftest import edit
 from tests.golden_reference import GOLDEN
@@ -39,7 +41,7 @@ def test_missing_image(mine: Path, words: Words) -> None:
 def test_truncated_image(workers: int, mine: Path, words: Words) -> None:
     """Also from a data worker process, whose exceptions arrive as the text of a traceback."""
     cut(mine / "data" / "task0" / "train3.png")
-    says = ("task0/train.json: record 3 (id '0-3')", "train3.png cannot be decoded", "replace the file")
+    says = ("task0/train.json", "record 3 (id '0-3')", "train3.png cannot be decoded", "replace the file")
     message = refused("train", *words(f"train.num_workers={workers}"), says=says)
     assert "worker" not in message
 
@@ -51,6 +53,54 @@ def test_bad_records_can_be_skipped_and_are_listed(mine: Path, words: Words, tmp
     assert called.code == 0, called.err
     stage = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"][0]
     assert stage["records"] == 6 and [bad["id"] for bad in stage["skipped"]] == ["0-3", "0-5"]
+    assert [bad["kind"] for bad in stage["skipped"]] == ["undecodable picture", "missing picture"]
+    assert "01-task0: 2 of 8 records left out (1 × undecodable picture, 1 × missing picture)" in called.out
+
+
+def test_a_malformed_record_is_refused_by_all_or_skipped_by_all(mine: Path, words: Words, tmp_path: Path) -> None:
+    """`check`, `plan` and `run` say the same of it, whatever the task; with skip they go on."""
+    edit(mine / "data" / "task1" / "train.json", lambda rows: rows[2].update(img=rows[2].pop("image")))
+    says = ("task1/train.json", "record 2 (id '1-2')", "has 'img', which is not read")
+    assert call("check", *words()[:2], words()[3]).code == 1
+    assert all(said in call("check", *words()[:2], words()[3]).out for said in says)
+    refused("plan", *words(), says=says)
+    refused("run", *words(), says=says)
+    skip = words("train.on_bad_sample=skip", method="lora")
+    assert re.search(r"2 Task 1 +7 records", call("plan", *skip).out)
+    called = call("train", *skip)
+    assert called.code == 0 and "02-task1: 1 of 8 records left out (1 × picture under another key)" in called.out
+
+
+def test_a_run_may_be_changed_from_error_to_skip_but_not_back(mine: Path, words: Words, tmp_path: Path) -> None:
+    cut(mine / "data" / "task1" / "train3.png")
+    says = ("task1/train.json", "record 3 (id '1-3')", "train.on_bad_sample=skip")
+    refused("train", *words(method="lora"), says=says)
+    first = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"]
+    assert [stage["status"] for stage in first] == ["complete", "pending", "pending"]  # met before the stage began
+    called = call("train", *words("train.on_bad_sample=skip", method="lora"))
+    assert called.code == 0, called.err
+    stages = json.loads((tmp_path / "out" / "manifest.json").read_text())["stages"]
+    assert [len(stage["skipped"]) for stage in stages] == [0, 1, 0]
+    assert "on_bad_sample: skip" in (tmp_path / "out" / "config.yaml").read_text()
+    refused("train", *words(method="lora"), says=("train.on_bad_sample: 'skip' there, 'error' now",))
+
+
+def test_a_run_begun_before_the_keys_existed_goes_on_as_it_did(words: Words, tmp_path: Path) -> None:
+    """Its config.yaml and scores lack them: pictures as stored, answers as searched for, said in a line."""
+    train = words(method="lora")
+    assert call("run", *train, "benchmark.image_orientation=ignore", "train.label_masks=reference").code == 0
+    config = tmp_path / "out" / "config.yaml"
+    kept = [line for line in config.read_text().splitlines() if "image_orientation" not in line and "label_masks" not in line]
+    config.write_text("\n".join(kept) + "\n")
+    for score in (tmp_path / "out" / "eval").glob("*/*/score.json"):
+        edit(score, lambda value: value.pop("image_orientation") and None)
+    called = call("run", *train)
+    assert called.code == 0, called.err
+    assert "goes on as it did: benchmark.image_orientation=ignore, train.label_masks=reference" in called.out
+    assert "training" not in called.out
+    stored = from_yaml(config)
+    assert (stored.benchmark.image_orientation, stored.train.label_masks) == ("ignore", "reference")
+    assert call("eval", tmp_path / "out").code == 0
 
 
 @pytest.mark.parametrize(
@@ -60,7 +110,7 @@ def test_bad_records_can_be_skipped_and_are_listed(mine: Path, words: Words, tmp
         (lambda rows: [], ("holds no records",)),
         (lambda rows: rows[2].pop("conversations") and None, ("record 2 (id '2-2')", "no conversations")),
         (lambda rows: rows[2]["conversations"][0].update({"from": "user"}),
-         ("record 2 (id '2-2'), turn 1", "role 'user'", "'human' and 'gpt'")),
+         ("record 2 (id '2-2'): turn 1", "role 'user'", "'human' and 'gpt'")),
         (lambda rows: rows[2].update({"image": "../../secret.png"}), ("record 2 (id '2-2')", "leaves the image root")),
     ],
     ids=["not a list", "empty", "no conversations", "unknown role", "path out of the root"],
@@ -80,8 +130,8 @@ def test_cut_training_file(mine: Path, words: Words) -> None:
 
 
 def test_duplicate_question_ids(mine: Path, words: Words, tmp_path: Path) -> None:
-    edit(mine / "data" / "task1" / "test.json", lambda rows: rows[4].update({"question_id": 1}))
-    says = ("task1/test.json: question 4 (question_id 1) repeats the id of question 1", "must be unique")
+    edit(mine / "data" / "task1" / "test.json", lambda rows: rows[4].update({"question_id": 1, "text": rows[1]["text"]}))
+    says = ("task1/test.json: record 4 (question_id 1) repeats the id and the text of record 1", "must be unique")
     refused("run", *words(), says=says)
     assert not (tmp_path / "out").exists()
 

@@ -11,6 +11,7 @@ import torch
 from hide_llava.cli import build_parser
 from hide_llava.config import names
 from hide_llava.data.conversation import IGNORE, IMAGE_TOKEN
+from hide_llava.model.load import PACKAGE
 from tests.cli.call import call, content, manifest
 from tests.cli.conftest import edit
 from tests.golden_reference import GOLDEN
@@ -240,7 +241,7 @@ def golden_preview(*more: str) -> list[dict]:
 def test_preview_gives_the_recorded_ids_and_labels() -> None:
     """All 30 odd records of the reference, also those that the trainer refuses."""
     recorded = {r["id"]: r for r in json.loads((GOLDEN / "misc" / "preprocess_v1.json").read_text())["2048"]}
-    shown = golden_preview()
+    shown = golden_preview("--label-masks", "reference")
     assert [row["id"] for row in shown] == list(recorded)
     for row in shown:
         expected = recorded[row["id"]]
@@ -289,7 +290,24 @@ def test_preview_of_a_file_without_a_good_record(world: Path, tmp_path: Path) ->
     words = ("--data", tmp_path / "bad.json", "--images", tmp_path, "--model", world / "llava")
     called = call("preview", *words, "--json")
     row = json.loads(called.out)
-    assert called.code == 0 and "do not line up" in row["error"] and set(row["labels"]) == {IGNORE}
+    assert called.code == 0 and "an answer is empty" in row["error"] and set(row["labels"]) == {IGNORE}
+
+
+def test_preview_takes_a_models_name_and_a_benchmark(world: Path, tmp_path: Path) -> None:
+    files = ("--data", world / "data" / "task0" / "train.json", "--images", world / "data")
+    by_name = call("preview", *files, "--model", "mini", "--limit", "1", "--json")
+    by_folder = call("preview", *files, "--model", PACKAGE / "assets" / "mini" / "llava", "--limit", "1", "--json")
+    assert by_name.code == 0 and by_name.out == by_folder.out, by_name.err
+    words = (f"benchmark={world}/bench.yaml", f"model={world}/model.yaml", f"data_root={world}")
+    shown = call("preview", *words, "tasks=[task1]", "--limit", "2", "--json")
+    assert [json.loads(line)["id"] for line in shown.out.splitlines()] == ["1-0", "1-1"], shown.err
+    several = call("preview", *words, "--limit", "1")
+    assert [line.rpartition("/")[0].rpartition("/")[2] for line in several.out.splitlines() if line[0] == "═"] == [
+        "task0", "task1", "task2"
+    ]  # fmt: skip
+    for bad, says in (((), "preview needs"), ((*words, *files), "not both"), ((*words, "--model", "minni"), "minni")):
+        called = call("preview", *bad)
+        assert called.code == 2 and says in called.err
 
 
 # -------------------------------------------------------------------------------------------------- doctor, ls, import

@@ -1,15 +1,19 @@
 """Sample policy, question samples and padding."""
 
+import json
+
 import datasets
 import pytest
 import torch
 from PIL import Image
 
+from hide_llava.data import decoded
 from hide_llava.data.collator import Collator
 from hide_llava.data.conversation import IMAGE_TOKEN, encode_question
 from hide_llava.data.dataset import QuestionDataset, TrainingDataset
-from hide_llava.data.images import ImageTransform
-from hide_llava.data.records import load_records
+from hide_llava.data.decoded import decode, undecodable
+from hide_llava.data.images import ImageTransform, load_image
+from hide_llava.data.records import load_records, readable
 from hide_llava.errors import UserError
 
 PATCHES = 4
@@ -67,6 +71,8 @@ BAD = {
     "no image": ({"first": "<image>\nWhat?"}, "names no image file"),
     "placeholder in answer": ({"first": "What?", "answer": "<image>"}, "an answer contains <image>"),
     "empty answer": ({"first": "What?", "answer": ""}, "no supervised token"),
+    "empty answer in the first round": ({"first": "What?", "answer": "", "more": "And?"}, "an answer is empty"),
+    "unknown token in answer": ({"first": "What?", "answer": "an <unk>"}, "contains '<unk>'"),
     "eos in answer": ({"first": "What?", "answer": "a </s> b"}, "no supervised token"),
     "nothing left": ({"first": "What? " * 200, "limit": 60}, "within max_length 60"),
     "image beyond limit": (
@@ -96,9 +102,8 @@ def test_bad_sample_is_an_error_naming_the_record_or_skipped_and_listed(build, t
 def test_undecodable_image(build, turns):
     good = {"image": "good.png", "conversations": turns("<image>\nWhat?", "a")}
     bad = {"image": "cut.png", "conversations": turns("<image>\nWhat?", "a")}
-    dataset = build(good, bad)  # the quick check does not decode
-    with pytest.raises(UserError, match=r"train\.json: record 1 \(id 1\): Image .*cut\.png cannot be decoded"):
-        dataset[1]
+    with pytest.raises(UserError, match=r"record 1 \(id 1\): Image .*cut\.png cannot be decoded"):
+        build(good, bad)  # before training, not in the middle of it
     skipping = build(good, bad, on_bad_sample="skip")
     assert skipping.indices == [0] and "cut.png" in skipping.skipped[0]["reason"]
 
@@ -179,3 +184,95 @@ def test_padding_of_labels_and_side_name():
     assert Collator()(samples)["labels"].tolist() == [[1, 1, -100], [1, 1, 1]]
     with pytest.raises(UserError, match="right or left"):
         Collator(side="both")
+
+
+MALFORMED = {  # kind → record, and the words that tell it; case 21 of the public reports
+    "missing picture": {"image": "gone.png"},
+    "undecodable picture": {"image": "cut.png"},
+    "several pictures": {"image": ["good.png", "cut.png"]},
+    "image path": {"image": "/abs/good.png"},
+    "picture under another key": {"image": None, "img": "good.png"},
+    "turn without text": {"conversations": [{"from": "human", "value": "<image>\nA?"}, {"from": "gpt", "value": None}]},
+    "role of a turn": {"conversations": [{"from": "system", "value": "be nice"}, {"from": "human", "value": "A?"}]},
+    "order of turns": {"conversations": [{"from": "human", "value": "<image>\nA?"}, {"from": "human", "value": "B?"}]},
+    "no conversations": {"conversations": []},
+    "empty answer": {"conversations": [{"from": "human", "value": "<image>\nA?"}, {"from": "gpt", "value": ""}]},
+    "no answer": {"conversations": [{"from": "human", "value": "<image>\nA?"}]},
+    "place of the picture": {"conversations": [{"from": "human", "value": "A?"}, {"from": "gpt", "value": "b"}]},
+    "no picture": {"image": ""},
+}
+
+
+def test_skip_means_skip_for_every_kind(write, turns, images, tokenizer, small, tmp_path):
+    """Every malformed record is skipped, counted by kind and listed with its place in the file; the table is cached."""
+    good = {"image": "good.png", "conversations": turns("<image>\nA?", "b")}
+    rows = [{"id": "first", **good}, *({"id": kind, **good, **fields} for kind, fields in MALFORMED.items()), "a string",
+            {"id": "last", **good, "image": ["good.png"]}]  # fmt: skip
+    file = write(rows)
+    with pytest.raises(UserError, match="records cannot be trained on") as stopped:
+        load_records(file, images, tmp_path / "cache")
+    assert "record 3 (id 'several pictures'): names 2 pictures" in str(stopped.value)
+    table = load_records(file, images, tmp_path / "cache", on_bad="keep")
+    dataset = TrainingDataset(table, images, tokenizer, small, PATCHES, on_bad_sample="skip", workers=3)
+    assert [dataset[i]["id"] for i in range(len(dataset))] == ["first", "last"]
+    assert [(bad["index"], bad["kind"]) for bad in dataset.skipped] == [
+        *enumerate(MALFORMED, start=1), (len(rows) - 2, "no object")
+    ]  # fmt: skip
+    assert dataset.left_out().startswith(f"{len(rows) - 2} of {len(rows)} records left out (1 × ")
+    ids = [json.loads(row["id"]) for row in readable(table)]
+    assert ids[0] == "first" and ids[-1] == "last" and "several pictures" not in ids and "missing picture" in ids
+
+
+def test_pictures_are_decoded_once(images, tmp_path, monkeypatch):
+    for i in range(5):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(images / f"{i}.jpg")
+    paths = [str(images / f"{i}.jpg") for i in range(5)] * 2 + [str(images / name) for name in ("cut.png", "gone.png")]
+    seen = []
+
+    def counted(path):
+        seen.append(path)
+        return decode(path)
+
+    monkeypatch.setattr(decoded, "decode", counted)
+    for times in (1, 0):  # what is good is remembered, what is bad is looked at again
+        seen.clear()
+        bad = undecodable(paths, 2, cache_dir=tmp_path / "cache")
+        assert {file.rpartition("/")[2]: fault.kind for file, fault in bad.items()} == {
+            "cut.png": "undecodable picture", "gone.png": "missing picture"
+        }  # fmt: skip
+        assert len(seen) == 5 * times + 2
+    (images / "3.jpg").write_bytes((images / "3.jpg").read_bytes()[:200])  # changed: decoded again
+    assert str(images / "3.jpg") in undecodable(paths, 2, cache_dir=tmp_path / "cache")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_cut_anywhere_is_found(images, progressive):
+    """The check makes few pixels of a JPEG; it must see all that full decoding sees."""
+    draw = Image.effect_noise((160, 120), 60).convert("RGB")
+    draw.save(images / "whole.jpg", progressive=progressive)
+    whole = (images / "whole.jpg").read_bytes()
+    for cut in range(0, len(whole), max(1, len(whole) // 60)):
+        (images / "cut.jpg").write_bytes(whole[:cut])
+        with pytest.raises(UserError, match="cannot be decoded"):
+            load_image(images / "cut.jpg")
+        assert decode(str(images / "cut.jpg")) is not None, cut
+
+
+def test_orientation_reaches_items_and_questions(build, turns, images, tokenizer, small):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.new("RGB", (40, 20), "red")
+    stored.paste("blue", (20, 0, 40, 20))
+    stored.save(images / "phone.png", exif=exif)
+    stored.transpose(Image.Transpose.ROTATE_270).save(images / "upright.png")
+    names = ("phone.png", "upright.png")
+    records = [{"image": name, "conversations": turns("<image>\nA?", "b")} for name in names]
+    asked = [{"question_id": i, "image": name, "text": "A?"} for i, name in enumerate(names)]
+    for orientation in ("exif", "ignore"):
+        data = [build(*records, orientation=orientation),
+                QuestionDataset(asked, images, tokenizer, small, PATCHES, orientation=orientation)]  # fmt: skip
+        for rows in data:
+            same = torch.equal(rows[0]["pixel_values"], rows[1]["pixel_values"])
+            assert same == (orientation == "exif")
+    with pytest.raises(UserError, match="orientation is 'upright'"):
+        build(*records, orientation="upright")

@@ -1,8 +1,12 @@
 """Ids, labels and routing texts recorded from the reference's preprocessing, on odd records and the training data."""
 
+import random
+
 import pytest
 
 from hide_llava.data.conversation import (
+    IGNORE,
+    MASKS,
     SYSTEM,
     build_prompt,
     encode_training,
@@ -19,7 +23,7 @@ def test_ids_and_labels(max_length, recorded, cases, tokenizer):
     assert len(recordings) == 30
     for recording in recordings:
         case = cases[recording["id"]]
-        encoded = encode_training(case["conversations"], "image" in case, tokenizer, max_length)
+        encoded = encode_training(case["conversations"], "image" in case, tokenizer, max_length, "reference")
         assert encoded.input_ids == recording["input_ids"], recording["id"]
         assert encoded.labels == recording["labels"], recording["id"]
         assert encoded.mismatch == ("tokenization mismatch" in recording["stdout"]), recording["id"]
@@ -29,9 +33,81 @@ def test_ids_and_labels(max_length, recorded, cases, tokenizer):
 @pytest.mark.parametrize("task", ["task0", "task1", "task2"])
 def test_training_data(task, recorded, tokenizer):
     for record, recording in zip(recorded(f"data/{task}.json"), recorded("misc/preprocess_v1.json")[task], strict=True):
-        encoded = encode_training(record["conversations"], "image" in record, tokenizer, 2048)
-        assert (encoded.input_ids, encoded.labels) == (recording["input_ids"], recording["labels"])
-        assert not encoded.mismatch
+        for masks in MASKS:
+            encoded = encode_training(record["conversations"], "image" in record, tokenizer, 2048, masks)
+            assert (encoded.input_ids, encoded.labels) == (recording["input_ids"], recording["labels"])
+            assert not encoded.mismatch
+
+
+@pytest.mark.parametrize("max_length", [2048, 300])
+def test_exact_labels_are_the_recorded_ones_where_the_reference_finds_the_answers(
+    max_length, recorded, cases, tokenizer
+):
+    """The ids are the same in every case; labels differ only in the records that the reference gives up."""
+    given_up = set()
+    for recording in recorded("misc/preprocess_v1.json")[str(max_length)]:
+        case = cases[recording["id"]]
+        encoded = encode_training(case["conversations"], "image" in case, tokenizer, max_length)
+        assert encoded.input_ids == recording["input_ids"], recording["id"]
+        if encoded.labels != recording["labels"]:
+            given_up.add(recording["id"])
+    assert given_up == {"eos_in_text", "unk_in_text", "assistant_in_answer"}
+
+
+def supervised(encoded, tokenizer):
+    """The trained tokens as text, one string for each unbroken span."""
+    spans, inside = [], False
+    for label in encoded.labels:
+        if label != IGNORE:
+            token = tokenizer.convert_ids_to_tokens(label)
+            spans = [*spans[:-1], spans[-1] + token] if inside else [*spans, token]
+        inside = label != IGNORE
+    return [span.replace("▁", " ") for span in spans]
+
+
+# texts of the turns, and what must be trained, whatever the prompt says
+PROMPTS = {
+    "plain": (["What is it?", "cat"], ["cat"]),
+    "ends in ASSISTANT:": (["What is it? ASSISTANT:", "cat"], ["cat"]),
+    "ends in Assistant:": (["What is it? Assistant:", "cat"], ["cat"]),
+    "templated": (["USER: What is it? ASSISTANT:", "cat"], ["cat"]),
+    "in the middle": (["USER: hi ASSISTANT: ho USER: What is it?", "cat"], ["cat"]),
+    "second round": (["What?", "cat", "Sure? ASSISTANT:", "yes"], ["cat", "yes"]),
+    "three rounds": (["ASSISTANT: a", "b", "c ASSISTANT: d", "e", "f", "g"], ["b", "e", "g"]),
+    "in the answer": (["What does it say?", "It says ASSISTANT: hi"], ["It says ASSISTANT: hi"]),
+    "end of sequence in the question": (["What is </s> here?", "a tag"], ["a tag"]),
+    "both, in two rounds": (["What is </s>? ASSISTANT: ", "a", "and <unk> </s>", "b"], ["a", "b"]),
+    "unknown token in the question": (["What is <unk> here?", "a tag"], ["a tag"]),
+}
+
+
+@pytest.mark.parametrize("has_image", [True, False])
+@pytest.mark.parametrize("name", PROMPTS)
+def test_only_the_answer_and_its_stop_token_are_trained(name, has_image, tokenizer, turns):
+    texts, answers = PROMPTS[name]
+    first = f"<image>\n{texts[0]}" if has_image else texts[0]
+    encoded = encode_training(turns(first, *texts[1:]), has_image, tokenizer, 2048)
+    assert supervised(encoded, tokenizer) == [f" {answer}</s>" for answer in answers]
+    reference = encode_training(turns(first, *texts[1:]), has_image, tokenizer, 2048, "reference")
+    assert encoded.input_ids == reference.input_ids
+    assert (encoded.labels == reference.labels) == (name in ("plain", "ends in Assistant:"))
+
+
+def test_exact_and_reference_agree_on_random_texts(tokenizer, turns):
+    """Odd blanks, bytes, line ends and bits of the template, cut and uncut: 600 conversations that the walk can follow."""
+    rng, agreed = random.Random(0), 0
+    words = ["cat", " ", "  ", "\n", "é", "漢", "😀", "<s", "ASSISTANT", "USER:", "1.5", "\t", "don't", "▁", "\u2028", "</", "…"]
+    while agreed < 600:
+        texts = ["".join(rng.choice(words) + rng.choice(["", " "]) for _ in range(rng.randint(1, 9)))
+                 for _ in range(2 * rng.randint(1, 3))]  # fmt: skip
+        limit, has_image = rng.choice([2048, 60]), rng.random() < 0.5
+        talk = turns("<image>\n" + texts[0] if has_image else texts[0], *texts[1:])
+        if any(word in text for text in texts for word in ("ASSISTANT:", "<s>", "</s>")):
+            continue
+        walked = encode_training(talk, has_image, tokenizer, limit, "reference")
+        if not walked.mismatch:
+            assert encode_training(talk, has_image, tokenizer, limit) == walked, texts
+            agreed += 1
 
 
 def test_reference_routing_text(recorded, cases, tokenizer):

@@ -19,7 +19,7 @@ def splices(golden):
 
 
 def encoded(case, tokenizer, max_length=2048):
-    return encode_training(case["conversations"], "image" in case, tokenizer, max_length)
+    return encode_training(case["conversations"], "image" in case, tokenizer, max_length, "reference")
 
 
 def collate(pairs):
@@ -78,7 +78,8 @@ def test_where_the_reference_goes_wrong_we_refuse(golden, recorded, cases, token
     """Every recorded case that trains on nothing, on no image, or crashes there, is skipped with its reason here."""
     recordings = recorded("misc/preprocess_v1.json")["2048"]
     records = load_records(write([cases[recording["id"]] for recording in recordings]), golden / "data", tmp_path)
-    dataset = TrainingDataset(records, golden / "data", tokenizer, transform, PATCHES, on_bad_sample="skip")
+    reference = {"on_bad_sample": "skip", "label_masks": "reference"}
+    dataset = TrainingDataset(records, golden / "data", tokenizer, transform, PATCHES, **reference)
     reasons = {bad["id"]: bad["reason"] for bad in dataset.skipped}
     masked = {recording["id"] for recording in recordings if recording["n_label"] == 0}
     assert masked <= set(reasons)
@@ -93,6 +94,12 @@ def test_where_the_reference_goes_wrong_we_refuse(golden, recorded, cases, token
     lengths = {recording["id"]: recording["modality_lengths_prop"] for recording in recordings}
     kept = [records[index]["id"].strip('"') for index in dataset.indices]
     assert dataset.modality_lengths == [lengths[name] for name in kept]
+
+    exact = TrainingDataset(records, golden / "data", tokenizer, transform, PATCHES, on_bad_sample="skip")
+    now = {bad["id"]: bad["kind"] for bad in exact.skipped}
+    assert set(reasons) - set(now) == {"eos_in_text", "assistant_in_answer"}  # their answers are text, and found
+    assert set(now) <= set(reasons) and now["unk_in_text"] == "special token in an answer"
+    assert (now["no_answer"], now["empty_answer"]) == ("no answer", "empty answer")
 
 
 def test_cut_inside_the_image_is_an_error(cases, tokenizer):

@@ -1,13 +1,15 @@
 """Reading annotation files, and every way in which they may be wrong."""
 
+import codecs
 import json
 import multiprocessing
 import os
 
 import pytest
 
-from hide_llava.data.records import load_questions, load_records
+from hide_llava.data.records import load_questions, load_records, stream
 from hide_llava.errors import UserError
+from hide_llava.metrics.rows import tell_apart
 
 GOOD = {"id": 1, "image": "a.png", "conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]}
 
@@ -55,11 +57,12 @@ def test_unicode_and_size(load, turns):
         ("", "is empty"),
         ("  \n", "is empty"),
         ("[]", "no records"),
-        ('{"id": 1}', "not a JSON list"),
+        ('{"info": 1}', "not a JSON list"),
+        ('{\n"info": 1}', "not a JSON list"),
         (f'[{json.dumps(GOOD)},\n {{"id": ]', r"not valid JSON: .*line 2 column"),
         ("[" + json.dumps(GOOD), "not valid JSON"),
-        ([3], "record 0 is a int"),
-        ([GOOD, {"id": 5}], r"record 1 \(id 5\) has no conversations"),
+        ([3], "record 0: is a int"),
+        ([GOOD, {"id": 5}], r"record 1 \(id 5\): has no conversations"),
         ([changed(conversations=[])], "has no conversations"),
         ([changed(conversations="hi")], "has no conversations"),
         ([changed(conversations=["hi"])], "turn 1 must be an object"),
@@ -68,8 +71,8 @@ def test_unicode_and_size(load, turns):
         ([changed(conversations=[GOOD["conversations"][1]])], "no human turn"),
         ([changed(conversations=[GOOD["conversations"][0]] * 2)], "turn 2 is from 'human', like the one before"),
         ([changed(conversations=[GOOD["conversations"][1]] * 2)], "turn 2 is from 'gpt'"),
-        ([changed(image=["a.png"])], "image must be a path string"),
-        ([changed(image="")], "image must be a path string"),
+        ([changed(image=["a.png", "b.png"])], "names 2 pictures"),
+        ([changed(image=7)], "image must be a path string"),
         ([changed(image="/etc/passwd")], "leaves the image root"),
         ([changed(image="../secret.png")], "leaves the image root"),
         ([changed(image="a/../../secret.png")], "leaves the image root"),
@@ -79,7 +82,8 @@ def test_bad_files(load, tmp_path, content, message):
     with pytest.raises(UserError, match=message) as error:
         load(content)
     assert "train.json" in str(error.value)
-    assert not list((tmp_path / "cache").glob("*"))  # nothing half-written stays
+    whole = isinstance(content, list) and content  # read to its end: the table knows which records are bad
+    assert len(list((tmp_path / "cache").glob("*"))) == bool(whole)  # nothing half-written stays
 
 
 def test_dots_inside_the_root_are_fine(load):
@@ -126,8 +130,6 @@ def test_questions(write, golden):
     assert questions == json.loads((golden / "data/test.json").read_text())
     lines = "\n".join(json.dumps(question) for question in questions) + "\n\n"
     assert load_questions(write(lines, "test.jsonl")) == questions
-    alike = write([{"question_id": identity, "text": "?"} for identity in (1, "1")])
-    assert [question["question_id"] for question in load_questions(alike)] == [1, "1"]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +140,11 @@ def test_questions(write, golden):
         ('[{"text": "?"}]', "question 0 has no question_id"),
         ('[{"question_id": 1, "text": "?"}, {"question_id": 4}]', r"question 1 \(question_id 4\) has no text"),
         ('[{"question_id": 1, "text": " "}]', "has no text"),
-        ('[{"question_id": "a", "text": "?"}, {"question_id": "a", "text": "?"}]', "repeats the id of question 0"),
+        ('[{"question_id": "a", "text": "?"}, {"question_id": "a", "text": "?"}]', "repeats the id and the text of record 0"),
+        ('[{"question_id": 1, "text": "?"}, {"question_id": "1", "text": "!"}]', "in another form"),
+        ('[{"question_id": true, "text": "?"}]', "has no question_id"),
+        ('[{"question_id": 1, "text": "?", "img": "a.png"}]', "has 'img', which is not read"),
+        ('[{"question_id": 1, "text": "?", "images": ["a.png", "b.png"]}]', "names 2 pictures"),
         ('[{"question_id": 1, "text": "?", "image": "../x"}]', "leaves the image root"),
         ('[{"question_id": 1, "text": "?", "image": 4}]', "image must be a path string"),
     ],
@@ -151,3 +157,99 @@ def test_bad_questions(write, content, message):
 def test_bad_question_line(write):
     with pytest.raises(UserError, match="line 2 is not valid JSON"):
         load_questions(write('{"question_id": 1, "text": "?"}\n{', "test.jsonl"))
+
+
+# ------------------------------------------------------------------------------------------------------- what is read
+
+LINES = [{"question_id": 1, "text": "?", "answer": "é\u2028x"}, {"question_id": 2, "text": "!"}]
+AS_LIST = json.dumps(LINES, ensure_ascii=False)
+AS_LINES = "\n".join(json.dumps(row, ensure_ascii=False) for row in LINES)
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.txt"])
+@pytest.mark.parametrize("mark", [b"", codecs.BOM_UTF8])
+@pytest.mark.parametrize("text", [AS_LIST, AS_LINES, AS_LINES.replace("\n", "\r\n\n"), "\n  " + AS_LIST])
+def test_the_content_says_whether_it_is_a_list_or_lines(tmp_path, name, mark, text):
+    file = tmp_path / name
+    file.write_bytes(mark + text.encode())
+    assert list(stream(file)) == LINES
+    assert load_questions(file) == LINES
+
+
+def test_training_files_may_be_lines(load, turns):
+    rows = [changed(id=i) for i in range(3)]
+    lines = load("".join(json.dumps(row) + "\n" for row in rows))
+    assert [row["id"] for row in lines] == ["0", "1", "2"] and list(lines[0]) == list(load(rows)[0])
+    assert len(load(json.dumps(GOOD))) == 1  # a file of one line
+
+
+@pytest.mark.parametrize("lines", [False, True])
+@pytest.mark.parametrize(
+    ("content", "byte"),
+    [
+        (AS_LIST.encode("utf-16"), 0),
+        (AS_LIST.encode("utf-16-le"), 0),
+        (AS_LIST.encode("utf-32"), 0),
+        (AS_LIST.replace("\u2028", "").encode("latin-1"), AS_LIST.index("é")),
+        (b'[{"question_id": 1, "text": "' + b"a" * (1 << 20) + b'\xe9"}]', 29 + (1 << 20)),
+    ],
+)
+def test_another_encoding_is_named_with_file_and_byte(tmp_path, content, byte, lines):
+    content = content.strip(b"[]") if lines and byte != 0 else content
+    (tmp_path / "odd.json").write_bytes(content)
+    with pytest.raises(UserError, match=rf"odd\.json is not UTF-8 text \(byte {byte - (lines and byte > 0)}"):
+        list(stream(tmp_path / "odd.json"))
+
+
+PICTURES = [  # fields of a record or question → its picture, or what it is refused with
+    ({}, None),
+    ({"image": None}, None),
+    ({"image": ""}, None),
+    ({"images": []}, None),
+    ({"image": "a.png"}, "a.png"),
+    ({"image": ["a.png"]}, "a.png"),
+    ({"images": ["a.png"]}, "a.png"),
+    ({"images": "a.png"}, "a.png"),
+    ({"image": "a.png", "images": ["a.png"]}, "a.png"),
+    ({"image": "a.png", "image_id": "17", "image_size": [3, 4], "num_images": 1}, "a.png"),
+    ({"image": "coco/a.png", "image_url": "http://host/x/a.png"}, "coco/a.png"),
+    ({"image": "a.png", "videos": []}, "a.png"),
+    ({"image": ["a.png", "b.png"]}, r"names 2 pictures \(\['a.png', 'b.png'\]\)"),
+    ({"images": ["a.png", "a.png"]}, "names 2 pictures"),
+    ({"image": "a.png", "images": ["b.png"]}, "names 2 pictures"),
+    ({"image": {"bytes": "x"}}, "must be a path string"),
+    ({"image": ["  "]}, "must be a path string"),
+    ({"image": "a.png", "videos": ["b.mp4"]}, "has 'videos'"),
+    ({"image": "a.png", "image_2": "b.png"}, "has 'image_2'"),
+    *(({key: "a.png"}, f"has '{key}', which is not read; name one picture, as 'image'")
+      for key in ("image_path", "image_file", "img", "Image", "Images", "img_path", "image_name",
+                  "photo", "picture", "video", "audio", "imagePath", "image_paths", "img_url", "image_1")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fields", "want"), PICTURES)
+def test_a_picture_is_read_or_refused_by_name(write, load, turns, fields, want):
+    record = {"id": 1, "conversations": turns("q", "a"), **fields}
+    question = {"question_id": 1, "text": "q", **fields}
+    if want is None or want.endswith("a.png"):
+        assert load([record])[0]["image"] == want
+        (row,) = load_questions(write([question], "q.json"))
+        assert row.get("image") == want and "images" not in row
+        return
+    with pytest.raises(UserError, match=want):
+        load([record])
+    with pytest.raises(UserError, match=want):
+        load_questions(write([question], "q.json"))
+
+
+# ----------------------------------------------------------------------------------------------------- ids that repeat
+
+
+def test_one_id_with_several_texts_is_told_apart(write):
+    rows = [{"question_id": "a", "text": text} for text in ("x", "y", "z")] + [{"question_id": 7, "text": "x"}]
+    told = [q["question_id"] for q in load_questions(write(rows))]
+    assert told == ["a", "a#2", "a#3", 7]
+    references = tell_apart([{**row, "question_id": str(row["question_id"])} for row in rows])
+    assert [str(one) for one in told] == [row["question_id"] for row in references]
+    with pytest.raises(UserError, match="would become 'a#2', which another record has"):
+        load_questions(write([*rows, {"question_id": "a#2", "text": "w"}]))
