@@ -122,8 +122,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
 
     sub = verb("preview", commands.preview, "Token ids and labels of training records, as the trainer sees them.",
-               "hide-llava preview benchmark=mini-ucit tasks=[iconqa] model=mini --limit 3\n"
-               "  hide-llava preview --data train.json --images DIR --model llava-1.5-7b")  # fmt: skip
+               "hide-llava preview benchmark=mini-ucit tasks=[iconqa] model=mini --limit 3")  # fmt: skip
     sub.add_argument("overrides", nargs="*", metavar="key=value", help="a benchmark's training files, in place of --data")
     sub.add_argument("--data", default=None)
     sub.add_argument("--images", default=None)

@@ -128,7 +128,11 @@ for _tag, _form, _first in (
 
 def parse_yaml(text: str) -> Any:
     """A YAML text, or the value of `key=value`, with the plain values of YAML 1.2. Raises yaml.YAMLError, ValueError."""
-    return yaml.load(text, Loader=_Loader)
+    loader = _Loader(text)
+    try:
+        return loader.get_single_data()
+    finally:
+        loader.dispose()
 
 
 def _group_file(group: str, name: str) -> Path:
