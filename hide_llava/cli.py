@@ -59,11 +59,11 @@ def _no_verb(words: list[str], verbs: list[str]) -> str:
 
 def _as_override(option: str, words: list[str]) -> str:
     """`--benchmark mini-ucit` and `--benchmark=mini-ucit` → `benchmark=mini-ucit`."""
-    key, equals, value = option.lstrip("-").replace("-", "_").partition("=")
+    key, equals, value = option.lstrip("-").partition("=")
     if not equals:
         following = words[words.index(option) + 1 : words.index(option) + 2] if option in words else []
         value = following[0] if following and not following[0].startswith("-") and "=" not in following[0] else "…"
-    return f"{key}={value}"
+    return f"{key.replace('-', '_')}={value}"
 
 
 def positive(text: str) -> int:

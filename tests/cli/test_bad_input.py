@@ -131,7 +131,7 @@ def test_wrong_words(more: tuple, says: tuple, words: Words) -> None:
 @pytest.mark.parametrize(
     ("line", "says"),
     [
-        ("run --benchmark mini-ucit method=hide", "has no option --benchmark. Keys are written without dashes: benchmark=mini-ucit"),
+        ("run --benchmark mini-ucit method=hide", "no option --benchmark. Keys are written without dashes: benchmark=mini-ucit."),
         ("train --benchmark=mini-ucit", "without dashes: benchmark=mini-ucit."),
         ("plan benchmark=ucit --method hide --model x", "without dashes: method=hide."),
         ("check --data-root=/x benchmark=ucit", "without dashes: data_root=/x."),

@@ -5,6 +5,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -349,6 +350,29 @@ def test_doctor(world: Path, tmp_path: Path) -> None:
     assert called.code == 1 and called.out.count("[bad]") == 2
     assert "files are missing" in called.out and f"{tmp_path}/gone" in called.out and called.err == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_doctor_tells_of_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old ones, several for one process, and which of them may be used."""
+    cards = [SimpleNamespace(name="Tesla V100", total_memory=16 * 2**30, major=7, minor=0),
+             SimpleNamespace(name="NVIDIA A100", total_memory=40 * 2**30, major=8, minor=0)]  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(cards))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda i: cards[i])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    text = call("doctor").out
+    assert "[ok]   GPU 0: Tesla V100, 16 GiB, compute 7.0 (CUDA_VISIBLE_DEVICES=2,3)" in text
+    assert "[note] GPU 0 is older than Ampere" in text and "model.dtype=float16" in text and "[note] GPU 1" not in text
+    assert "[note] 2 GPUs are visible, but `hide-llava run` is one process" in text and "scripts/train_all.sh" in text
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "GPUs are visible" not in call("doctor").out
+    del cards[0]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert "GPUs are visible" not in call("doctor").out
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "[note] no GPU (CUDA_VISIBLE_DEVICES=empty): enough for model=mini" in call("doctor").out
 
 
 def test_ls(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
