@@ -12,7 +12,7 @@ from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
 from hide_llava.evaluation.questions import question_file, read_questions
-from hide_llava.methods.base import Stage, method_class, method_config
+from hide_llava.methods.base import Method, Stage, method_class, method_config
 from hide_llava.methods.cost import Pass
 from hide_llava.model.load import device_of, dtype_of
 from hide_llava.model.shapes import ModelShape, model_shape, skeleton
@@ -113,7 +113,7 @@ def _plan(config: RunConfig, tflops: float) -> str:
     dtype, why = planned_dtype(config, base)
     lines.append(f"base model: {base / 1e6:,.1f} M parameters, {base * dtype.itemsize / MIB:,.0f} MiB in {dtype}{why}")
     if cls.trains:
-        lines += [*trained_lines(measured), *_passes(work)]
+        lines += [*trained_lines(measured), *_passes(work, cls)]
         lines += [*_training(config, work, stages, counts, tflops), _memory(config, work, stages, base, dtype)]
     lines += [answer_line(work), _evaluation(work, stages, answers, general_tasks(config), tflops)]
     return "\n".join([*lines, f"shape of the model: {shape.source}"])
@@ -196,8 +196,10 @@ def extra_passes(work: Work) -> list[str]:
     return words
 
 
-def _passes(work: Work) -> list[str]:
+def _passes(work: Work, cls: type[Method]) -> list[str]:
     words = extra_passes(work)
+    if cls.cost is Method.cost and not cls.__module__.startswith("hide_llava."):
+        words.append(f"not stated, and neither is its state: '{cls.name}' has no cost()")
     return ["extra passes: none"] if not words else ["extra passes:", *(f"  {line}" for line in words)]
 
 
