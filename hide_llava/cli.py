@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from typing import Any, NoReturn
 
 from hide_llava import commands
 from hide_llava.errors import Interrupted, UserError
@@ -21,6 +22,51 @@ Several runs (run, train, eval): seeds=0,1,2 and 'task_order=[a,b,c;c,b,a]' give
 """
 
 
+# what other programs call the verbs
+OTHER_VERBS = {"evaluate": "eval", "test": "eval", "fit": "train", "finetune": "train", "infer": "predict",
+               "generate": "predict", "answer": "predict", "list": "ls", "validate": "check", "estimate": "plan",
+               "sweep": "run", "plot": "report", "analyse": "analyze"}  # fmt: skip
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors in the form of all other errors, with what was probably meant."""
+
+    def error(self, message: str) -> NoReturn:
+        end = "" if message.endswith((".", "?", "…")) else "."
+        print(f"error: {message}{end} See `{self.prog} --help`.", file=sys.stderr)
+        sys.exit(2)
+
+    def parse_args(self, args: list[str] | None = None, namespace: Any = None) -> argparse.Namespace:
+        words = sys.argv[1:] if args is None else list(args)
+        verbs = next(list(action.choices) for action in self._actions if action.dest == "verb")
+        if words and not words[0].startswith("-") and words[0] not in verbs:
+            self.error(_no_verb(words, verbs))
+        parsed, unknown = self.parse_known_args(words, namespace)
+        if unknown:
+            keys = "overrides" in parsed
+            hint = f" Keys are written without dashes: {_as_override(unknown[0], words)}" if keys else ""
+            self.error(f"`{self.prog} {parsed.verb}` has no option {unknown[0]}.{hint}")
+        return parsed
+
+
+def _no_verb(words: list[str], verbs: list[str]) -> str:
+    from hide_llava.config import nearest
+
+    if "=" in words[0]:
+        return f"the verb is missing, for example: hide-llava run {' '.join(words)}"
+    meant = f"Did you mean '{OTHER_VERBS[words[0]]}'?" if words[0] in OTHER_VERBS else nearest(words[0], verbs)
+    return f"there is no verb '{words[0]}'. {meant}"
+
+
+def _as_override(option: str, words: list[str]) -> str:
+    """`--benchmark mini-ucit` and `--benchmark=mini-ucit` → `benchmark=mini-ucit`."""
+    key, equals, value = option.lstrip("-").partition("=")
+    if not equals:
+        following = words[words.index(option) + 1 : words.index(option) + 2] if option in words else []
+        value = following[0] if following and not following[0].startswith("-") and "=" not in following[0] else "…"
+    return f"{key.replace('-', '_')}={value}"
+
+
 def positive(text: str) -> int:
     """A whole number from 1 on, as a type for argparse."""
     if not text.isdecimal() or int(text) < 1:
@@ -29,11 +75,11 @@ def positive(text: str) -> int:
 
 
 def build_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="hide-llava", description="Continual instruction tuning of multimodal LLMs.",
         epilog="`hide-llava VERB --help` explains each verb with an example.",
     )  # fmt: skip
-    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB", parser_class=Parser)
 
     def verb(name: str, run: Callable, text: str, example: str, overrides: bool = False) -> argparse.ArgumentParser:
         sub = verbs.add_parser(
@@ -61,8 +107,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--again", action="store_true",
                      help="answer anew what was answered with other settings; the old answers go to RUN/replaced/")  # fmt: skip
     sub = verb("plan", commands.plan, "Steps, parameters, files, extra passes, memory and hours, before anything runs.",
-               f"hide-llava plan {example}", True)  # fmt: skip
-    sub.add_argument("--tflops", type=float, default=100.0, help="what the GPUs sustain together (100)")
+               f"hide-llava plan {example} --gpus 8", True)  # fmt: skip
+    sub.add_argument("--gpus", type=positive, default=None, metavar="N", help="GPUs that train together (1)")
+    sub.add_argument("--tflops", type=float, default=None, help="what the GPUs sustain together (100 each)")
     verb(
         "doctor",
         commands.doctor,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import os
 import shutil
 import sys
 from collections.abc import Callable
@@ -17,11 +18,11 @@ from hide_llava.errors import UserError
 from hide_llava.metrics.ptb import java_available, java_version
 
 EXTRAS = {
-    "pycocoevalcap": "caption scores (VizWiz, Flickr30k): pip install 'hide-llava[caption]'",
-    "matplotlib": "figures in reports: pip install 'hide-llava[report]'",
-    "deepspeed": "ZeRO training: pip install 'hide-llava[train]'",
-    "bitsandbytes": "4-bit base models: pip install 'hide-llava[quant]'",
-    "open_clip": "router.encoder=open_clip:…: pip install 'hide-llava[open-clip]'",
+    "pycocoevalcap": "caption scores (VizWiz, Flickr30k): pip install -e '.[caption]'",
+    "matplotlib": "figures in reports: pip install -e '.[report]'",
+    "deepspeed": "ZeRO training: pip install -e '.[train]'",
+    "bitsandbytes": "4-bit base models: pip install -e '.[quant]'",
+    "open_clip": "router.encoder=open_clip:…: pip install -e '.[open-clip]'",
     "flash_attn": "model.attention=flash (SDPA is used without it)",
 }
 
@@ -31,12 +32,7 @@ def report(config: RunConfig | None) -> tuple[str, bool]:
     lines = [f"[ok]   python {sys.version.split()[0]}"]
     for package in ("torch", "transformers", "peft", "accelerate", "datasets"):
         lines.append(f"[ok]   {package} {importlib.metadata.version(package)}")
-    if torch.cuda.is_available():
-        for i in range(torch.cuda.device_count()):
-            gpu = torch.cuda.get_device_properties(i)
-            lines.append(f"[ok]   GPU {i}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB")
-    else:
-        lines.append("[note] no GPU: enough for model=mini, not for a 7B")
+    lines += _gpus()
     for module, use in EXTRAS.items():
         have = importlib.util.find_spec(module) is not None
         lines.append(f"[ok]   {module}" if have else f"[note] no {module}: needed for {use}")
@@ -52,6 +48,26 @@ def report(config: RunConfig | None) -> tuple[str, bool]:
         more, fine = _of_config(config)
         lines, healthy = lines + more, healthy and fine
     return "\n".join(lines), healthy
+
+
+def _gpus() -> list[str]:
+    """The GPUs that this process may use, and what to know before it does."""
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    by = "" if chosen is None else f" (CUDA_VISIBLE_DEVICES={chosen or 'empty'})"
+    if not torch.cuda.is_available():
+        return [f"[note] no GPU{by}: enough for model=mini, not for a 7B"]
+    count, lines = torch.cuda.device_count(), []
+    for i in range(count):
+        gpu = torch.cuda.get_device_properties(i)
+        lines.append(f"[ok]   GPU {i}: {gpu.name}, {gpu.total_memory / 2**30:.0f} GiB, compute {gpu.major}.{gpu.minor}{by}")
+        if gpu.major < 8:
+            lines.append(f"[note] GPU {i} is older than Ampere and computes bf16 slowly: set model.dtype=float16")
+    if count > 1 and int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        lines.append(
+            f"[note] {count} GPUs are visible, but `hide-llava run` is one process and uses one of them: "
+            "bash scripts/train_all.sh starts one on each, CUDA_VISIBLE_DEVICES=0 chooses one"
+        )
+    return lines
 
 
 def _of_config(config: RunConfig) -> tuple[list[str], bool]:

@@ -14,13 +14,24 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+import hide_llava.methods.all
+from hide_llava.cli import build_parser
 from hide_llava.config import compose
+from hide_llava.methods import base
 from hide_llava.methods.base import Method
 from hide_llava.metrics import METRICS
+from hide_llava.sweep import expand, is_sweep
 from tests.tiny import OVERRIDES, arguments
 
 DOCS = Path(__file__).parent.parent / "docs"
 ROOT = DOCS.parent
+README = ROOT / "README.md"
+
+
+@pytest.fixture(autouse=True)
+def registry(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test registers is not known to the next."""
+    monkeypatch.setattr("hide_llava.methods.base.REGISTRY", dict(base.REGISTRY))
 
 
 def blocks(page: str, language: str) -> list[str]:
@@ -82,19 +93,21 @@ def plugin(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "site"
 
 
-def test_the_guides_method_runs(plugin: Path, world: Path, tmp_path: Path) -> None:
-    """As a plug-in found by its entry point, by the guide's command; its penalty does what the page says."""
-    (command,) = blocks("ADD_A_METHOD.md", "sh")
+def test_the_guides_method_runs(world: Path, tmp_path: Path) -> None:
+    """As a file, by the guide's command; its preset lies beside it, and its penalty does what the page says."""
+    (code,), (preset,), (command,) = (blocks("ADD_A_METHOD.md", x) for x in ("python", "yaml", "sh"))
+    (tmp_path / "orthogonal.py").write_text(code)
+    (tmp_path / "orthogonal.yaml").write_text(preset)
     words = shlex.split(command)
     assert words[:2] == ["hide-llava", "run"]
     own = [w for w in words[2:] if w.startswith("method")]
-    assert own == ["method=orthogonal.yaml", "method.rank=4"]
+    assert own == ["method=./orthogonal.py", "method.rank=4"]
     compose([w for w in words[2:] if not w.startswith("method")] + ["method=lora"])  # the rest of it composes
     overlaps = {}
-    for strength in (0.0, 0.1):
+    for strength in (None, 0.0):
         run = tmp_path / f"run-{strength}"
         tiny = [w for w in arguments(world, "", run) if not w.startswith("method=")]
-        hide_llava("run", *tiny, *own, f"method.strength={strength}", path=plugin, folder=plugin)
+        hide_llava("run", *tiny, *own, *([] if strength is None else ["method.strength=0"]), folder=tmp_path)
         manifest = json.loads((run / "manifest.json").read_text())
         assert [s["status"] for s in manifest["stages"]] == ["complete"] * 3 and manifest["method"] == "orthogonal"
         assert len(list(run.glob("eval/*/*/score.json"))) == 6
@@ -104,7 +117,14 @@ def test_the_guides_method_runs(plugin: Path, world: Path, tmp_path: Path) -> No
         assert len(stored) == 3 and all(t.shape[0] == 4 for t in stored[0].values() if t.shape[0] < t.shape[1])
         pairs = [(stored[1][k], stored[0][k]) for k in stored[0] if "lora_A" in k]
         overlaps[strength] = float(sum((new @ old.T).abs().sum() for new, old in pairs))
-    assert overlaps[0.1] < 0.8 * overlaps[0.0]
+    assert overlaps[None] < 0.8 * overlaps[0.0]  # the preset's strength is 0.1
+
+
+def test_the_guides_method_is_found_in_a_package(plugin: Path, world: Path, tmp_path: Path) -> None:
+    """By its entry point: its name means the defaults of its Config."""
+    tiny = [w for w in arguments(world, "", tmp_path / "run") if not w.startswith("method=")]
+    text = hide_llava("plan", *tiny, "method=orthogonal", path=plugin, folder=plugin)
+    assert text.startswith("orthogonal on tiny with tiny") and "'orthogonal' has no cost()" in text
     assert "orthogonal" in hide_llava("ls", "methods", path=plugin)
 
 
@@ -115,6 +135,85 @@ def test_the_hook_table_is_complete() -> None:
     named = set(re.findall(r"`(\w+)(?:\([^`]*\))?`", first))
     members = {n for n in vars(Method) if not n.startswith("_") and n != "name"}
     assert named == members
+
+
+# --------------------------------------------------------------------------------------------------------- the README
+
+
+def test_the_readmes_method_runs(tmp_path: Path) -> None:
+    """Its lines as they are printed, with a few records of two tasks instead of all; nothing but that is added."""
+    text = README.read_text()
+    (code,) = re.findall(r"^```python\n# my_method\.py.*?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    (tmp_path / "my_method.py").write_text(code)
+    lines = re.search(r"^```\n(echo .*?)^```$", text, re.DOTALL | re.MULTILINE)[1].splitlines()
+    lines = [line.partition("  #")[0].strip() for line in lines]
+    assert [line.split()[0] for line in lines] == ["echo", "hide-llava", "hide-llava"]
+    subprocess.run(lines[0], shell=True, check=True, cwd=tmp_path)
+    few = ["tasks=[imagenet-r,iconqa]", "limit=6", "train.epochs=1", "train.num_workers=0"]
+    run, again = (shlex.split(line)[1:] for line in lines[1:])
+    out = hide_llava(*run, *few, folder=tmp_path)
+    (made,) = (tmp_path / "runs").iterdir()
+    assert made.name == "mini-ucit-my_method-mini-seed42-imagenet-r+iconqa-limit6-epochs=1" and f"run: runs/{made.name}" in out
+    assert Path(again[1]).name == compose(["benchmark=mini-ucit", f"method={tmp_path}/my_method.py"]).run_folder().name
+    out = hide_llava(again[0], f"runs/{made.name}", folder=tmp_path)
+    assert "loading" not in out and "Last" in out
+
+
+def printed() -> list[str]:
+    """Every command line of the README and the guides, in code blocks and in running text, without its comment."""
+    found: dict[str, None] = {}
+    for page in [README, *sorted(DOCS.rglob("*.md"))]:
+        text = page.read_text()
+        blocks = re.findall(r"^ *```\w*\n(.*?)^ *```$|((?:^    \S.*\n)+)", text, re.DOTALL | re.MULTILINE)
+        lines = [line.strip() for block in blocks for line in "".join(block).splitlines()]
+        prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+        inline = [" ".join(code.split()) for code in re.findall(r"`(hide-llava [a-z][^`]*)`", prose)]
+        for line in [*lines, *inline]:
+            line = re.split(r"\s+#", line)[0].strip()
+            if line.startswith("hide-llava "):
+                found[line] = None
+    return list(found)
+
+
+PLACEHOLDERS = ("…", "|", " N")  # `… score --option case=insensitive …`, `ls methods|benchmarks`, `--seed N`
+
+
+@pytest.mark.parametrize("line", printed())
+def test_every_printed_command_is_understood(line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its verb and options parse, and its configuration composes; `compare`, `report`, … of runs need those runs."""
+    monkeypatch.chdir(tmp_path)
+    verb = line.split()[1]
+    assert verb in next(action.choices for action in build_parser()._actions if action.dest == "verb"), line
+    if any(mark in line for mark in PLACEHOLDERS) or len(line.split()) == 2:
+        return
+    args = build_parser().parse_args(shlex.split(line)[1:])
+    words = getattr(args, "overrides", None)
+    if not words or "=" not in words[0]:
+        return
+    (tmp_path / "my_method.py").write_text(re.search(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.M)[1])
+    (tmp_path / "orthogonal.py").write_text(blocks("ADD_A_METHOD.md", "python")[0])
+    (tmp_path / "shapes.yaml").write_text(blocks("ADD_A_BENCHMARK.md", "yaml")[0])
+    if verb in ("check", "analyze"):
+        words = ["method=zero_shot", "model=llava-1.5-7b", *words]
+    configs = expand(words) if is_sweep(words) else [compose(words)]
+    assert configs, line
+
+
+def test_installs_that_are_named_exist() -> None:
+    """The package is on no index, so what a message tells to install must work in a checkout, by an extra that exists."""
+    section = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
+    extras = set(re.findall(r"^([\w-]+) = \[", section, re.MULTILINE))
+    files = [p for d in ("hide_llava", "docs", "scripts", "configs") for p in (ROOT / d).rglob("*") if p.suffix in
+             (".py", ".md", ".sh", ".yaml")] + [README]  # fmt: skip
+    named = [(p.name, name) for p in files for name in re.findall(r"pip install -e '\.\[([\w,-]+)\]'", p.read_text())]
+    assert len(named) > 10 and all(set(name.split(",")) <= extras for _, name in named), named
+    assert not [p.name for p in files if "install 'hide-llava" in p.read_text()]
+
+
+def test_the_readme_says_how_the_command_is_found() -> None:
+    """Before it is used the first time in a block: a newcomer types it."""
+    text = README.read_text()
+    assert text.index("source .venv/bin/activate") < text.index("\nhide-llava ")
 
 
 # ------------------------------------------------------------------------------------------------------ the benchmark

@@ -88,7 +88,7 @@ def write_cka(report: CkaReport, folder: Path) -> str:
     """cka.md, cka.json (with the matrices) and, with matplotlib, cka-light.png and cka-dark.png; the Markdown text."""
     text = markdown(report)
     if importlib.util.find_spec("matplotlib") is None:
-        text += "\nNo figure: matplotlib is not installed (pip install 'hide-llava[report]').\n"
+        text += "\nNo figure: matplotlib is not installed (pip install -e '.[report]').\n"
     else:
         for theme in (LIGHT, DARK):
             write(folder / f"cka-{theme.name}.png", png(figure(report, theme)))

@@ -182,7 +182,7 @@ def write_leakage(audit: Leakage, runs: list[Run], folder: Path) -> str:
     found, labels = scores(runs, tasks)
     means = gaps(found, tasks)
     if importlib.util.find_spec("matplotlib") is None:
-        audit.notes.append("No figure: matplotlib is not installed (pip install 'hide-llava[report]').")
+        audit.notes.append("No figure: matplotlib is not installed (pip install -e '.[report]').")
     else:
         for theme in (LIGHT, DARK):
             write(folder / f"leakage-{theme.name}.png", png(figure(audit, means, theme)))

@@ -13,7 +13,8 @@ import traceback
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.methods.base import REGISTRY, Method
+from hide_llava.methods import base
+from hide_llava.methods.base import Method
 
 
 def load_file(file: Path, name: str | None = None, sha256: str | None = None) -> type[Method]:
@@ -28,7 +29,7 @@ def load_file(file: Path, name: str | None = None, sha256: str | None = None) ->
 
     file = file.resolve()
     if not file.is_file():
-        known = REGISTRY.get(name or "")
+        known = base.REGISTRY.get(name or "")
         if sha256 is not None and known is not None and _hash_of(known) == sha256:
             return known  # the same code was read from another place
         where = ". Put it back, or say where it is now with method.file=PATH." if sha256 else "; give the path of a Python file."
@@ -42,7 +43,7 @@ def load_file(file: Path, name: str | None = None, sha256: str | None = None) ->
     module = _module_name(file)
     if getattr(sys.modules.get(module), "file_sha256", None) != found:
         _execute(file, module, found)
-    return _choose(file, [cls for cls in REGISTRY.values() if cls.__module__ == module], name)
+    return _choose(file, [cls for cls in base.REGISTRY.values() if cls.__module__ == module], name)
 
 
 def file_sha256(cls: type[Method]) -> str:

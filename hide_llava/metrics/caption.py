@@ -144,7 +144,7 @@ def require(tokenizer: str = "ptb", with_spice: bool = False) -> None:
     if tokenizer not in TOKENIZERS:
         raise UserError(f'Caption option tokenizer is {tokenizer!r}; it may be "ptb" or "python".')
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise UserError("Caption scores need pycocoevalcap: pip install 'hide-llava[caption]'.")
+        raise UserError("Caption scores need pycocoevalcap: pip install -e '.[caption]'.")
     if tokenizer != "python" and not java_available():
         raise UserError(
             "The caption score needs Java (Stanford tokenizer and METEOR) and no working `java` was found; install a "

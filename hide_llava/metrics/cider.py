@@ -134,7 +134,7 @@ def _oracle_labels(options: dict) -> list[str]:
 
 def _check_package(options: dict) -> None:
     if importlib.util.find_spec("pycocoevalcap") is None:
-        raise UserError("CIDEr needs pycocoevalcap: pip install 'hide-llava[caption]'.")
+        raise UserError("CIDEr needs pycocoevalcap: pip install -e '.[caption]'.")
 
 
 def _treebank(corpus: Corpus, options: dict) -> Scored:

@@ -49,7 +49,7 @@ def tokenize_java(captions: list[str]) -> list[str]:
     try:
         import pycocoevalcap.tokenizer
     except ImportError:
-        raise UserError("Caption scores need pycocoevalcap: pip install 'hide-llava[caption]'.") from None
+        raise UserError("Caption scores need pycocoevalcap: pip install -e '.[caption]'.") from None
     folder = Path(pycocoevalcap.tokenizer.__file__ or next(iter(pycocoevalcap.tokenizer.__path__))).parent
     jar = next((p for p in (folder / JAR, folder / "tokenizer" / JAR) if p.is_file()), None)
     if jar is None:

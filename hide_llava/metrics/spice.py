@@ -19,7 +19,7 @@ def require_spice() -> None:
     """UserError without pycocoevalcap, Java or the language models, which are not part of the package."""
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
-        raise UserError("SPICE needs pycocoevalcap: pip install 'hide-llava[caption]'.")
+        raise UserError("SPICE needs pycocoevalcap: pip install -e '.[caption]'.")
     if not java_available():
         raise UserError("SPICE needs Java and no working `java` was found; install a Java runtime, or leave spice out.")
     folder = Path(next(iter(found.submodule_search_locations))) / "spice" / "lib"

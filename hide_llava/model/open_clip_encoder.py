@@ -27,7 +27,7 @@ class OpenClipRoutingEncoder(nn.Module):
         except Exception as error:
             raise UserError(
                 f"router.encoder=open_clip needs open_clip_torch and a torchvision that fits torch ({error}); "
-                "pip install 'hide-llava[open-clip]', or use router.encoder=clip."
+                "pip install -e '.[open-clip]', or use router.encoder=clip."
             ) from None
         model, _, weights = name.partition(":")
         try:

@@ -25,7 +25,7 @@ def quantize(llava: LlavaForConditionalGeneration, bits: str, dtype: torch.dtype
         import bitsandbytes as bnb
     except ImportError as error:
         raise UserError(f"model.quantization={bits}: bitsandbytes cannot be imported ({error}); "
-                        "pip install 'hide-llava[quant]', or use model.quantization=none.") from None  # fmt: skip
+                        "pip install -e '.[quant]', or use model.quantization=none.") from None  # fmt: skip
     decoder = llava.model.language_model.layers
     for path, linear in [(p, m) for p, m in decoder.named_modules() if isinstance(m, nn.Linear)]:
         shape = (linear.in_features, linear.out_features, linear.bias is not None)

@@ -53,7 +53,7 @@ DARK = Theme(
 def require_matplotlib() -> None:
     """UserError with the command to run when matplotlib is not installed."""
     if importlib.util.find_spec("matplotlib") is None:
-        raise UserError("Figures need matplotlib: pip install 'hide-llava[report]'.")
+        raise UserError("Figures need matplotlib: pip install -e '.[report]'.")
 
 
 def new_figure(theme: Theme, width: float, height: float) -> tuple[Figure, Any]:

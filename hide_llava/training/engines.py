@@ -53,7 +53,7 @@ def check_engine(config: RunConfig, method: type[Method]) -> None:
         import deepspeed  # noqa: F401
     except ImportError as error:
         raise UserError(f"train.engine={engine}: DeepSpeed cannot be imported ({error}); "
-                        "pip install 'hide-llava[train]', or use train.engine=ddp.") from None  # fmt: skip
+                        "pip install -e '.[train]', or use train.engine=ddp.") from None  # fmt: skip
     if config.model.dtype == "float16":
         raise UserError(
             f"train.engine={engine}: fp16 needs ddp's loss scaling; use model.dtype=bfloat16 or train.engine=ddp."

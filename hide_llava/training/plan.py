@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+from collections.abc import Iterator
+
 import torch
 
-from hide_llava.config import RunConfig
+from hide_llava.benchmarks.prepare import prepare
+from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Stage, method_class, method_config
+from hide_llava.evaluation.questions import question_file, read_questions
+from hide_llava.methods.base import Method, Stage, method_class, method_config
 from hide_llava.methods.cost import Pass
 from hide_llava.model.load import device_of, dtype_of
 from hide_llava.model.shapes import ModelShape, model_shape, skeleton
 from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work, activations, in_flops, rounded
+<<<<<<< HEAD
 from hide_llava.training.run_folder import method_tasks, stages_of
 from hide_llava.training.sequence import records_of, stage_plan, train_file, training_warnings
+=======
+from hide_llava.training.run_folder import general_tasks, method_tasks, stages_of
+from hide_llava.training.sequence import stage_plan, task_records, train_file
+>>>>>>> part-results
 from hide_llava.training.sizes import Sizes, sizes
 
 MIB, GIB = 2**20, 2**30
-TFLOPS = 100.0  # what the GPUs sustain together, unless the caller says: about a third of one A100's dense bf16 peak
+TFLOPS = 100.0  # what one GPU sustains, unless the caller says: about a third of an A100's dense bf16 peak
+LARGE = 1e9  # parameters of a base model that is planned for a GPU, whatever machine plans it
 PER = {"step": "every training record", "epoch": "every epoch", "task": "after every task", "answer": "every answer"}
 
 
@@ -34,14 +46,46 @@ def stated_records(config: RunConfig, stage: Stage) -> int | None:
     return None if None in stated else sum(min(n, config.limit or n) for n in stated)
 
 
-def plan(config: RunConfig, tflops: float = TFLOPS) -> str:
-    """Readable text: batches, steps, parameters, files, extra passes, FLOPs, memory.
+def count_questions(config: RunConfig, task: TaskConfig) -> int | None:
+    """Questions that are asked of a task: those of its file, else as the benchmark's YAML states, or None."""
+    if question_file(config, task).is_file():
+        return len(read_questions(config, task)[0])
+    stated = task.n_test if config.eval.split == "test" else None
+    return None if stated is None else min(stated, config.limit or stated)
+
+
+@contextlib.contextmanager
+def processes(count: int | None) -> Iterator[int]:
+    """As if that many processes trained together (None: as launched); yields their number."""
+    before = os.environ.get("WORLD_SIZE")
+    if count is not None:
+        os.environ["WORLD_SIZE"] = str(count)
+    try:
+        yield int(os.environ.get("WORLD_SIZE", "1"))
+    finally:
+        os.environ.pop("WORLD_SIZE", None)
+        if before is not None:
+            os.environ["WORLD_SIZE"] = before
+
+
+def plan(config: RunConfig, tflops: float | None = None, gpus: int | None = None) -> str:
+    """Readable text: batches, steps, parameters, files, extra passes, FLOPs of training and evaluation, memory.
+
+    gpus: processes that train together, one on each GPU. tflops: what they sustain together. The embedded benchmark is
+    written first, as `check` and `run` do.
 
     Raises:
-        UserError: tflops is not above 0.
+        UserError: tflops is not above 0, or a file of the benchmark is damaged.
     """
-    if not tflops > 0:
-        raise UserError(f"--tflops {tflops:g}: must be greater than 0.")
+    with processes(gpus) as world:
+        tflops = TFLOPS * world if tflops is None else tflops
+        if not tflops > 0:
+            raise UserError(f"--tflops {tflops:g}: must be greater than 0.")
+        prepare(config)
+        return _plan(config, tflops)
+
+
+def _plan(config: RunConfig, tflops: float) -> str:
     lines = [f"{config.method['preset']} on {config.benchmark.name} with {config.model.name} → {config.run_folder()}"]
     cls = method_class(config.method["name"])
     stages = stages_of(config)
@@ -50,6 +94,7 @@ def plan(config: RunConfig, tflops: float = TFLOPS) -> str:
     counts = [count_records(config, stage) for stage in stages] if cls.trains else []
     stated = [stated_records(config, stage) if found is None else None for stage, found in zip(stages, counts)]
     counts = [said if found is None else found for found, said in zip(counts, stated)]
+    answers = answers_of(config, stages)
     for stage, records, said in zip(stages, counts, stated):
         batch, epochs = stage_plan(config, stage)
         steps = "?" if records is None else batch.steps(records, epochs, config.train.max_steps)
@@ -60,6 +105,7 @@ def plan(config: RunConfig, tflops: float = TFLOPS) -> str:
             f"  {stage.index + 1:2d} {stage.title:<20} {records if records is not None else '?':>7} records{note} × {epochs:g} "
             f"epoch(s), batch {batch.global_batch} = {batch.per_device} per device × {batch.accumulation} accumulation "
             f"× {batch.world} process(es): {steps} steps; then {len(stage.evaluate)} task(s) evaluated"
+            + (f" ({answers[stage.index]:,} answers)" if answers[stage.index] is not None else "")
         )
     lines += [f"warning: {text}" for text in (training_warnings(config, counts) if cls.trains else ())]
     try:
@@ -70,18 +116,32 @@ def plan(config: RunConfig, tflops: float = TFLOPS) -> str:
         return "\n".join([*lines, f"sizes: not known, {error}"])
     work = Work(shape, measured, len(tasks), config.train.gradient_checkpointing)
     base = base_parameters(shape)
-    lines.append(_base(config, base))
+    dtype, why = planned_dtype(config, base)
+    lines.append(f"base model: {base / 1e6:,.1f} M parameters, {base * dtype.itemsize / MIB:,.0f} MiB in {dtype}{why}")
     if cls.trains:
-        lines += [*trained_lines(measured), *_passes(work)]
-        lines += [*_training(config, work, stages, counts, tflops), _memory(config, work, stages, base)]
-    lines.append(answer_line(work))
+        lines += [*trained_lines(measured), *_passes(work, cls)]
+        lines += [*_training(config, work, stages, counts, tflops), _memory(config, work, stages, base, dtype)]
+    lines += [answer_line(work), _evaluation(work, stages, answers, general_tasks(config), tflops)]
     return "\n".join([*lines, f"shape of the model: {shape.source}"])
 
 
-def _base(config: RunConfig, base: int) -> str:
-    dtype = dtype_of(config.model)
-    why = f" (model.dtype=auto on {device_of(config.model).type})" if config.model.dtype == "auto" else ""
-    return f"base model: {base / 1e6:,.1f} M parameters, {base * dtype.itemsize / MIB:,.0f} MiB in {dtype}{why}"
+def answers_of(config: RunConfig, stages: list[Stage]) -> list[int | None]:
+    """Answers given after each stage, those to the tasks of general ability included; None where a count is not known."""
+    tasks, general = config.benchmark.tasks, general_tasks(config)
+    asked = [[*(tasks[j] for j in stage.evaluate), *general] for stage in stages]
+    counts = {task.id: count_questions(config, task) for task in {t.id: t for wanted in asked for t in wanted}.values()}
+    known = [[counts[task.id] for task in wanted] for wanted in asked]
+    return [None if None in found else sum(found) for found in known]
+
+
+def planned_dtype(config: RunConfig, base: int) -> tuple[torch.dtype, str]:
+    """The format of the base model's weights, and why: a large model on a machine without a GPU is planned for one."""
+    dtype, device = dtype_of(config.model), device_of(config.model).type
+    if config.model.dtype != "auto":
+        return dtype, ""
+    if config.model.device == "auto" and device == "cpu" and base >= LARGE:
+        return torch.bfloat16, f" (model.dtype=auto: planned for a GPU; this machine's CPU would take {dtype})"
+    return dtype, f" (model.dtype=auto on {device})"
 
 
 def base_parameters(shape: ModelShape) -> int:
@@ -142,8 +202,10 @@ def extra_passes(work: Work) -> list[str]:
     return words
 
 
-def _passes(work: Work) -> list[str]:
+def _passes(work: Work, cls: type[Method]) -> list[str]:
     words = extra_passes(work)
+    if cls.cost is Method.cost and not cls.__module__.startswith("hide_llava."):
+        words.append(f"not stated, and neither is its state: '{cls.name}' has no cost()")
     return ["extra passes: none"] if not words else ["extra passes:", *(f"  {line}" for line in words)]
 
 
@@ -167,13 +229,25 @@ def _training(config: RunConfig, work: Work, stages: list[Stage], counts: list[i
         seen = epochs * counts[i] if config.train.max_steps <= 0 else config.train.max_steps * batch.global_batch
         extra = work.sizes.cost.extra / batch.per_device if i else 0
         total += seen * (work.record(i) + extra) + work.beside(counts[: i + 1], epochs)
-    hours = f"{rounded(total / tflops / 3.6e15)} h at {tflops:g} TFLOP/s (--tflops: what the GPUs sustain together)"
+    hours = f"{_hours(total, tflops)} at {tflops:g} TFLOP/s (--tflops: what the GPUs sustain together)"
     return [line, f"all training: {in_flops(total)}, {hours}"]
 
 
-def _memory(config: RunConfig, work: Work, stages: list[Stage], base: int) -> str:
+def _evaluation(
+    work: Work, stages: list[Stage], answers: list[int | None], general: list[TaskConfig], tflops: float
+) -> str:
+    """All answers at the price of one after the last task; arithmetic only, which decoding at small batches never reaches."""
+    if None in answers:
+        return "all evaluation: not known without the question files"
+    cells = sum(len(stage.evaluate) + len(general) for stage in stages)
+    total = sum(answers) * work.answer()
+    hours = f"at least {_hours(total, tflops)} at {tflops:g} TFLOP/s, for decoding is bound by memory"
+    return f"all evaluation: {sum(answers):,} answers in {cells} cells, {in_flops(total)}, {hours}"
+
+
+def _memory(config: RunConfig, work: Work, stages: list[Stage], base: int, dtype: torch.dtype) -> str:
     """Rough: no fragmentation, no CUDA context, no communication buffers, no attention kernels' own."""
-    cost, width = work.sizes.cost, dtype_of(config.model).itemsize
+    cost, width = work.sizes.cost, dtype.itemsize
     bits = {"none": 8 * width, "8bit": 8, "4bit": 4}[config.model.quantization]
     weights = base * width - work.flops.linears * (8 * width - bits) // 8
     own = getattr(torch, config.train.adapter_dtype).itemsize
@@ -185,6 +259,11 @@ def _memory(config: RunConfig, work: Work, stages: list[Stage], base: int) -> st
              f"activations of {size} record(s)": rest}  # fmt: skip
     listed = ", ".join(f"{name} {_gib(value)}" for name, value in parts.items())
     return f"memory of one process in training, rough: {_gib(sum(parts.values()))} GiB ({listed})"
+
+
+def _hours(flops: float, tflops: float) -> str:
+    hours = flops / tflops / 3.6e15
+    return f"{rounded(hours)} h" if hours >= 0.01 else f"{rounded(hours * 3600)} s"
 
 
 def _gib(size: float) -> str:

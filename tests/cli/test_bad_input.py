@@ -178,6 +178,33 @@ def test_wrong_words(more: tuple, says: tuple, words: Words) -> None:
     refused("run", *words(*more), says=says)
 
 
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("run --benchmark mini-ucit method=hide", "no option --benchmark. Keys are written without dashes: benchmark=mini-ucit."),
+        ("train --benchmark=mini-ucit", "without dashes: benchmark=mini-ucit."),
+        ("plan benchmark=ucit --method hide --model x", "without dashes: method=hide."),
+        ("check --data-root=/x benchmark=ucit", "without dashes: data_root=/x."),
+        ("run method=hide --limit", "without dashes: limit=…"),
+        ("report runs/x --verbose", "has no option --verbose. See `hide-llava --help`."),
+        ("evaluate runs/x", "there is no verb 'evaluate'. Did you mean 'eval'?"),
+        ("infer runs/x", "Did you mean 'predict'?"),
+        ("trian benchmark=ucit", "Did you mean 'train'?"),
+        ("compar runs/a runs/b", "Did you mean 'compare'?"),
+        ("xyzzy", "there is no verb 'xyzzy'. Known: analyze, check, compare"),
+        ("benchmark=ucit method=hide", "the verb is missing, for example: hide-llava run benchmark=ucit method=hide"),
+        ("predict runs/x --stage 1", "the following arguments are required: --questions, --images, --output"),
+        ("predict runs/x --stage one", "argument --stage: invalid int value: 'one'"),
+        ("plan benchmark=ucit --gpus 0", "argument --gpus: '0' is not a whole number of at least 1"),
+        ("analyze cka", "the following arguments are required: run, --stage"),
+        ("", "the following arguments are required: VERB"),
+    ],
+)  # fmt: skip
+def test_wrong_lines(line: str, says: str) -> None:
+    """What the parser refuses has the form of every other refusal."""
+    refused(*line.split(), says=(says,))
+
+
 def test_unknown_metric(mine: Path, words: Words, tmp_path: Path) -> None:
     edit(mine / "bench.yaml", lambda tree: tree["benchmark"]["tasks"][2].update({"metric": "exact_uper"}))
     refused("run", *words(), says=("no metric 'exact_uper'", "did you mean exact_upper?"))

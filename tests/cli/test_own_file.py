@@ -37,9 +37,7 @@ class Mine(SequentialLora):
 
 @pytest.fixture(autouse=True)
 def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    known = dict(base.REGISTRY)
-    monkeypatch.setattr("hide_llava.methods.base.REGISTRY", known)
-    monkeypatch.setattr("hide_llava.methods.own_file.REGISTRY", known)
+    monkeypatch.setattr("hide_llava.methods.base.REGISTRY", dict(base.REGISTRY))
     monkeypatch.setattr(sys, "path", list(sys.path))
 
 

@@ -1,18 +1,25 @@
 """Every verb on the tiny world, as a user calls it."""
 
 import json
+import os
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from hide_llava.benchmarks.mini.generate import generate
 from hide_llava.cli import build_parser
 from hide_llava.config import names
 from hide_llava.data.conversation import IGNORE, IMAGE_TOKEN
+<<<<<<< HEAD
 from hide_llava.model.load import PACKAGE
 from tests.cli.call import call, content, manifest
+=======
+from tests.cli.call import call, content, manifest, refused
+>>>>>>> part-results
 from tests.cli.conftest import edit
 from tests.golden_reference import GOLDEN
 from tests.tiny import arguments
@@ -186,7 +193,7 @@ def test_plan_steps_equal_hand_arithmetic(world: Path, tmp_path: Path) -> None:
     assert called.code == 0 and not (tmp_path / "run").exists()
     line = "8 records × 3 epoch(s), batch 6 = 2 per device × 3 accumulation × 1 process(es): 6 steps; then "
     for count, row in enumerate(called.out.splitlines()[1:4], 1):
-        assert row.endswith(f"{line}{count} task(s) evaluated")
+        assert row.endswith(f"{line}{count} task(s) evaluated ({6 * count} answers)")
 
 
 def test_plan_sizes_equal_hand_arithmetic(world: Path, tmp_path: Path) -> None:
@@ -216,6 +223,38 @@ def test_plan_sizes_equal_hand_arithmetic(world: Path, tmp_path: Path) -> None:
     ]
 
 
+def test_plan_of_a_large_model_is_for_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a laptop too, unless the user says the format or the device."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    words = ("plan", "benchmark=ucit", "method=lora", "model=llava-1.5-7b", f"model_root={tmp_path}", f"data_root={tmp_path}")
+
+    def base(*more: str) -> str:
+        called = call(*words, *more)
+        assert called.code == 0, called.err
+        return next(line for line in called.out.splitlines() if line.startswith("base model"))
+
+    assert "13,472 MiB in torch.bfloat16 (model.dtype=auto: planned for a GPU" in base()
+    assert base("model.dtype=float32").endswith("26,945 MiB in torch.float32")
+    assert base("model.dtype=float16").endswith("13,472 MiB in torch.float16")
+    assert base("model.device=cpu").endswith("26,945 MiB in torch.float32 (model.dtype=auto on cpu)")
+
+
+def test_plan_of_several_gpus(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    words = arguments(world, "lora", tmp_path / "run", "train.global_batch_size=8")
+    called = call("plan", *words, "--gpus", "4")
+    assert "batch 8 = 2 per device × 1 accumulation × 4 process(es)" in called.out and "at 400 TFLOP/s" in called.out
+    assert os.environ["WORLD_SIZE"] == "1" and "1 process(es)" in call("plan", *words).out
+    refused("plan", *words, "--gpus", "3", says=("cannot be split over 3 processes",))
+
+
+def test_plan_writes_the_embedded_benchmark_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small = {"train": 20, "val": 2, "test": 20}
+    monkeypatch.setattr("hide_llava.benchmarks.prepare.generate", lambda root: generate(root, sizes=small))
+    called = call("plan", "benchmark=mini-ucit", "method=lora-mini", "limit=16", "tasks=[iconqa]", f"data_root={tmp_path}")
+    assert called.code == 0 and " 16 records × " in called.out and "(16 answers)" in called.out, called.err
+
+
 def test_plan_counts_what_a_run_does(finished: Path, world: Path, tmp_path: Path) -> None:
     called = call("plan", *arguments(world, "hide", tmp_path / "run", "train.epochs=1"))
     planned = [int(n) for n in re.findall(r": (\d+) steps;", called.out)]
@@ -226,6 +265,11 @@ def test_plan_counts_what_a_run_does(finished: Path, world: Path, tmp_path: Path
 def test_plan_without_training(world: Path, tmp_path: Path) -> None:
     called = call("plan", *arguments(world, "zero_shot", tmp_path / "run"))
     assert called.code == 0 and "no training; 3 tasks are evaluated" in called.out
+    assert "all evaluation: 18 answers in 3 cells, " in called.out
+    assert "\nall evaluation: 36 answers in 6 cells, " in call("plan", *arguments(world, "lora", tmp_path / "run")).out
+    (tmp_path / "data").mkdir()
+    called = call("plan", *arguments(world, "lora", tmp_path / "run"), f"data_root={tmp_path}")
+    assert called.code == 0 and "all evaluation: not known without the question files" in called.out
 
 
 # ------------------------------------------------------------------------------------------------------------- preview
@@ -328,6 +372,29 @@ def test_doctor(world: Path, tmp_path: Path) -> None:
     assert called.code == 1 and called.out.count("[bad]") == 2
     assert "files are missing" in called.out and f"{tmp_path}/gone" in called.out and called.err == ""
     assert not (tmp_path / "run").exists()
+
+
+def test_doctor_tells_of_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Old ones, several for one process, and which of them may be used."""
+    cards = [SimpleNamespace(name="Tesla V100", total_memory=16 * 2**30, major=7, minor=0),
+             SimpleNamespace(name="NVIDIA A100", total_memory=40 * 2**30, major=8, minor=0)]  # fmt: skip
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(cards))
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda i: cards[i])
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    text = call("doctor").out
+    assert "[ok]   GPU 0: Tesla V100, 16 GiB, compute 7.0 (CUDA_VISIBLE_DEVICES=2,3)" in text
+    assert "[note] GPU 0 is older than Ampere" in text and "model.dtype=float16" in text and "[note] GPU 1" not in text
+    assert "[note] 2 GPUs are visible, but `hide-llava run` is one process" in text and "scripts/train_all.sh" in text
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "GPUs are visible" not in call("doctor").out
+    del cards[0]
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert "GPUs are visible" not in call("doctor").out
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert "[note] no GPU (CUDA_VISIBLE_DEVICES=empty): enough for model=mini" in call("doctor").out
 
 
 def test_ls(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -68,7 +68,7 @@ def test_nothing_is_done_twice(folder: Path, capsys: pytest.CaptureFixture) -> N
     stamps = {p: p.stat().st_mtime_ns for p in (folder / "run" / "eval").rglob("*.json*")}
     evaluate(folder)
     assert stamps == {p: p.stat().st_mtime_ns for p in (folder / "run" / "eval").rglob("*.json*")}
-    assert "3 cells were scored before" in capsys.readouterr().out
+    assert "3 of 3 cells were scored already" in capsys.readouterr().out
 
 
 def change_model(folder: Path) -> None:

@@ -276,26 +276,37 @@ def test_text_without_a_model_folder(tmp_path: Path) -> None:
     )
     assert abs(petaflops * 1e15 / 50e12 / 3600 / hours - 1) < 0.1  # both have two digits
     assert 213_857 * 26e12 < petaflops * 1e15 < 213_857 * 29e12  # UCIT's records, 26 to 29 TFLOP each
+    (line,) = (line for line in text.splitlines() if line.startswith("all evaluation: "))
+    assert line.startswith("all evaluation: 63,000 answers in 21 cells, ")  # 3,000 questions × (1 + … + 6)
+    petaflops, hours = (float(n) for n in re.search(r" ([\d.]+) PFLOP, at least ([\d.]+) h at 50 ", line).groups())
+    assert 63_000 * 8.9e12 < petaflops * 1e15 < 63_000 * 9.9e12 and abs(petaflops * 1e15 / 50e12 / 3600 / hours - 1) < 0.1
     other = plan(compose(["benchmark=ucit", "model=llava-1.5-13b", f"model_root={tmp_path}", "method=l2p"]))
     assert "base model: 13,3" in other
 
 
+@pytest.fixture
+def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
+    """A data root that stays empty: nothing is written or read for a plan."""
+    monkeypatch.setattr("hide_llava.training.plan.prepare", lambda config: None)
+    return f"data_root={tmp_path}"
+
+
 @pytest.mark.parametrize("method", ["branchlora", "smolora", "zero_shot"])
-def test_text_of_the_small_model(method: str) -> None:
-    text = plan(compose(["benchmark=mini-ucit", "model=mini", "train=mini", f"method={method}"]))
+def test_text_of_the_small_model(method: str, no_data: str) -> None:
+    text = plan(compose(["benchmark=mini-ucit", "model=mini", "train=mini", f"method={method}", no_data]))
     assert "base model: 2.9 M parameters" in text and "an answer: " in text
     assert "hide_llava/assets/mini/llava" in text
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_every_choice_can_be_planned(method: str) -> None:
+def test_every_choice_can_be_planned(method: str, no_data: str) -> None:
     """Each value of each option that takes one of several, without data and without weights."""
     kind = REGISTRY[method].Config
     choices = {name: words for name, words in rules(kind) if words.startswith("expected one of ")}
     for name, words in choices.items():
         for value in words.removeprefix("expected one of ").split(", "):
             if value != getattr(kind(), name):
-                words = ["method.buffer=10"] if method == "replay" else []  # also a percentage
+                words = [no_data, *(["method.buffer=10"] if method == "replay" else [])]  # also a percentage
                 text = plan(compose(["benchmark=mini-ucit", f"method={method}", f"method.{name}={value}", *words]))
                 assert "trained in one task: " in text and "an answer: " in text, (name, value)
 
