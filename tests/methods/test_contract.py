@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import hide_llava.methods.all  # noqa: F401
 import tests.methods.extra  # noqa: F401
-from hide_llava.config import RunConfig, configs_folder, names, read_yaml
+from hide_llava.config import RunConfig, compose, names
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.data.records import load_questions
 from hide_llava.evaluation.cells import _Collate, answer_batch
@@ -242,15 +242,15 @@ def test_layout_of_a_step_does_not_matter(method: str, world: Path, tmp_path: Pa
 
 
 def fields(method: str) -> list[str]:
-    path = configs_folder() / "method" / f"{method}.yaml"  # a preset of ours, or the absolute path of another
-    name = method if method in REGISTRY else read_yaml(path if path.is_file() else Path(method))["method"]["name"]
+    known = method in REGISTRY  # else a preset of ours, or the absolute path of another or of a method's file
+    name = method if known else compose(["benchmark=mini-ucit", f"method={method}"]).method["name"]
     return [f.name for f in dataclasses.fields(method_class(name).Config)]
 
 
 @pytest.mark.parametrize("method", each(TESTED))
 def test_no_task_id_at_inference(method: str, finished: dict[str, Path], world: Path) -> None:
     session = Session(RunFolder(finished[method]).config)
-    assert session.method.oracle == (method in ORACLES) or method.endswith(".yaml")
+    assert session.method.oracle == (method in ORACLES) or method.endswith((".yaml", ".py"))
     if session.method.trains:
         session.restore(RunFolder(finished[method]), 0)
     seen = []
