@@ -207,3 +207,9 @@ POSITIVE = (
     "train.global_batch_size", "train.epochs", "train.learning_rate", "train.max_length", "train.save_steps",
     "train.logging_steps", "train.timeout_minutes", "eval.batch_size", "benchmark.max_new_tokens",
 )  # fmt: skip
+
+
+def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings read from a file, with what they mean where they were stored before a setting existed."""
+    before = {key.partition(".")[2]: value for key, value in BEFORE.items() if key.startswith("benchmark.")}
+    return {**before, **settings}

@@ -15,6 +15,7 @@ if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt "torch" 2> >(grep -v '^WARNING' >&2)
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]" 2> >(grep -v '^WARNING' >&2)
   echo "$wanted" > "$stamp"
+  echo "installed; in a shell of your own: source $venv/bin/activate"
 fi
 export PATH="$PWD/$venv/bin:$PATH" TOKENIZERS_PARALLELISM=false
 case "$venv" in /*) export PATH="$venv/bin:$PATH" ;; esac

@@ -14,7 +14,6 @@ from hide_llava import __version__
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
 from hide_llava.evaluation.questions import (
-    as_stored,
     generation_settings,
     legacy_file,
     questions_sha256,
@@ -24,6 +23,7 @@ from hide_llava.evaluation.questions import (
 from hide_llava.metrics import get
 from hide_llava.model.identity import model_sha256
 from hide_llava.model.load import attention_of, device_of, dtype_of
+from hide_llava.schema import as_stored
 from hide_llava.storage import read_json, sha256
 
 ANSWERING = ("torch", "transformers", "peft", "tokenizers", "pillow")  # packages that decide answers

@@ -13,7 +13,6 @@ from hide_llava.data.records import load_questions
 from hide_llava.errors import UserError
 from hide_llava.metrics import get
 from hide_llava.metrics.rows import read_jsonl
-from hide_llava.schema import BEFORE
 from hide_llava.storage import sha256
 from hide_llava.training.sequence import image_root
 
@@ -87,12 +86,6 @@ def generation_settings(config: RunConfig, task: TaskConfig | None = None) -> di
         "protocol": "legacy" if legacy else "clean",
         "limit": config.limit,
     }
-
-
-def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings read from a file, with what they mean where they were stored before a setting existed."""
-    before = {key.partition(".")[2]: value for key, value in BEFORE.items() if key.startswith("benchmark.")}
-    return {**before, **settings}
 
 
 def read_questions(config: RunConfig, task: TaskConfig) -> tuple[Rows, int]:

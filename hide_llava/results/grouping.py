@@ -18,7 +18,8 @@ from hide_llava.results.matrix import Cell, last_row, mean
 from hide_llava.results.run_reader import Run
 
 SETTINGS = (
-    "image_transform", "max_new_tokens", "split", "limit", "protocol", "prompt_suffix", "headline", "metric", "questions_sha256",
+    "image_transform", "image_orientation", "max_new_tokens", "split", "limit", "protocol", "prompt_suffix", "headline", "metric",
+    "questions_sha256",
 )  # fmt: skip
 
 

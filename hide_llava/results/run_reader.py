@@ -15,6 +15,7 @@ from hide_llava.errors import UserError
 from hide_llava.metrics.rows import read_json, read_jsonl, read_text
 from hide_llava.results.bootstrap import Interval, interval, usable_verdicts
 from hide_llava.results.matrix import AccuracyMatrix
+from hide_llava.schema import as_stored
 
 
 @dataclass(frozen=True)
@@ -142,7 +143,7 @@ class Run:
         own = {task.get("id") for task in tasks if isinstance(task, dict) and task.get("image_transform")}
         values: dict[tuple[str, str], set[str]] = {}
         for cell in self.cells.values():
-            for setting in {"image_transform", "split", "limit", "protocol", "headline"} & cell.data.keys():
+            for setting in {"image_transform", "image_orientation", "split", "limit", "protocol", "headline"} & cell.data.keys():
                 alone = setting in ("protocol", "headline") or (setting == "image_transform" and cell.task in own)
                 key = (setting, f" of {self.task_title(cell.task)}" if alone else "")
                 values.setdefault(key, set()).add(str(cell.data[setting]))
@@ -151,7 +152,7 @@ class Run:
 
     def settings(self) -> dict[str, list[str]]:
         """{setting: distinct values} of what decides an answer besides the model, over all cells."""
-        keys = ("image_transform", "max_new_tokens", "split", "limit", "protocol", "headline")
+        keys = ("image_transform", "image_orientation", "max_new_tokens", "split", "limit", "protocol", "headline")
         found = {
             key: sorted({str(c.data[key]) for c in self.cells.values() if c.data.get(key) is not None}) for key in keys
         }
@@ -233,6 +234,7 @@ def _read_cell(run: Run, into: dict, stage: str, task: str, expected: bool) -> N
         return
     try:
         data = read_json(folder / "score.json", "score file")
+        data = as_stored(data) if isinstance(data, dict) else data
     except UserError as error:
         run.problems.append(f"{where}: {error} The cell is empty.")
         return

@@ -97,11 +97,14 @@ def warmup_steps(train: TrainConfig, steps: int) -> int:
     return 0 if share < 1 and train.warmup == "whole_steps" else math.ceil(share)
 
 
-def few_steps(title: str, steps: int) -> str | None:
-    """The warning about a task that has hardly any steps; None where there are enough."""
-    if steps >= FEW_STEPS:
-        return None
-    return (
-        f"{title}: {steps} optimizer step{'s' if steps > 1 else ''} in all, so it hardly learns; more train.epochs or a "
-        "smaller train.global_batch_size give more."
-    )
+def few_steps(steps: dict[str, int]) -> list[str]:
+    """The warnings about stages (name → optimizer steps) that have hardly any, one for all with the same number."""
+    names: dict[int, list[str]] = {}
+    for name, count in steps.items():
+        if count < FEW_STEPS:
+            names.setdefault(count, []).append(name)
+    return [
+        f"{', '.join(found)}: {count} optimizer step{'s' if count > 1 else ''} {'each' if len(found) > 1 else 'in all'}, so "
+        "hardly anything is learned; more train.epochs or a smaller train.global_batch_size give more."
+        for count, found in names.items()
+    ]

@@ -17,13 +17,8 @@ from hide_llava.methods.cost import Pass
 from hide_llava.model.load import device_of, dtype_of
 from hide_llava.model.shapes import ModelShape, model_shape, skeleton
 from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work, activations, in_flops, rounded
-<<<<<<< HEAD
-from hide_llava.training.run_folder import method_tasks, stages_of
-from hide_llava.training.sequence import records_of, stage_plan, train_file, training_warnings
-=======
 from hide_llava.training.run_folder import general_tasks, method_tasks, stages_of
-from hide_llava.training.sequence import stage_plan, task_records, train_file
->>>>>>> part-results
+from hide_llava.training.sequence import records_of, stage_plan, train_file, training_warnings
 from hide_llava.training.sizes import Sizes, sizes
 
 MIB, GIB = 2**20, 2**30

@@ -124,14 +124,13 @@ def training_warnings(config: RunConfig, counts: list[int | None]) -> list[str]:
     Raises:
         UserError: batches that cannot be split, or a warm-up that is no share.
     """
-    found = recipe_warnings(config)
+    found, steps = recipe_warnings(config), {}
     for stage, records in zip(stages_of(config), counts):
         batch, epochs = stage_plan(config, stage)
         if records is not None:
-            steps = batch.steps(records, epochs, config.train.max_steps)
-            warmup_steps(config.train, steps)
-            found += filter(None, [few_steps(stage_name(stage), steps)])
-    return found
+            steps[stage_name(stage)] = batch.steps(records, epochs, config.train.max_steps)
+            warmup_steps(config.train, steps[stage_name(stage)])
+    return found + few_steps(steps)
 
 
 def records_of(config: RunConfig, stage: Stage) -> int:

@@ -14,12 +14,8 @@ from hide_llava.benchmarks.mini.generate import generate
 from hide_llava.cli import build_parser
 from hide_llava.config import names
 from hide_llava.data.conversation import IGNORE, IMAGE_TOKEN
-<<<<<<< HEAD
 from hide_llava.model.load import PACKAGE
-from tests.cli.call import call, content, manifest
-=======
 from tests.cli.call import call, content, manifest, refused
->>>>>>> part-results
 from tests.cli.conftest import edit
 from tests.golden_reference import GOLDEN
 from tests.tiny import arguments

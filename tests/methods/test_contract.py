@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import hide_llava.methods.all  # noqa: F401
 import tests.methods.extra  # noqa: F401
-from hide_llava.config import RunConfig, configs_folder, names, read_yaml
+from hide_llava.config import RunConfig, compose, names
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.data.records import load_questions
 from hide_llava.evaluation.cells import _Collate, answer_batch
@@ -43,9 +43,8 @@ def one_of_each(presets: list[str]) -> list[str]:
 
 def method_name(preset: str) -> str:
     if preset in REGISTRY:
-        return preset
-    path = configs_folder() / "method" / f"{preset}.yaml"  # a preset of ours, or the absolute path of another
-    return read_yaml(path if path.is_file() else Path(preset))["method"]["name"]
+        return preset  # else a preset of ours, or the absolute path of another or of a method's file
+    return compose(["benchmark=mini-ucit", f"method={preset}"]).method["name"]
 
 
 def each(methods: list[str]) -> list:
@@ -291,7 +290,7 @@ def fields(method: str) -> list[str]:
 def test_no_task_id_at_inference(method: str, finished: Finished, world: Path) -> None:
     folder = RunFolder(finished[method, "float32"])
     session = Session(folder.config)
-    assert session.method.oracle == (method in ORACLES) or method.endswith(".yaml")
+    assert session.method.oracle == (method in ORACLES) or method.endswith((".yaml", ".py"))
     if session.method.trains:
         session.restore(folder, 0)
     seen = []
