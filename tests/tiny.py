@@ -115,6 +115,11 @@ OVERRIDES = ("train.global_batch_size=4", "train.learning_rate=5e-3", "train.pro
              "train.epochs=2", "train.gradient_checkpointing=false", "train.save_steps=100", "eval.batch_size=4")  # fmt: skip
 
 
+# What layouts of a step exchange are gradients, equal to the last bits, and SGD leaves them so. AdamW divides a gradient by its
+# own size: where it is all but zero its last bits become a step of any size up to the learning rate (docs/SCALE.md).
+SGD = ("train.optimizer=sgd", "train.learning_rate=0.02", "train.projector_lr=0.01")
+
+
 def arguments(world: Path, method: str, output: Path, *more: str) -> list[str]:
     """Command-line words of a run of `method` in this world."""
     return [f"benchmark={world}/bench.yaml", f"model={world}/model.yaml", f"method={method}", f"data_root={world}",

@@ -23,7 +23,7 @@ from hide_llava.training import sequence
 from hide_llava.training.run_folder import RunFolder, open_run
 from hide_llava.training.sequence import Interrupted, build_trainer, training_data
 from hide_llava.training.session import Session
-from tests.tiny import configuration, write_world
+from tests.tiny import SGD, configuration, write_world
 
 TESTED = sorted({*names("method"), *(n for n in REGISTRY if n.startswith("test_"))})  # every preset
 if os.environ.get("HIDE_CONTRACT"):  # the preset of a method that lives elsewhere: docs/ADD_A_METHOD.md
@@ -263,7 +263,7 @@ def hashes(session: Session) -> dict[str, str]:
 @pytest.mark.parametrize("method", each(TRAINED))
 def test_layout_of_a_step_does_not_matter(method: str, world: Path, tmp_path: Path) -> None:
     """Checkpointing on ≡ off; 2 × batch 2 ≡ batch 4, extra losses and their log included."""
-    plain = ("method.dropout=0",) if "dropout" in fields(method) else ()
+    plain = comparable(method)
     runs = []
     change = ("train.gradient_checkpointing=true", "train.per_device_batch_size=2")
     for name, more in (("a", plain), ("b", (*plain, *change))):
@@ -272,7 +272,7 @@ def test_layout_of_a_step_does_not_matter(method: str, world: Path, tmp_path: Pa
     a, b = (tensors_of(r) for r in runs)
     if method in ("hide-official", "hide-mcitlib"):  # a running mean in bf16 counts depends on the order of arrival
         a, b = ({k: v for k, v in t.items() if "anchor" not in k} for t in (a, b))
-    assert_same(a, b, atol=2e-4)
+    assert_same(a, b, atol=2e-4 if method == "same" else 1e-5)  # SAME stores eigenvectors
     logs = [
         [json.loads(x) for x in sorted(r.glob("stages/*/trainer_log.jsonl"))[-1].read_text().splitlines()] for r in runs
     ]
@@ -280,6 +280,12 @@ def test_layout_of_a_step_does_not_matter(method: str, world: Path, tmp_path: Pa
         for key in one:
             if key.startswith("loss"):
                 assert one[key] == pytest.approx(two[key], abs=2e-3), key
+
+
+def comparable(method: str) -> tuple[str, ...]:
+    """Overrides under which two layouts of the same steps must end alike."""
+    dropout = ("method.dropout=0",) if "dropout" in fields(method) else ()
+    return (*dropout, *SGD, *(("method.strength=5",) if method.startswith("ewc") else ()))  # 5000 blows up under SGD
 
 
 def fields(method: str) -> list[str]:

@@ -17,13 +17,19 @@ from hide_llava.errors import UserError
 from hide_llava.methods.base import Method, method_class
 from hide_llava.pipeline import run
 from hide_llava.training.engines import check_engine
-from tests.methods.test_contract import TRAINED, assert_same, fields, make_world, one_of_each, preset, small, tensors_of
+from tests.methods.test_contract import (
+    TRAINED,
+    assert_same,
+    comparable,
+    make_world,
+    one_of_each,
+    preset,
+    small,
+    tensors_of,
+)
 from tests.tiny import arguments
 from tests.torchrun import COMMAND_LINE, launch
 
-# What processes exchange are gradients, equal to the last bits, and SGD leaves them so. AdamW divides a gradient by its own
-# size: where it is all but zero its last bits become a step of any size up to the learning rate (docs/SCALE.md).
-SGD = ("train.optimizer=sgd", "train.learning_rate=0.02", "train.projector_lr=0.01")
 # The reference's running-mean anchors are per process by definition.
 METHODS = [m for m in TRAINED if m not in ("hide-official", "hide-mcitlib")]
 RUNS = [*((m, "float32") for m in METHODS), *((m, "bfloat16") for m in one_of_each(METHODS))]
@@ -37,10 +43,8 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(world: Path, method: str, output: Path, engine: str = "ddp", dtype: str = "float32") -> list[str]:
-    plain = ["method.dropout=0"] if "dropout" in fields(method) else []
-    plain += ["method.strength=5"] if method.startswith("ewc") else []  # of 5000, SGD oscillates and blows up
-    layout = ("train.epochs=1", "train.per_device_batch_size=2", f"train.engine={engine}", f"model.dtype={dtype}", *SGD)
-    return arguments(world, preset(world, method), output, *small(method), *plain, *layout)
+    layout = ("train.epochs=1", "train.per_device_batch_size=2", f"train.engine={engine}", f"model.dtype={dtype}")
+    return arguments(world, preset(world, method), output, *small(method), *comparable(method), *layout)
 
 
 @pytest.fixture(scope="module")
