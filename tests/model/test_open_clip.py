@@ -50,5 +50,5 @@ def test_a_run_routes_by_it(encoder: OpenClipRoutingEncoder, tmp_path: Path) -> 
 
 def test_without_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(UserError, match=r"hide-llava\[open-clip\].*router\.encoder=clip"):
+    with pytest.raises(UserError, match=r"'\.\[open-clip\]'.*router\.encoder=clip"):
         OpenClipRoutingEncoder(MODEL)

@@ -167,7 +167,7 @@ def test_routing_means(tmp_path: Path) -> None:
 
 def test_without_matplotlib_the_report_says_so(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"pip install 'hide-llava\[report\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '\.\[report\]'"):
         figures.require_matplotlib()
     path = write_report(sequential_run(tmp_path, done=1))
     assert "Figures need matplotlib" in path.read_text() and not (path.parent / "matrix.png").exists()
