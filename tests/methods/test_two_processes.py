@@ -43,8 +43,10 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def words(world: Path, method: str, output: Path, engine: str = "ddp", dtype: str = "float32") -> list[str]:
-    layout = ("train.epochs=1", "train.per_device_batch_size=2", f"train.engine={engine}", f"model.dtype={dtype}")
-    return arguments(world, preset(world, method), output, *small(method), *comparable(method), *layout)
+    # In bf16 the last bits of a product depend on the batch it is in: there every record is a micro-batch by itself.
+    size = 2 if dtype == "float32" else 1
+    layout = ("tasks=[task0,task1]", "train.epochs=1", f"train.per_device_batch_size={size}", f"train.engine={engine}")
+    return arguments(world, preset(world, method), output, *small(method), *comparable(method), *layout, f"model.dtype={dtype}")
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +54,7 @@ def in_two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of all runs with two processes."""
     folder = tmp_path_factory.mktemp("two")
     (folder / "all.json").write_text(json.dumps([words(world, m, folder / f"{Path(m).stem}-{d}", dtype=d) for m, d in RUNS]))
-    done = launch(COMMAND_LINE, "each", str(folder / "all.json"), seconds=900)
+    done = launch(COMMAND_LINE, "each", str(folder / "all.json"), seconds=1500)
     (folder / "error.txt").write_text(f"{done.returncode} {done.stderr[-3000:]}")
     return folder
 
@@ -67,6 +69,7 @@ def assert_equal_runs(one: Path, two: Path, atol: float) -> None:
         assert ids[0] == ids[1]
 
 
+@pytest.mark.timeout(1800)  # the first of them waits for the launch of all
 @pytest.mark.xdist_group("two-processes")
 @pytest.mark.parametrize(("method", "dtype"), RUNS)
 def test_two_processes_equal_one(method: str, dtype: str, world: Path, in_two: Path, tmp_path: Path) -> None:
