@@ -11,7 +11,7 @@ from typing import Any
 from hide_llava.audit.findings import ORDER, Finding
 from hide_llava.audit.overlap import overlap
 from hide_llava.audit.scan import Place, Scan, findings, scan
-from hide_llava.audit.texts import FORMATS, PromptLengths
+from hide_llava.audit.texts import FORMATS, AnswerRoom, PromptLengths
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
@@ -48,6 +48,7 @@ class CheckReport:
     data_root: str
     deep: bool
     prompt_lengths: str
+    answer_room: str
     files: list[FileSummary] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
@@ -87,9 +88,9 @@ def check(config: RunConfig, deep: bool = False) -> CheckReport:
         UserError: an unknown metric. Faults of the data are findings, not exceptions.
     """
     prepare(config)
-    lengths = PromptLengths(config)
+    lengths, room = PromptLengths(config), AnswerRoom(config)
     root = str(config.data_folder())
-    report = CheckReport(config.benchmark.name, root, deep, f"{lengths.how} (limit {lengths.limit})")
+    report = CheckReport(config.benchmark.name, root, deep, f"{lengths.how} (limit {lengths.limit})", room.how)
     prompts: dict[str, dict[str, list[str]]] = defaultdict(dict)  # constant prompt -> task -> splits
     for task in [*config.benchmark.tasks, *config.benchmark.general]:
         scans: dict[str, list[Scan]] = {}
@@ -97,7 +98,7 @@ def check(config: RunConfig, deep: bool = False) -> CheckReport:
             if not place.file.is_file():
                 report.findings.append(_missing(place.task, place.split, place.file))
                 continue
-            found = scan(place, lengths, deep)
+            found = scan(place, lengths, room, deep)
             report.files.append(_summary(found))
             report.findings += findings(found)
             scans.setdefault(place.split, []).append(found)

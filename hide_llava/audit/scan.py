@@ -16,7 +16,7 @@ from tqdm import tqdm
 from hide_llava.audit.findings import SHOWN, Finding, plural
 from hide_llava.audit.hashing import NONE, Hashes, as_hashes, hash64, repeats
 from hide_llava.audit.pictures import Pictures, pictures
-from hide_llava.audit.texts import PromptLengths, answer_format, questions_of
+from hide_llava.audit.texts import AnswerRoom, PromptLengths, answer_format, questions_of
 from hide_llava.data.conversation import SPECIAL, routing_text
 from hide_llava.data.dataset import check_place, check_turns
 from hide_llava.data.records import check_question, check_record, picture_of, stream
@@ -78,7 +78,7 @@ class Scan:
         return as_hashes(self.images)[np.asarray(self.owner, dtype=np.int64)], as_hashes(self.questions)
 
 
-def scan(place: Place, lengths: PromptLengths, deep: bool) -> Scan:
+def scan(place: Place, lengths: PromptLengths, room: AnswerRoom, deep: bool) -> Scan:
     """Read the whole file, look at each distinct image once (deep: decode it), and note every fault."""
     found = Scan(place)
     images = _Images(found, deep)
@@ -88,7 +88,7 @@ def scan(place: Place, lengths: PromptLengths, deep: bool) -> Scan:
     )  # fmt: skip
     try:
         for record in records:
-            _take(found, record, images, lengths)
+            _take(found, record, images, lengths, room)
     except UserError as error:
         found.complete = False
         found.fault("broken JSON", f"after {plural(found.records, 'record')}: {error}")
@@ -109,7 +109,7 @@ def label(index: int, record: Any) -> str:
     return f"record {index} (id {identity!r}{f', {image}' if image else ''})"
 
 
-def _take(found: Scan, record: Any, images: _Images, lengths: PromptLengths) -> None:
+def _take(found: Scan, record: Any, images: _Images, lengths: PromptLengths, room: AnswerRoom) -> None:
     index, place = found.records, found.place
     found.records += 1
     identity = image = None
@@ -122,6 +122,7 @@ def _take(found: Scan, record: Any, images: _Images, lengths: PromptLengths) -> 
             answers = [turn["value"] for turn in turns if turn["from"] == "gpt"]
             if all(answers):  # an empty answer is a fault of its own
                 check_turns(turns, row["image"] is not None, SPECIAL)
+                room.check(turns, row["image"] is not None)
             image = row["image"]
         else:
             check_question(record, f"record {index}", place.images)

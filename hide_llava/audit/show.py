@@ -19,7 +19,8 @@ def readable(report: CheckReport) -> str:
                 lines.append(f"         … and {finding.count - len(finding.examples):,} more")
     if report.findings:
         lines.append("")
-    lines += [*_table(report.files), "", f"Prompts longer than the text encoder reads: {report.prompt_lengths}."]
+    lines += [*_table(report.files), "", f"Prompts longer than the text encoder reads: {report.prompt_lengths}.",
+              f"Records that training would cut down to nothing: {report.answer_room}."]  # fmt: skip
     if not report.deep:
         lines.append("Images were looked for, not opened; --deep decodes them and compares them by content and look.")
     return "\n".join(lines)

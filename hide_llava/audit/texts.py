@@ -1,18 +1,21 @@
-"""What an audit asks about texts: form of an answer, questions of a record, prompts too long for the text encoder."""
+"""What an audit asks about texts: form of an answer, questions of a record, prompts and records that are too long."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from hide_llava.config import RunConfig
-from hide_llava.data.conversation import IMAGE_TEXT
+from hide_llava.data.conversation import IMAGE_TEXT, Turn
+from hide_llava.data.dataset import supervised
+from hide_llava.errors import UserError
 
 FORMATS = ("empty", "letter", "yes/no", "number", "list", "short", "sentence")
 SHORT = 5  # words
+AROUND = 256  # bytes that the template puts around a conversation, and more than it puts around a turn
 LETTER = re.compile(r"\(?[A-Za-z]\)?[.)]?")
 NUMBER = re.compile(r"[-+]?[\d.,]*\d\s*%?")
 # The pieces CLIP's tokenizer splits a text into before it splits them further (openai/CLIP's pattern).
@@ -101,15 +104,56 @@ def _clip_tokenizer(config: RunConfig) -> tuple[Any, int] | None:
     """The tokenizer of model.clip and its encoder's positions, if it lies on this machine; nothing is downloaded."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from hide_llava.model.load import resolve
-
-    name, root = config.model.clip, config.model_folder()
+    name = _local(config.model.clip, config.model_folder()) or config.model.clip
     if name is None:
         return None
-    if name.startswith("package:") or (root / name).is_dir() or Path(name).is_dir():
-        name = resolve(name, root)
     try:
         text = AutoConfig.from_pretrained(name, local_files_only=True).text_config
         return AutoTokenizer.from_pretrained(name, local_files_only=True), text.max_position_embeddings
     except (OSError, ValueError, AttributeError):
         return None
+
+
+class AnswerRoom:
+    """Whether training would keep a token of a record's answers, asked of the function that training itself calls.
+
+    Only a text that could be too long is tokenised. `how` says what was asked; without the model on this machine nothing
+    is, and nothing is downloaded.
+    """
+
+    def __init__(self, config: RunConfig):
+        self.limit, self.masks = config.train.max_length, config.train.label_masks
+        self.model = _llava_tokenizer(config)
+        name = config.model.path
+        self.how = f"{self.limit} tokens of {name}" if self.model else f"not looked for, {name} is not on this machine"
+
+    def check(self, turns: Sequence[Turn], has_image: bool) -> None:
+        """Raises BadRecord, with the words of a run, for a conversation of which nothing could be learned."""
+        if self.model is None:
+            return
+        tokenizer, image_tokens = self.model
+        letters = sum(len(turn["value"].encode("utf-8", "replace")) + AROUND for turn in turns)  # a token is at least one byte
+        if letters + AROUND + image_tokens > self.limit or self.masks == "reference":
+            supervised(turns, has_image, tokenizer, image_tokens, self.limit, self.masks)
+
+
+def _llava_tokenizer(config: RunConfig) -> tuple[Any, int] | None:
+    """The model's tokenizer and its positions of one image, if it lies on this machine."""
+    from hide_llava.data.preview import image_tokens
+    from hide_llava.data.tokenizer import load_tokenizer
+
+    folders = [_local(name, config.model_folder()) for name in (config.model.path, config.model.clip)]
+    if folders[0] is None:
+        return None
+    try:
+        return load_tokenizer(folders[0]), image_tokens(*folders)
+    except UserError:
+        return None  # `doctor` and a run say what is wrong with a model folder
+
+
+def _local(name: str | None, root: Path) -> Path | None:
+    """The folder of a model that lies on this machine; nothing is downloaded."""
+    from hide_llava.model.load import resolve
+
+    there = name is not None and (name.startswith("package:") or (root / name).is_dir() or Path(name).is_dir())
+    return resolve(name, root) if there else None

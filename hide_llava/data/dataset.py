@@ -24,6 +24,7 @@ from hide_llava.data.conversation import (
     IMAGE_TEXT,
     IMAGE_TOKEN,
     MASKS,
+    Encoded,
     Turn,
     drop_leading_answer,
     encode_question,
@@ -69,6 +70,35 @@ def modality_length(turns: Sequence[Turn], has_image: bool) -> int:
     """Whitespace-separated words over all turns; negative without an image. What the sampler groups by."""
     words = sum(len(turn["value"].split()) for turn in turns)
     return words if has_image else -words
+
+
+def supervised(
+    turns: Sequence[Turn],
+    has_image: bool,
+    tokenizer: PreTrainedTokenizerFast,
+    image_tokens: int,
+    max_length: int,
+    label_masks: str = "exact",
+) -> tuple[Encoded, list[int], list[int]]:
+    """One conversation as encoded, and its ids and labels with the image expanded; at least one label is to be learned.
+
+    Raises:
+        BadRecord: no token of an answer is left within `max_length`, or the reference's label walk gives the record up.
+    """
+    encoded = encode_training(turns, has_image, tokenizer, max_length, label_masks)
+    if encoded.mismatch:
+        raise BadRecord(
+            "its tokens do not line up with its turns (an empty or missing answer, or a literal '</s>', '<unk>' or "
+            "' ASSISTANT: ' in the text), so it has no supervised token; train.label_masks=exact finds its answers",
+            "no supervised token",
+        )
+    ids, labels = expand_image(encoded.input_ids, encoded.labels, image_tokens, max_length)
+    if all(label == IGNORE for label in labels):
+        raise BadRecord(
+            f"no token of an answer is left within train.max_length={max_length}; shorten its text or raise the limit",
+            "too long",
+        )
+    return encoded, ids, labels
 
 
 class TrainingDataset(Dataset):
@@ -177,16 +207,9 @@ class TrainingDataset(Dataset):
         turns, has_image = record["conversations"], record["image"] is not None
         special = self.tokenizer.all_special_tokens if self.label_masks == "exact" else None
         check_turns(turns, has_image, special)
-        encoded = encode_training(turns, has_image, self.tokenizer, self.max_length, self.label_masks)
-        if encoded.mismatch:
-            raise BadRecord(
-                "its tokens do not line up with its turns (an empty or missing answer, or a literal '</s>', '<unk>' or "
-                "' ASSISTANT: ' in the text), so it has no supervised token; train.label_masks=exact finds its answers",
-                "no supervised token",
-            )
-        ids, labels = expand_image(encoded.input_ids, encoded.labels, self.image_tokens, self.max_length)
-        if all(label == IGNORE for label in labels):
-            raise BadRecord(f"no token of an answer is left within max_length {self.max_length}", "too long")
+        encoded, ids, labels = supervised(
+            turns, has_image, self.tokenizer, self.image_tokens, self.max_length, self.label_masks
+        )
         if self.routing == "reference":
             return ids, labels, reference_routing_text(encoded.input_ids[: self.max_length], self.tokenizer)
         return ids, labels, routing_text(turns)

@@ -209,6 +209,11 @@ def long_prompt(world: Path) -> None:
     edit(train_file(world), lambda rows: set_turn(rows, 3, 0, "<image>\n" + "How many red kites? " * 30))
 
 
+def too_long(world: Path) -> None:
+    """The question fills train.max_length (2,048), so nothing of its answer is left."""
+    edit(train_file(world), lambda rows: set_turn(rows, 3, 0, "<image>\n" + "kites " * 2100))
+
+
 # fault, needs --deep, kind, level, exit code, what the finding says about file and records
 FAULTS: list[tuple[Callable[[Path], None], bool, str, str, list[str]]] = [
     (missing_image, False, "missing image", "error", ["record 3 (id 'signs-3', signs/train3.png)"]),
@@ -244,8 +249,10 @@ FAULTS: list[tuple[Callable[[Path], None], bool, str, str, list[str]]] = [
     (same_text, False, "train/test text", "warning", ["record 3 (id 3)", "= train record 5 (id 'signs-5')"]),
     (constant_prompt, False, "constant prompt", "note", ["'What is it?'"]),
     (long_prompt, False, "long prompt", "note", ["1 prompt longer"]),
+    (too_long, False, "bad record", "error", ["record 3 (id 'signs-3'", "no token of an answer", "train.max_length=2048"]),
 ]  # fmt: skip
-BESIDE = {"same_pair": {"train/test image"}, "copied_pair": {"train/test copy"}}  # one fault, two true findings
+# one fault, two true findings
+BESIDE = {"same_pair": {"train/test image"}, "copied_pair": {"train/test copy"}, "too_long": {"long prompt"}}
 
 
 @pytest.mark.parametrize(("plant", "deep", "kind", "level", "says"), FAULTS, ids=[f[0].__name__ for f in FAULTS])

@@ -74,7 +74,7 @@ BAD = {
     "empty answer in the first round": ({"first": "What?", "answer": "", "more": "And?"}, "an answer is empty"),
     "unknown token in answer": ({"first": "What?", "answer": "an <unk>"}, "contains '<unk>'"),
     "eos in answer": ({"first": "What?", "answer": "a </s> b"}, "no supervised token"),
-    "nothing left": ({"first": "What? " * 200, "limit": 60}, "within max_length 60"),
+    "nothing left": ({"first": "What? " * 200, "limit": 60}, "within train.max_length=60"),
     "image beyond limit": (
         {"image": "good.png", "first": "What? " * 99, "more": "<image> here?", "limit": 120},
         "beyond the limit of 120",
