@@ -17,7 +17,7 @@ def start(module: str, *words: str, flags: tuple[str, ...] = TWO) -> subprocess.
     return subprocess.Popen(command, cwd=Path(__file__).parent.parent, env=environment, **pipes)
 
 
-def launch(module: str, *words: str, flags: tuple[str, ...] = TWO, seconds: int = 300) -> subprocess.CompletedProcess:
+def launch(module: str, *words: str, flags: tuple[str, ...] = TWO, seconds: int = 900) -> subprocess.CompletedProcess:
     """The same, waited for; killed with what it started after so many seconds."""
     process = start(module, *words, flags=flags)
     try:

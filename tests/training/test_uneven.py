@@ -92,7 +92,7 @@ def in_two(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         if name != "zero2":
             jobs.append([words(world, name, folder / f"{name}-begun", *SGD), [3], 1])
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = launch("tests.training.test_uneven", str(folder / "jobs.json"), seconds=600)
+    done = launch("tests.training.test_uneven", str(folder / "jobs.json"), seconds=1000)
     (folder / "error.txt").write_text(f"{done.returncode} {done.stderr[-3000:]}")
     return folder
 
