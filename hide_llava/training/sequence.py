@@ -304,6 +304,7 @@ def build_trainer(
     folder.mkdir(parents=True, exist_ok=True)
     if config.train.gradient_checkpointing:
         session.core.llava.gradient_checkpointing_enable({"use_reentrant": False})
+    session.cast_inputs(session.core.llava.dtype == torch.float32)  # any other dtype is trained under autocast
     args = arguments(config, stage, len(dataset), folder, session.core.llava.device, session.core.llava.dtype)
     batch, _ = stage_plan(config, stage)
     lengths = dataset.modality_lengths if config.train.group_by_modality_length else [1] * len(dataset)
@@ -325,6 +326,7 @@ def finish_stage(session: Session, run: RunFolder, stage: Stage, log: list[dict]
     """Let the method look at the finished task, then publish the stage folder in one step and drop its state."""
     name = stage_name(stage)
     session.core.llava.gradient_checkpointing_disable()
+    session.cast_inputs(True)
     session.method.after_task(session.tasks[stage.train[-1]], _context(session, dataset))
     session.routed.eval().requires_grad_(False)
     temporary = run.path / "stages" / f".{name}.tmp"
