@@ -119,17 +119,19 @@ class TrainingDataset(Dataset):
             raise UserError(f"{self.source}: no usable sample. {self._complaint()}")
 
     def check(self) -> tuple[list[int], list[dict[str, Any]]]:
-        """Try every record: the indices of good ones, and {index, id, kind, reason} of bad ones. Fills `modality_lengths`."""
+        """Try every record: the indices of good ones, and {index, id, kind, reason} of bad ones. Fills `modality_lengths`, and
+        `longest`: the most positions of a record, and the most that have a label."""
         good: list[int] = []
         bad: list[dict[str, Any]] = []
         self.modality_lengths: list[int] = []
+        self.longest = (1, 1)
         name = Path(self.source).name
         damaged = undecodable(
             pictures_of(self.records, self.image_root), self.workers, name, total=len(self.records)
         )
         for index, record in enumerate(tqdm(self.records, desc=f"checking {name}", delay=5, disable=None)):
             try:
-                self.encode(record)
+                ids, labels, _ = self.encode(record)
                 has_image = record["image"] is not None
                 if has_image and (fault := damaged.get(str(self.image_root / record["image"]))):
                     raise fault
@@ -142,6 +144,8 @@ class TrainingDataset(Dataset):
             else:
                 good.append(index)
                 self.modality_lengths.append(length)
+                answer = len(labels) - labels.count(IGNORE)
+                self.longest = (max(self.longest[0], len(ids)), max(self.longest[1], answer))
         return good, bad
 
     def left_out(self) -> str:

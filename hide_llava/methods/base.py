@@ -66,7 +66,8 @@ class Context:
     widths: dict[str, int] = field(default_factory=dict)  # feature name → width, for the features in `needs`
     loader: Callable[..., Iterable[dict]] | None = None  # loader(dataset, batch_size) → batches on the device
     features: Callable[[dict], Features] | None = None  # routing features of a batch
-    forward: Callable[..., Any] | None = None  # forward(batch) → model output, routed as in training
+    # forward(batch) → model output, routed as in training; with loss_only=True without logits, which takes less memory
+    forward: Callable[..., Any] | None = None
     records: Callable[[int], Any] | None = None  # records(task index) → training records of any task
     dataset: Callable[[Any], Any] | None = None  # dataset(records) → training data set of such records
 

@@ -37,7 +37,7 @@ class Step:
     """A method's trainer at its first task, and one batch of it: three records, one of them text only."""
 
     def __init__(self, world: Path, folder: Path, method: str, dtype: str, *more: str):
-        dropout = ("method.dropout=0",) if method in ("lora", "hide") else ()
+        dropout = ("method.dropout=0",) if method in ("lora", "hide") and "dropout" not in str(more) else ()
         preset = f"{world}/{method}.yaml" if method in OF_TESTS else method
         config = configuration(world, preset, folder, f"model.dtype={dtype}", *dropout, *more)
         self.session, self.run = Session(config), open_run(config)
