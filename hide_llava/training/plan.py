@@ -12,7 +12,7 @@ import torch
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
-from hide_llava.evaluation.questions import question_file, read_questions
+from hide_llava.evaluation.questions import question_files, read_questions
 from hide_llava.methods.base import Method, Stage, method_class, method_config, reads_logits
 from hide_llava.methods.cost import Pass
 from hide_llava.model.load import device_of, dtype_of
@@ -47,7 +47,7 @@ def stated_records(config: RunConfig, stage: Stage) -> int | None:
 
 def count_questions(config: RunConfig, task: TaskConfig) -> int | None:
     """Questions that are asked of a task: those of its file, else as the benchmark's YAML states, or None."""
-    if question_file(config, task).is_file():
+    if all(file.is_file() for file in question_files(config, task)):
         return len(read_questions(config, task)[0])
     stated = task.n_test if config.eval.split == "test" else None
     return None if stated is None else min(stated, config.limit or stated)

@@ -23,6 +23,7 @@ from hide_llava.data.dataset import TrainingDataset, pictures_of
 from hide_llava.data.decoded import undecodable
 from hide_llava.data.records import load_records, readable
 from hide_llava.data.sampler import ModalityLengthSampler
+from hide_llava.distributed import on_main
 from hide_llava.errors import Interrupted, UserError
 from hide_llava.methods.base import Stage
 from hide_llava.storage import publish, sha256, writing
@@ -89,7 +90,9 @@ def training_data(session: Session, stage: Stage) -> TrainingDataset:
         share = islice(pictures_of(records, table_root(session.config)), rank, None, world)
         undecodable(share, session.config.train.num_workers)
         torch.distributed.barrier()
-    return _dataset(session, records)
+    made: list[TrainingDataset] = []  # by the main process, which tokenises; the others read what it has kept
+    on_main(lambda: made.append(_dataset(session, records)))
+    return made[0] if made else _dataset(session, records)
 
 
 def _dataset(session: Session, records: Any) -> TrainingDataset:
@@ -241,7 +244,7 @@ def train_stage(session: Session, run: RunFolder, stage: Stage) -> Session:
         run.update_stage(
             name, trainable=sum(p.numel() for g in session.method.params() for p in g["params"]),
             per_device=trainer.args.per_device_train_batch_size,
-            gradient_checkpointing=session.core.llava.is_gradient_checkpointing,
+            gradient_checkpointing=session.recomputes,
         )  # fmt: skip
     checkpoint = None
     if run.state(name).exists():
@@ -265,8 +268,8 @@ def _keep_less(session: Session, run: RunFolder, stage: Stage, trainer: MethodTr
         UserError: a smaller micro-batch is all that is left; or several processes train, which must begin again together.
     """
     name, size = stage_name(stage), trainer.args.per_device_train_batch_size
-    if session.config.train.gradient_checkpointing != "auto" or session.core.llava.is_gradient_checkpointing:
-        ways = [] if session.core.llava.is_gradient_checkpointing else ["train.gradient_checkpointing=true"]
+    if session.config.train.gradient_checkpointing != "auto" or session.recomputes:
+        ways = [] if session.recomputes else ["train.gradient_checkpointing=true"]
         ways += [f"train.per_device_batch_size below {size}"] if size > 1 else []
         ways += ["model.quantization=4bit"] if session.config.model.quantization == "none" else []
         raise UserError(f"{name}: out of memory in a step ({' '.join(text.split())[:200]}). What takes less: "
@@ -364,6 +367,7 @@ def build_trainer(
     chosen = layout(session, stage, stage_plan(config, stage)[0], dataset, entry)
     if is_main() and chosen.free is not None:
         print(f"{stage_name(stage)}: {chosen.words()}", flush=True)
+    session.recomputes = chosen.recompute
     if chosen.recompute:
         session.core.llava.gradient_checkpointing_enable({"use_reentrant": False})
     session.cast_inputs(session.core.llava.dtype == torch.float32)  # any other dtype is trained under autocast

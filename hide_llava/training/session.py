@@ -83,6 +83,7 @@ class Session:
         self.method.setup()
         self.routed.method_modules = self.method.modules
         self.widths = _widths(encoder, sentence)
+        self.recomputes = False  # whether the stage at work has gradient checkpointing (memory.py)
 
     def context(self, **values: Any) -> Context:
         return Context(widths=self.widths, **values)
