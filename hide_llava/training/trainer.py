@@ -58,7 +58,10 @@ class MethodTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory,
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         )
-        return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
+        return prepare_data_loader(  # from pinned memory the host need not wait until a batch has arrived
+            loader, args.device, num_processes=1, process_index=0, put_on_device=True,
+            non_blocking=args.dataloader_pin_memory,
+        )  # fmt: skip
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """One group per group of `method.params()`, in two where weights decay: biases (of the projector) never do."""
