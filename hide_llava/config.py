@@ -437,7 +437,7 @@ def _or_auto(key: str, value: Any) -> Any:
         return value
     node = BooleanNode if kind is bool else IntegerNode
     try:
-        if kind is not bool and isinstance(value, bool):
+        if value is None or (kind is not bool and isinstance(value, bool)):
             raise ValueError
         return node(value)._value()
     except (ValueError, OmegaConfBaseException):
