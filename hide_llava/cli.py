@@ -109,6 +109,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = verb("plan", commands.plan, "Steps, parameters, files, extra passes, memory and hours, before anything runs.",
                f"hide-llava plan {example} --gpus 8", True)  # fmt: skip
     sub.add_argument("--gpus", type=positive, default=None, metavar="N", help="GPUs that train together (1)")
+    sub.add_argument("--gpu", default=None, metavar="CARD", help="hours and memory on that card, estimated: h100, a100, 4090")
     sub.add_argument("--tflops", type=float, default=None, help="what the GPUs sustain together (100 each)")
     verb(
         "doctor",

@@ -94,7 +94,7 @@ def report(args: argparse.Namespace) -> None:
 def plan(args: argparse.Namespace) -> None:
     from hide_llava.training.plan import plan
 
-    print(plan(_compose(args), args.tflops, args.gpus))
+    print(plan(_compose(args), args.tflops, args.gpus, args.gpu))
 
 
 def predict(args: argparse.Namespace) -> None:

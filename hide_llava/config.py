@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import BooleanNode, IntegerNode, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from hide_llava.errors import UserError
@@ -25,6 +25,7 @@ from hide_llava.naming import default_output
 from hide_llava.schema import (
     BEFORE,
     CHOICES,
+    OR_AUTO,
     POSITIVE,
     SECTIONS,
     TASK_RECIPE,
@@ -413,6 +414,8 @@ def finish(config: Any) -> RunConfig:
     missing = [str(k) for k in OmegaConf.missing_keys(config)]
     if missing:
         raise UserError(f"the configuration lacks {', '.join(sorted(missing))}.")
+    for key in OR_AUTO:
+        OmegaConf.update(config, key, _or_auto(key, OmegaConf.select(config, key)))
     for key, allowed in CHOICES.items():
         value = OmegaConf.select(config, key)
         if value not in allowed:
@@ -425,6 +428,21 @@ def finish(config: Any) -> RunConfig:
     select_tasks(plain)
     plain.method = _method_values(plain.method)
     return plain
+
+
+def _or_auto(key: str, value: Any) -> Any:
+    """`auto`, or the value of the kind that the key takes, read as for a field that is always of that kind."""
+    kind = OR_AUTO[key]
+    if value == "auto" or (value is None and kind is not bool):
+        return value
+    node = BooleanNode if kind is bool else IntegerNode
+    try:
+        if value is None or (kind is not bool and isinstance(value, bool)):
+            raise ValueError
+        return node(value)._value()
+    except (ValueError, OmegaConfBaseException):
+        expected = "auto, true or false" if kind is bool else "auto, null or a number of records"
+        raise UserError(f"wrong value for '{key}': {value!r}; expected {expected}.") from None
 
 
 def to_yaml(config: RunConfig) -> str:

@@ -94,7 +94,7 @@ class TrainConfig:
 
     name: str = "default"
     global_batch_size: int = 96
-    per_device_batch_size: int | None = None  # None: the largest that divides the global batch, at most 16
+    per_device_batch_size: Any = None  # null: the largest that divides the global batch, at most 16 | auto: of those, what fits
     epochs: float = 1.0
     max_steps: int = -1
     learning_rate: float = 2e-4
@@ -105,7 +105,7 @@ class TrainConfig:
     max_grad_norm: float = 0.0  # 0: no clipping, as the published runs effectively did (hide.md §2.1)
     schedule: str = "cosine"
     optimizer: str = "adamw_torch"
-    gradient_checkpointing: bool = True
+    gradient_checkpointing: Any = "auto"  # true: activations are computed twice | false: kept | auto: kept where they fit
     max_length: int = 2048
     group_by_modality_length: bool = True
     num_workers: int = 4
@@ -194,6 +194,8 @@ CHOICES = {
     "train.engine": ("ddp", "zero2", "zero3", "zero3-offload"),
     "caption.tokenizer": ("ptb", "python"),
 }
+# Keys that take `auto` beside a value, and what kind of value that is.
+OR_AUTO = {"train.gradient_checkpointing": bool, "train.per_device_batch_size": int | None}
 # What a run did that was begun before the key existed: its config.yaml does not say it.
 BEFORE = {"benchmark.image_orientation": "ignore", "train.label_masks": "reference", "train.warmup": "reference"}
 # Keys of a task that stand above the training recipe's of the same name.

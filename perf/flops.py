@@ -19,10 +19,11 @@ def peak(device_name: str) -> float | None:
     return next((value for key, value in PEAKS.items() if key in device_name), None)
 
 
-def step(shape: Shape, positions: int) -> tuple[int, int]:
-    """(forward + backward, recomputed) of one sample of `positions` tokens, its picture among them."""
+def step(shape: Shape, positions: int, heads: int | None = None) -> tuple[int, int]:
+    """(forward + backward, recomputed) of one sample of `positions` tokens, its picture among them; logits at `heads` of them
+    (None: at all)."""
     d, m, flops = shape.hidden, int(shape.hidden * 2.6875), Flops(config_of(shape))
     adapters = shape.layers * shape.rank * (4 * (d + d) + 3 * (d + m))
-    both = flops.forward(positions, adapters) + flops.backward(positions, adapters)
+    both = flops.forward(positions, adapters, heads) + flops.backward(positions, adapters, heads=heads)
     recomputed = flops.forward(positions, adapters, heads=0)
     return both + flops.vision() + flops.projector(trains=True), recomputed

@@ -166,16 +166,18 @@ def train_rows(
         before = times.get(("peft", setting, size))
 
         def cells(seconds: float, size: int = size, before: float | None = before) -> list[str]:
-            return [*step_rates(report, variant.shape, size, recompute, seconds), over(seconds, before, "peft")]
+            return [*step_rates(report, variant, size, recompute, seconds), over(seconds, before, "peft")]
 
         seconds = report.measure("training step", name, setting, size, partial(variant.step, size), cells)
         times[name, setting, size] = seconds
 
 
-def step_rates(report: Report, shape: Shape, size: int, recompute: bool, seconds: float) -> list[str]:
+def step_rates(report: Report, variant: Variant, size: int, recompute: bool, seconds: float) -> list[str]:
     """tokens/s, MFU and HFU of one step."""
+    shape = variant.shape
     positions = build_batch(shape, 1, "right")["input_ids"].shape[1]  # the longest sample, to which all are padded
-    useful, again = flops.step(shape, positions)
+    labelled = len(build_batch(shape, size, "right")["targets"]) if variant.routed is not None else None
+    useful, again = flops.step(shape, positions, labelled)
     executed = useful + again * recompute
     return [f"{size * positions / seconds:,.0f} tokens/s",
             report.share(size * useful, seconds), report.share(size * executed, seconds)]  # fmt: skip

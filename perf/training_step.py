@@ -6,9 +6,17 @@ A step is forward, backward, AdamW, zero_grad; projector and one adapter on ever
 
 peft   one upstream LoRA adapter on transformers' own LLaVA, in a bare loop
 hide   RoutedLlava at the last task: its expert trains, the older ones are present and frozen; routing features,
-       anchors and the change of route before and after the step are inside, as the Trainer subclass does it
+       anchors and the change of route before and after the step are inside, as the Trainer subclass does it. Logits only
+       where a record has a label, activations kept, and in bf16 no cast of inputs to fp32: as a run trains that has memory
 naive  the same, but every expert is trainable and in the optimizer, as in the reference (hide.md §7.1, 18);
        experts that are not used have zero gradients, which is what its flat buffers hold
+
+`hide` with one thing the other way, and with all of them, as every step was before they could be left out:
+
+full_logits    logits of all positions
+checkpointing  activations are computed again in the backward pass
+cast           peft casts what a linear reads to fp32 (no difference in fp32; --dtype bfloat16)
+all_three      the three together
 
 Targets: hide at most 1.03 × peft in time and 1.01 × in memory. Optimizer state of hide must be one task's: that of peft.
 """
@@ -22,13 +30,14 @@ from statistics import median
 import torch
 from measure import interleave, machine, peak_in_process, peak_mib, ratios, start, table
 from peft import LoraConfig, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from shapes import Shape, build_batch, build_hide, build_llava, parser, shape_of, upstream_inputs
 from torch import Tensor, nn
 
 from hide_llava.adapters.core import TARGETS
 from hide_llava.adapters.route import Route
 
-VARIANTS = ["peft", "hide", "naive"]
+VARIANTS = ["peft", "hide", "naive", "full_logits", "checkpointing", "cast", "all_three"]
 Step = Callable[[], None]
 
 
@@ -36,7 +45,7 @@ class Variant:
     """A model in training mode, its optimizer, and the loss of a batch."""
 
     def __init__(self, name: str, shape: Shape):
-        self.shape, self.routed = shape, None
+        self.shape, self.routed, self.loss_only = shape, None, name not in ("full_logits", "all_three")
         if name == "peft":
             self.llava, trained = peft_model(shape)
         else:
@@ -50,13 +59,18 @@ class Variant:
             parameter.requires_grad_(True)
             if name == "naive":
                 parameter.grad = torch.zeros_like(parameter)
+        for layer in self.llava.modules():
+            if isinstance(layer, BaseTunerLayer) and name not in ("peft", "cast", "all_three"):
+                layer.cast_input_dtype_enabled = shape.torch_dtype == torch.float32
+        if name in ("checkpointing", "all_three"):
+            self.llava.gradient_checkpointing_enable({"use_reentrant": False})
         self.keep_gradients = name == "naive"
         self.optimizer = torch.optim.AdamW(trained, lr=1e-5)
 
     def loss(self, batch: dict) -> Tensor:
         if self.routed is None:
             return self.llava(**upstream_inputs(self.llava, batch), use_cache=False).loss
-        output = self.routed(**batch)
+        output = self.routed(**batch, loss_only=self.loss_only)
         return output.loss + sum(self.routed.method.loss(output, batch, output.features).values())
 
     def step(self, size: int) -> Step:
@@ -93,14 +107,17 @@ def peft_model(shape: Shape) -> tuple[nn.Module, list[nn.Parameter]]:
 
 
 def main() -> None:
-    args = parser(__doc__.splitlines()[0], "1,4", VARIANTS).parse_args()
+    options = parser(__doc__.splitlines()[0], "1,4", VARIANTS)
+    options.add_argument("--variants", default=",".join(VARIANTS), help="which of them, separated by commas; peft is needed")
+    args = options.parse_args()
+    chosen = [name for name in VARIANTS if name in args.variants.split(",")]
     shape, sizes = shape_of(args), [int(size) for size in args.batch.split(",")]
     start(args.threads)
     if args.peak:
         print(json.dumps({"peak": peak_mib(Variant(args.peak, shape).step(sizes[0]), shape.device)}))
         return
     print(f"training step: {shape}\n{machine(shape.device, args.threads)}\n{shape.note}")
-    built = {name: Variant(name, shape) for name in VARIANTS}
+    built = {name: Variant(name, shape) for name in chosen}
     rows = []
     for size in sizes:
         times = interleave({name: v.step(size) for name, v in built.items()}, args.rounds, shape.device)

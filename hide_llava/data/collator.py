@@ -16,7 +16,8 @@ from hide_llava.errors import UserError
 class Collator:
     """Pads on the right (training) or the left (generation). Result:
 
-    input_ids [B, N] long · labels [B, N] long, if the samples have labels · attention_mask [B, N] long, from the
+    input_ids [B, N] long · labels [B, N] long, if the samples have labels · targets [K] long, with them: the positions at
+    which a row has a label, ascending, without the first, which nothing predicts · attention_mask [B, N] long, from the
     lengths, so a literal <unk> in a text is attended to (the reference drops it, because its id is the padding id) ·
     has_image [B] bool · pixel_values [has_image.sum(), 3, H, W] float32 in row order, None if no row has an image ·
     texts, ids: lists of length B · counts: list of B booleans, False for a row that only stands in (`StandIns`).
@@ -43,6 +44,7 @@ class Collator:
         }
         if "labels" in samples[0]:
             batch["labels"] = self._pad([sample["labels"] for sample in samples], IGNORE)
+            batch["targets"] = 1 + (batch["labels"][:, 1:] != IGNORE).any(0).nonzero().squeeze(1)
         return batch
 
     def _pad(self, rows: Sequence[torch.Tensor], value: int) -> torch.Tensor:

@@ -16,7 +16,6 @@ import datasets
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast
 
 from hide_llava.data.conversation import (
@@ -35,6 +34,7 @@ from hide_llava.data.conversation import (
 )
 from hide_llava.data.decoded import undecodable
 from hide_llava.data.images import ORIENTATIONS, load_image
+from hide_llava.data.measured import file_of, measured
 from hide_llava.data.records import complaint, unusable
 from hide_llava.errors import BadRecord, UserError
 
@@ -149,30 +149,44 @@ class TrainingDataset(Dataset):
             raise UserError(f"{self.source}: no usable sample. {self._complaint()}")
 
     def check(self) -> tuple[list[int], list[dict[str, Any]]]:
-        """Try every record: the indices of good ones, and {index, id, kind, reason} of bad ones. Fills `modality_lengths`."""
+        """Try every record: the indices of good ones, and {index, id, kind, reason} of bad ones. Fills `modality_lengths`, and
+        `longest`: the most positions of a record, and the most that have a label."""
         good: list[int] = []
         bad: list[dict[str, Any]] = []
         self.modality_lengths: list[int] = []
+        self.longest = (1, 1)
         name = Path(self.source).name
         damaged = undecodable(
             pictures_of(self.records, self.image_root), self.workers, name, total=len(self.records)
         )
-        for index, record in enumerate(tqdm(self.records, desc=f"checking {name}", delay=5, disable=None)):
-            try:
-                self.encode(record)
-                has_image = record["image"] is not None
-                if has_image and (fault := damaged.get(str(self.image_root / record["image"]))):
-                    raise fault
-                length = modality_length(record["conversations"], has_image)
-                if length == 0:
-                    raise BadRecord("all of its turns are empty", "empty turns")
-            except UserError as error:
-                kind = getattr(error, "kind", "other")
-                bad.append({"index": index, "id": json.loads(record["id"]), "kind": kind, "reason": str(error)})
+        for index, found in enumerate(self.measured()):
+            if damaged and not isinstance(found[0], str) and (image := self.records[index]["image"]) is not None:
+                fault = damaged.get(str(self.image_root / image))
+                found = found if fault is None else [fault.kind, str(fault)]
+            if isinstance(found[0], str):
+                kind, reason = found
+                bad.append({"index": index, "id": json.loads(self.records[index]["id"]), "kind": kind, "reason": reason})
             else:
                 good.append(index)
-                self.modality_lengths.append(length)
+                self.modality_lengths.append(found[0])
+                self.longest = (max(self.longest[0], found[1]), max(self.longest[1], found[2]))
         return good, bad
+
+    def measured(self) -> list[list]:
+        """Of every record [words (`modality_length`), tokens, tokens with a label], or [kind, reason] if it cannot be used;
+        from the cache where it is known (data/measured.py)."""
+        settings = [file_of(self.tokenizer), self.image_tokens, self.max_length, self.label_masks]
+        return measured(self.records, self._measure, settings, self.workers, Path(self.source).name)
+
+    def _measure(self, record: Mapping[str, Any]) -> list:
+        try:
+            ids, labels, _ = self.encode(record)
+            length = modality_length(record["conversations"], record["image"] is not None)
+            if length == 0:
+                raise BadRecord("all of its turns are empty", "empty turns")
+        except UserError as error:
+            return [getattr(error, "kind", "other"), str(error)]
+        return [length, len(ids), len(labels) - labels.count(IGNORE)]
 
     def left_out(self) -> str:
         """How many records were skipped, by kind: what a run says."""

@@ -66,7 +66,8 @@ class Context:
     widths: dict[str, int] = field(default_factory=dict)  # feature name → width, for the features in `needs`
     loader: Callable[..., Iterable[dict]] | None = None  # loader(dataset, batch_size) → batches on the device
     features: Callable[[dict], Features] | None = None  # routing features of a batch
-    forward: Callable[..., Any] | None = None  # forward(batch) → model output, routed as in training
+    # forward(batch) → model output, routed as in training; with loss_only=True without logits, which takes less memory
+    forward: Callable[..., Any] | None = None
     records: Callable[[int], Any] | None = None  # records(task index) → training records of any task
     dataset: Callable[[Any], Any] | None = None  # dataset(records) → training data set of such records
 
@@ -82,6 +83,7 @@ class Method:
     # Options that decide how a trained run answers and never what is trained: `hide-llava eval RUN` may change them.
     inference_options: frozenset[str] = frozenset()
     reads_parameters: bool = False  # True: `loss` or `route` reads trained parameters by value; ZeRO-3 is refused
+    reads_logits: bool = False  # True: `loss` reads `output.logits`; so is a `loss` taken whose class does not say (below)
 
     @dataclass
     class Config:
@@ -125,7 +127,8 @@ class Method:
         return Route()
 
     def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
-        """Extra loss terms, already weighted; called once per micro-batch, never during recomputation."""
+        """Extra loss terms, already weighted; called once per micro-batch, never during recomputation, outside autocast. A
+        forward of the model made here sets up its own, as those of `adapters/probe.py` do."""
         return {}
 
     def on_gradients(self, step: int) -> None:
@@ -150,6 +153,18 @@ class Method:
 
     def load_state(self, state: dict[str, Any]) -> None:
         """Inverse of `state`."""
+
+
+def reads_logits(cls: type[Method]) -> bool:
+    """Whether training must form the logits of all positions for the method's `loss`.
+
+    The class that defines `loss` may say, and any class below it. A class that defines `loss` and says nothing gets them:
+    what its parents said was about theirs.
+    """
+    for one in cls.__mro__:
+        if "reads_logits" in vars(one) or "loss" in vars(one):
+            return vars(one).get("reads_logits", True)
+    return True
 
 
 REGISTRY: dict[str, type[Method]] = {}

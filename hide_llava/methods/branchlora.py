@@ -67,6 +67,7 @@ class BranchLora(SequentialLora):
     adapter = "branch-01"
     needs = frozenset({"clip_image", "clip_text"})
     reads_parameters = True  # the keys
+    reads_logits = False
 
     @dataclass
     class Config(SequentialLora.Config):

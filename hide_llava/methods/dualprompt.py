@@ -27,6 +27,7 @@ from hide_llava.values import at_least
 @register
 class DualPrompt(Keyed):
     name = "dualprompt"
+    reads_logits = False
 
     @dataclass
     class Config(Keyed.Config):

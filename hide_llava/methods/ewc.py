@@ -38,6 +38,7 @@ from hide_llava.values import above_zero, at_least, one_of
 class Ewc(SequentialLora):
     name = "ewc"
     reads_parameters = True
+    reads_logits = False
 
     @dataclass
     class Config(SequentialLora.Config):

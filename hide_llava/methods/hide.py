@@ -37,6 +37,7 @@ PROJECTORS = ("shared", "frozen", "per_task")
 @register
 class HiDe(Method):
     name = "hide"
+    reads_logits = False
     inference_options = frozenset({
         "fusion", "fusion_weight", "routing", "image_weight", "text_weight", "temperature", "expanded_layers", "slots",
     })  # fmt: skip

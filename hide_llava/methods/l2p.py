@@ -28,6 +28,7 @@ from hide_llava.values import at_least, rule
 @register
 class L2P(Keyed):
     name = "l2p"
+    reads_logits = False
 
     @dataclass
     class Config(Keyed.Config):

@@ -55,6 +55,7 @@ def distance(kind: str, now: Tensor, then: Tensor, mask: Tensor) -> Tensor:
 @register
 class LlavaC(SummedExperts):
     name = "llavac"
+    reads_logits = False
     labels = ("reconstruction",)
 
     @dataclass

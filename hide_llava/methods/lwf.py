@@ -28,6 +28,7 @@ from hide_llava.values import above_zero, at_least
 class Lwf(SequentialLora):
     name = "lwf"
     reads_parameters = True  # the teacher's projector
+    reads_logits = True
     teacher = "teacher"
 
     @dataclass

@@ -36,6 +36,7 @@ from hide_llava.values import at_least, between, one_of
 @register
 class ModalPrompt(Prompted):
     name = "modalprompt"
+    reads_logits = False
 
     @dataclass
     class Config(Prompted.Config):

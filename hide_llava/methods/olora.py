@@ -30,6 +30,7 @@ NORMS = {"fro2": lambda product: product.square().sum(), "l1": lambda product: p
 class OLora(SummedExperts):
     name = "olora"
     reads_parameters = True
+    reads_logits = False
 
     @dataclass
     class Config(SummedExperts.Config):

@@ -26,7 +26,8 @@ from hide_llava.precision import full_precision
 
 @dataclass
 class RoutedOutput(ModelOutput):
-    """loss: scalar, None without labels. logits: [B, N, V]. features, route: what the batch was routed by and how."""
+    """loss: scalar, None without labels. logits: [B, N, V], None where only the loss was asked for. features, route: what
+    the batch was routed by and how."""
 
     loss: Tensor | None = None
     logits: Tensor | None = None
@@ -130,20 +131,30 @@ class RoutedLlava(nn.Module):
         has_image: Tensor,
         labels: Tensor | None = None,
         num_items_in_batch: Tensor | int | None = None,
+        targets: Tensor | None = None,
+        loss_only: bool = False,
         **rest: Any,
     ) -> RoutedOutput:
-        """The decoder on one collated batch; `labels` may be None."""
+        """The decoder on one collated batch; `labels` may be None.
+
+        loss_only: nobody reads the logits, so they are formed only where a row of the batch has a label, at the positions
+        before `targets` [K] (the collator's, made on the host, so that nothing waits for the device), and not returned.
+        An answer is a few percent of a record; logits of all positions are the largest tensors of a step (upstream forms
+        them in fp32 as well), and of a small decoder a third of its arithmetic.
+        """
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "has_image": has_image, "labels": labels}
         ready = self.prepare({**batch, **rest}, self.training)
         kwargs = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
+        kwargs["labels"] = ready["labels"]
+        if loss_only and labels is not None and targets is not None:
+            prompts = ready["inputs_embeds"].shape[1] - labels.shape[1]  # inserted after BOS, so before every target
+            kwargs["labels"] = kwargs["shift_labels"] = labels.index_select(1, targets)
+            kwargs["logits_to_keep"] = targets + (prompts - 1)
         output = self.llava(
-            inputs_embeds=ready["inputs_embeds"],
-            attention_mask=ready["attention_mask"],
-            labels=ready["labels"],
-            use_cache=False,
-            **kwargs,
+            inputs_embeds=ready["inputs_embeds"], attention_mask=ready["attention_mask"], use_cache=False, **kwargs
         )
-        return RoutedOutput(output.loss, output.logits, ready["features"], ready["route"])
+        logits = None if loss_only else output.logits
+        return RoutedOutput(output.loss, logits, ready["features"], ready["route"])
 
     @torch.no_grad()
     def generate(self, batch: dict[str, Any], max_new_tokens: int) -> tuple[Tensor, Route]:

@@ -32,6 +32,7 @@ from hide_llava.values import above_zero, at_least, between, one_of
 class Sefe(SummedExperts):
     name = "sefe"
     reads_parameters = True
+    reads_logits = False
 
     @dataclass
     class Config(SummedExperts.Config):

@@ -30,8 +30,13 @@ class BatchPlan:
         return max_steps if max_steps > 0 else math.ceil(epochs * max(1, math.ceil(records / self.global_batch)))
 
 
+def micro_batches(share: int) -> list[int]:
+    """The sizes of micro-batches that a process may take to get through its share of a global batch, the largest first."""
+    return [d for d in range(min(share, LARGEST_MICRO_BATCH), 0, -1) if share % d == 0]
+
+
 def plan_batches(train: TrainConfig, world: int, global_batch: int | None = None) -> BatchPlan:
-    """Derive the plan.
+    """Derive the plan; per_device_batch_size=auto may yet end smaller than this, when the memory is known (memory.py).
 
     Raises:
         UserError: the global batch is not a multiple of processes × per-device batch, with the values that are.
@@ -42,8 +47,8 @@ def plan_batches(train: TrainConfig, world: int, global_batch: int | None = None
             f"train.global_batch_size={total} cannot be split over {world} processes; use a multiple of {world}."
         )
     share = total // world
-    if train.per_device_batch_size is None:
-        size = max(d for d in range(1, min(share, LARGEST_MICRO_BATCH) + 1) if share % d == 0)
+    if train.per_device_batch_size in (None, "auto"):
+        size = micro_batches(share)[0]
         return BatchPlan(size, share // size, world)
     size = train.per_device_batch_size
     if size < 1 or share % size:

@@ -47,4 +47,4 @@ def probe_loss(session: Session, context: Any, size: int) -> float:
     batch = Collator(side="right")(samples)
     batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
     with without_dropout(session.core):
-        return float(context.forward(batch).loss)
+        return float(context.forward(batch, loss_only=True).loss)

@@ -101,10 +101,24 @@ def in_flops(value: float) -> str:
     return f"{rounded(value / unit)} {name}"
 
 
-def activations(shape: LlavaConfig, records: int, width: int, recompute: bool) -> int:
-    """Bytes that the backward pass of a micro-batch needs, roughly: layer inputs (all linears' inputs without
-    checkpointing), one layer's inner values while it is computed again, and the logits with their fp32 copy and gradient."""
-    text, positions = shape.text_config, records * (Flops(shape).image_tokens + TEXT)
-    inner = 6 * text.hidden_size + 3 * text.intermediate_size
-    layers = text.num_hidden_layers * (text.hidden_size if recompute else inner)
-    return positions * (width * (layers + inner) + (width + 8) * text.vocab_size)
+def activations(
+    shape: LlavaConfig, records: int, width: int, recompute: bool, length: int | None = None,
+    answer: int | None = ANSWER, adapters: int = 1,
+) -> int:  # fmt: skip
+    """Bytes that the backward pass of a micro-batch needs, counted from what autograd keeps.
+
+    Of a layer of width d and inner width m, per position: the fp32 copy that each of two norms makes (8 d); for each of
+    the seven linears and trained adapter, what it reads after dropout and the mask (6 d + m numbers); queries, keys, values
+    and what attention returns (4 d); three values of the MLP (3 m). A frozen linear keeps nothing, for its weight has no
+    gradient. With checkpointing only the input of each layer is kept, and one layer's values while it is computed again.
+    Logits are formed where a row has a label: in `width` bytes, in fp32, and as log-probabilities and gradient.
+
+    records: of the micro-batch. length: positions of a record, None: a picture and TEXT. answer: those with a label, None:
+    logits of all positions, and a second time for what reads them. adapters: that train on one linear.
+    """
+    text = shape.text_config
+    d, m, length = text.hidden_size, text.intermediate_size, length or Flops(shape).image_tokens + TEXT
+    layer = 8 * d + adapters * (width + 1) * (6 * d + m) + width * (4 * d + 3 * m)
+    kept = width * d * text.num_hidden_layers + layer if recompute else layer * text.num_hidden_layers
+    rows = 2 * length if answer is None else min(length, records * answer)  # answers may lie at places of their own
+    return records * (length * kept + rows * (width + 12) * text.vocab_size)

@@ -50,9 +50,9 @@ class Flops:
         head = self._head(positions if heads is None else heads)
         return 2 * positions * (self.linears + adapters) + head + self._attention(positions)
 
-    def backward(self, positions: int, trained: int = 0, frozen: int = 0) -> int:
-        """The decoder, towards its inputs and `trained` of the adapters' numbers."""
-        head = self._head(positions)
+    def backward(self, positions: int, trained: int = 0, frozen: int = 0, heads: int | None = None) -> int:
+        """The decoder, towards its inputs and `trained` of the adapters' numbers; lm_head as in `forward`."""
+        head = self._head(positions if heads is None else heads)
         return positions * (2 * self.linears + 4 * trained + 2 * frozen) + head + 2 * self._attention(positions)
 
     def vision(self) -> int:

@@ -26,7 +26,7 @@ ASIDE = ("output", "data_root", "model_root", "tasks", "task_order", "eval.", "c
          "benchmark.title", "benchmark.defaults", "benchmark.image_transform", "benchmark.max_new_tokens", "model.name",
          "model.path", "model.clip", "model.sentence", "model.projector", "model.device", "train.name",
          "train.num_workers", "train.save_steps", "train.logging_steps", "train.report_to", "train.timeout_minutes",
-         "train.on_bad_sample", "method.preset", "method.file")  # fmt: skip
+         "train.on_bad_sample", "train.gradient_checkpointing", "method.preset", "method.file")  # fmt: skip
 OF_A_TASK = ("id", "train", "epochs", "global_batch_size", "images")  # what training reads of a task
 
 

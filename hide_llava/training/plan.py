@@ -5,19 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import torch
 
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
-from hide_llava.evaluation.questions import question_file, read_questions
-from hide_llava.methods.base import Method, Stage, method_class, method_config
+from hide_llava.evaluation.questions import question_files, read_questions
+from hide_llava.methods.base import Method, Stage, method_class, method_config, reads_logits
 from hide_llava.methods.cost import Pass
 from hide_llava.model.load import device_of, dtype_of
 from hide_llava.model.shapes import ModelShape, model_shape, skeleton
+from hide_llava.training.batching import micro_batches
+from hide_llava.training.cards import CARDS, Card, card_of
 from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work, activations, in_flops, rounded
-from hide_llava.training.run_folder import general_tasks, method_tasks, stages_of
+from hide_llava.training.memory import SHARE
+from hide_llava.training.run_folder import RunFolder, general_tasks, method_tasks, stage_name, stages_of
 from hide_llava.training.sequence import records_of, stage_plan, train_file, training_warnings
 from hide_llava.training.sizes import Sizes, sizes
 
@@ -43,7 +47,7 @@ def stated_records(config: RunConfig, stage: Stage) -> int | None:
 
 def count_questions(config: RunConfig, task: TaskConfig) -> int | None:
     """Questions that are asked of a task: those of its file, else as the benchmark's YAML states, or None."""
-    if question_file(config, task).is_file():
+    if all(file.is_file() for file in question_files(config, task)):
         return len(read_questions(config, task)[0])
     stated = task.n_test if config.eval.split == "test" else None
     return None if stated is None else min(stated, config.limit or stated)
@@ -63,24 +67,55 @@ def processes(count: int | None) -> Iterator[int]:
             os.environ["WORLD_SIZE"] = before
 
 
-def plan(config: RunConfig, tflops: float | None = None, gpus: int | None = None) -> str:
-    """Readable text: batches, steps, parameters, files, extra passes, FLOPs of training and evaluation, memory.
+@dataclass(frozen=True)
+class Pace:
+    """How fast it goes: `tflops` that all GPUs sustain together, or `gpus` of a named card."""
 
-    gpus: processes that train together, one on each GPU. tflops: what they sustain together. The embedded benchmark is
-    written first, as `check` and `run` do.
+    tflops: float
+    card: Card | None
+    gpus: int
+
+    def training(self, work: Work, flops: float, records: float) -> float:
+        """Seconds of `records` that take `flops` in all."""
+        if self.card is None:
+            return flops / self.tflops / 1e12
+        return self.card.training_seconds(work, flops, records) / self.gpus
+
+    def answering(self, work: Work, answers: float, weights: int) -> float:
+        """Seconds of `answers` with a base model of `weights` bytes."""
+        if self.card is None:
+            return answers * work.answer() / self.tflops / 1e12
+        return self.card.answering_seconds(work, answers, weights) / self.gpus
+
+    def words(self) -> str:
+        """What the hours rest on."""
+        if self.card is None:
+            return f"at {self.tflops:g} TFLOP/s (--tflops: what the GPUs sustain together; or --gpu {', '.join(CARDS)})"
+        return f"estimated for {self.gpus} × {self.card.title} by arithmetic, nothing of it measured"
+
+
+def plan(config: RunConfig, tflops: float | None = None, gpus: int | None = None, gpu: str | None = None) -> str:
+    """Readable text: batches, steps, parameters, files, extra passes, FLOPs and hours of training and evaluation, memory;
+    beside the hours those that were measured, where the run has been begun.
+
+    gpus: processes that train together, one on each GPU. tflops: what they sustain together. gpu: a card of `CARDS`. The
+    embedded benchmark is written first, as `check` and `run` do.
 
     Raises:
-        UserError: tflops is not above 0, or a file of the benchmark is damaged.
+        UserError: tflops is not above 0, an unknown card, both of them, or a file of the benchmark is damaged.
     """
+    if gpu is not None and tflops is not None:
+        raise UserError(f"--gpu {gpu} and --tflops {tflops:g} both say how fast it goes; give one of them.")
+    card = None if gpu is None else card_of(gpu)
     with processes(gpus) as world:
         tflops = TFLOPS * world if tflops is None else tflops
         if not tflops > 0:
             raise UserError(f"--tflops {tflops:g}: must be greater than 0.")
         prepare(config)
-        return _plan(config, tflops)
+        return _plan(config, Pace(tflops, card, world))
 
 
-def _plan(config: RunConfig, tflops: float) -> str:
+def _plan(config: RunConfig, pace: Pace) -> str:
     lines = [f"{config.method['preset']} on {config.benchmark.name} with {config.model.name} → {config.run_folder()}"]
     cls = method_class(config.method["name"])
     stages = stages_of(config)
@@ -109,14 +144,18 @@ def _plan(config: RunConfig, tflops: float) -> str:
         measured = sizes(cls, method_config(config.method), shape, tasks) if cls.trains else Sizes.none()
     except UserError as error:
         return "\n".join([*lines, f"sizes: not known, {error}"])
-    work = Work(shape, measured, len(tasks), config.train.gradient_checkpointing)
     base = base_parameters(shape)
     dtype, why = planned_dtype(config, base)
+    work = Work(shape, measured, len(tasks), config.train.gradient_checkpointing is not False)
+    memory = Memory.of(config, work, stages, base, dtype, pace.card) if cls.trains else None
+    work = replace(work, recompute=memory is None or memory.recompute)
+    weights = base_bytes(config, work, base, dtype)
     lines.append(f"base model: {base / 1e6:,.1f} M parameters, {base * dtype.itemsize / MIB:,.0f} MiB in {dtype}{why}")
     if cls.trains:
         lines += [*trained_lines(measured), *_passes(work, cls)]
-        lines += [*_training(config, work, stages, counts, tflops), _memory(config, work, stages, base, dtype)]
-    lines += [answer_line(work), _evaluation(work, stages, answers, general_tasks(config), tflops)]
+        lines += [*_training(config, work, stages, counts, pace), memory.line(pace.card)]
+    lines += [answer_line(work), _evaluation(work, stages, answers, general_tasks(config), pace, weights)]
+    lines += measured_lines(config, work, stages, counts, answers, pace, weights)
     return "\n".join([*lines, f"shape of the model: {shape.source}"])
 
 
@@ -214,51 +253,113 @@ def record_line(work: Work, stages: int) -> str:
     return line + f"({percent(last, base)}); {work.flops.image_tokens} image and {TEXT} text tokens assumed"
 
 
-def _training(config: RunConfig, work: Work, stages: list[Stage], counts: list[int | None], tflops: float) -> list[str]:
+def stage_work(config: RunConfig, work: Work, stages: list[Stage], counts: list[int], i: int) -> tuple[float, float]:
+    """FLOPs of training stage `i`, and the records that its steps see."""
+    batch, epochs = stage_plan(config, stages[i])
+    seen = epochs * counts[i] if config.train.max_steps <= 0 else config.train.max_steps * batch.global_batch
+    extra = work.sizes.cost.extra / batch.per_device if i else 0
+    return seen * (work.record(i) + extra) + work.beside(counts[: i + 1], epochs), seen
+
+
+def _training(config: RunConfig, work: Work, stages: list[Stage], counts: list[int | None], pace: Pace) -> list[str]:
     line = record_line(work, len(stages))
     if not all(counts):
         return [line, "all training: not known without the training files"]
-    total = 0.0
-    for i, stage in enumerate(stages):
-        batch, epochs = stage_plan(config, stage)
-        seen = epochs * counts[i] if config.train.max_steps <= 0 else config.train.max_steps * batch.global_batch
-        extra = work.sizes.cost.extra / batch.per_device if i else 0
-        total += seen * (work.record(i) + extra) + work.beside(counts[: i + 1], epochs)
-    hours = f"{_hours(total, tflops)} at {tflops:g} TFLOP/s (--tflops: what the GPUs sustain together)"
-    return [line, f"all training: {in_flops(total)}, {hours}"]
+    each = [stage_work(config, work, stages, counts, i) for i in range(len(stages))]
+    seconds = sum(pace.training(work, flops, seen) for flops, seen in each)
+    total = sum(flops for flops, _ in each)
+    return [line, f"all training: {in_flops(total)}, {_hours(seconds)} {pace.words()}"]
 
 
 def _evaluation(
-    work: Work, stages: list[Stage], answers: list[int | None], general: list[TaskConfig], tflops: float
+    work: Work, stages: list[Stage], answers: list[int | None], general: list[TaskConfig], pace: Pace, weights: int
 ) -> str:
-    """All answers at the price of one after the last task; arithmetic only, which decoding at small batches never reaches."""
+    """All answers at the price of one after the last task; without a card arithmetic only, which decoding never reaches."""
     if None in answers:
         return "all evaluation: not known without the question files"
     cells = sum(len(stage.evaluate) + len(general) for stage in stages)
-    total = sum(answers) * work.answer()
-    hours = f"at least {_hours(total, tflops)} at {tflops:g} TFLOP/s, for decoding is bound by memory"
-    return f"all evaluation: {sum(answers):,} answers in {cells} cells, {in_flops(total)}, {hours}"
+    hours = _hours(pace.answering(work, sum(answers), weights))
+    least = f"at least {hours} at {pace.tflops:g} TFLOP/s, for decoding is bound by memory"
+    said = least if pace.card is None else f"{hours} {pace.words()}"
+    return f"all evaluation: {sum(answers):,} answers in {cells} cells, {in_flops(sum(answers) * work.answer())}, {said}"
 
 
-def _memory(config: RunConfig, work: Work, stages: list[Stage], base: int, dtype: torch.dtype) -> str:
-    """Rough: no fragmentation, no CUDA context, no communication buffers, no attention kernels' own."""
-    cost, width = work.sizes.cost, dtype.itemsize
-    bits = {"none": 8 * width, "8bit": 8, "4bit": 4}[config.model.quantization]
-    weights = base * width - work.flops.linears * (8 * width - bits) // 8
-    own = getattr(torch, config.train.adapter_dtype).itemsize
-    trained = work.sizes.trained * 4 * own
-    held = 4 * cost.kept + sum(cost.state.values()) + sum(4 * tower.parameters for tower in work.towers)
-    size = stage_plan(config, stages[-1])[0].per_device
-    rest = activations(work.shape.llava, size, width, config.train.gradient_checkpointing)
-    parts = {"base model": weights, "trained part with AdamW": trained, "past experts, state, text encoder": held,
-             f"activations of {size} record(s)": rest}  # fmt: skip
-    listed = ", ".join(f"{name} {_gib(value)}" for name, value in parts.items())
-    return f"memory of one process in training, rough: {_gib(sum(parts.values()))} GiB ({listed})"
+def measured_lines(
+    config: RunConfig, work: Work, stages: list[Stage], counts: list[int | None], answers: list[int | None], pace: Pace,
+    weights: int,
+) -> list[str]:  # fmt: skip
+    """What stages of this run took that were done in one go, beside the estimate for the same stages."""
+    folder = RunFolder(config.run_folder())
+    if not (folder.path / "manifest.json").is_file():
+        return []
+    manifest, lines = folder.manifest, []
+    entries = {entry["name"]: entry for entry in manifest["stages"]}
+    for kind, key in (("training", "train_seconds"), ("evaluation", "eval_seconds")):
+        took = {i: s for i, stage in enumerate(stages) if (s := entries.get(stage_name(stage), {}).get(key))}
+        if kind == "training" and all(counts) and counts:
+            expected = sum(pace.training(work, *stage_work(config, work, stages, counts, i)) for i in took)
+        elif kind == "evaluation" and None not in answers:
+            expected = pace.answering(work, sum(answers[i] for i in took), weights)
+        else:
+            continue
+        if took:
+            lines.append(f"measured {kind} of {len(took)} of {len(stages)} stage(s) on {manifest['device']}: "
+                         f"{_hours(sum(took.values()))}; the estimate for them is {_hours(expected)}")  # fmt: skip
+    return lines
 
 
-def _hours(flops: float, tflops: float) -> str:
-    hours = flops / tflops / 3.6e15
-    return f"{rounded(hours)} h" if hours >= 0.01 else f"{rounded(hours * 3600)} s"
+def base_bytes(config: RunConfig, work: Work, base: int, dtype: torch.dtype) -> int:
+    """Of the base model's weights, its linears quantised where that is asked for."""
+    bits = {"none": 8 * dtype.itemsize, "8bit": 8, "4bit": 4}[config.model.quantization]
+    return base * dtype.itemsize - work.flops.linears * (8 * dtype.itemsize - bits) // 8
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one process in training by what they are for. Rough: no fragmentation, no CUDA context, no communication
+    buffers, no attention kernels' own. recompute: gradient checkpointing; auto: that nobody decided but this estimate."""
+
+    parts: dict[str, int]
+    recompute: bool
+    auto: bool
+
+    @classmethod
+    def of(
+        cls, config: RunConfig, work: Work, stages: list[Stage], base: int, dtype: torch.dtype, card: Card | None
+    ) -> Memory:
+        """As a stage decides it on a `card` (memory.py); without one `auto` is taken for checkpointing, which needs least."""
+        cost, own, train = work.sizes.cost, getattr(torch, config.train.adapter_dtype).itemsize, config.train
+        before = {
+            "base model": base_bytes(config, work, base, dtype),
+            "trained part with AdamW": work.sizes.trained * 4 * own,
+            "past experts, state, text encoder": 4 * cost.kept + sum(cost.state.values())
+            + sum(4 * tower.parameters for tower in work.towers),
+        }  # fmt: skip
+        batch = stage_plan(config, stages[-1])[0]
+        auto = "auto" in (train.gradient_checkpointing, train.per_device_batch_size)
+        sizes = [batch.per_device]
+        if train.per_device_batch_size == "auto" and card is not None:
+            sizes = micro_batches(batch.per_device * batch.accumulation)
+        modes = [False, True] if train.gradient_checkpointing == "auto" else [train.gradient_checkpointing]
+        options = [(size, mode) for mode in modes for size in sizes]
+        answer = None if reads_logits(method_class(config.method["name"])) else ANSWER
+        needs = {o: activations(work.shape.llava, o[0], dtype.itemsize, o[1], answer=answer) for o in options}
+        limit = 0 if card is None else SHARE["cuda"] * (card.gib * 2**30 - sum(before.values()))
+        size, mode = next((o for o in options if needs[o] <= limit), options[-1])
+        kept = "computed twice" if mode else "kept"
+        return cls({**before, f"activations of {size} record(s), {kept}": needs[size, mode]}, mode, auto)
+
+    def line(self, card: Card | None) -> str:
+        """For people, beside what the card has."""
+        listed, total = ", ".join(f"{name} {_gib(value)}" for name, value in self.parts.items()), sum(self.parts.values())
+        line = f"memory of one process in training, rough: {_gib(total)} GiB ({listed})"
+        if card is not None:
+            return f"{line} of {card.gib}" + ("" if total <= 0.9 * card.gib * 2**30 else ": does not fit")
+        return f"{line}; what is auto is decided by free memory, --gpu NAME says how" if self.auto else line
+
+
+def _hours(seconds: float) -> str:
+    return f"{rounded(seconds / 3600)} h" if seconds >= 36 else f"{rounded(seconds)} s"
 
 
 def _gib(size: float) -> str:

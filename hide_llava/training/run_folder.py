@@ -25,7 +25,8 @@ from hide_llava.training.batching import task_recipe
 
 # keys that may differ between two calls of one run: they cannot change a result
 FREE = ("output", "data_root", "model_root", "eval.batch_size", "eval.num_workers", "train.num_workers",
-        "train.save_steps", "train.logging_steps", "train.report_to", "model.device", "method.file")  # fmt: skip
+        "train.save_steps", "train.logging_steps", "train.report_to", "train.gradient_checkpointing", "model.device",
+        "method.file")  # fmt: skip
 # keys that say most about why two configurations differ: told first
 FIRST = ("method.name", "method.preset", "benchmark.name", "tasks", "task_order")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "numpy", "pillow")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from itertools import islice
@@ -22,6 +23,7 @@ from hide_llava.data.dataset import TrainingDataset, pictures_of
 from hide_llava.data.decoded import undecodable
 from hide_llava.data.records import load_records, readable
 from hide_llava.data.sampler import ModalityLengthSampler
+from hide_llava.distributed import on_main
 from hide_llava.errors import Interrupted, UserError
 from hide_llava.methods.base import Stage
 from hide_llava.storage import publish, sha256, writing
@@ -30,6 +32,7 @@ from hide_llava.training.checkpoint import COMPLETE, latest_checkpoint, load_tra
 from hide_llava.training.diverged import diverged
 from hide_llava.training.engines import anywhere, deepspeed_config, on_one_gpu, release
 from hide_llava.training.lineage import chain_of, write_stage
+from hide_llava.training.memory import layout
 from hide_llava.training.reporting import begin_reporting, end_reporting, report_arguments
 from hide_llava.training.run_folder import RunFolder, stage_name, stages_of
 from hide_llava.training.session import Session
@@ -87,7 +90,9 @@ def training_data(session: Session, stage: Stage) -> TrainingDataset:
         share = islice(pictures_of(records, table_root(session.config)), rank, None, world)
         undecodable(share, session.config.train.num_workers)
         torch.distributed.barrier()
-    return _dataset(session, records)
+    made: list[TrainingDataset] = []  # by the main process, which tokenises; the others read what it has kept
+    on_main(lambda: made.append(_dataset(session, records)))
+    return made[0] if made else _dataset(session, records)
 
 
 def _dataset(session: Session, records: Any) -> TrainingDataset:
@@ -139,15 +144,18 @@ def records_of(config: RunConfig, stage: Stage) -> int:
 
 
 def arguments(
-    config: RunConfig, stage: Stage, records: int, folder: Path, device: torch.device, dtype: torch.dtype
-) -> TrainingArguments:
+    config: RunConfig, stage: Stage, records: int, folder: Path, device: torch.device, dtype: torch.dtype,
+    batch: BatchPlan | None = None,
+) -> TrainingArguments:  # fmt: skip
     """Trainer arguments of one stage with `records` training records; the schedule restarts with each stage.
+
+    batch: None is as planned without looking at memory.
 
     Raises:
         UserError: a value that transformers refuses (schedule, optimizer, report_to, …).
     """
     try:
-        return _arguments(config, stage, records, folder, device, dtype)
+        return _arguments(config, stage, records, folder, device, dtype, batch)
     except (ValueError, ImportError, RuntimeError) as error:
         text = " ".join(str(error).split())
         keys = [k for k in ("schedule", "optimizer", "report_to") if str(getattr(config.train, k)) in text.split()]
@@ -156,10 +164,12 @@ def arguments(
 
 
 def _arguments(
-    config: RunConfig, stage: Stage, records: int, folder: Path, device: torch.device, dtype: torch.dtype
-) -> TrainingArguments:
+    config: RunConfig, stage: Stage, records: int, folder: Path, device: torch.device, dtype: torch.dtype,
+    batch: BatchPlan | None,
+) -> TrainingArguments:  # fmt: skip
     train = config.train
-    batch, epochs = stage_plan(config, stage)
+    planned, epochs = stage_plan(config, stage)
+    batch = batch or planned
     args = TrainingArguments(
         output_dir=str(folder),
         per_device_train_batch_size=batch.per_device,
@@ -185,6 +195,7 @@ def _arguments(
         save_steps=train.save_steps,
         seed=config.seed + stage.index,
         ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,  # no buffer changes in a forward, and each process has loaded the same
         ddp_timeout=round(60 * train.timeout_minutes),
         disable_tqdm=True,  # RunCallback says how far it is
         **report_arguments(config, stage_name(stage)),
@@ -230,13 +241,63 @@ def train_stage(session: Session, run: RunFolder, stage: Stage) -> Session:
         run.update_stage(name, status="training", records=len(dataset), skipped=dataset.skipped, data=files)
     trainer, callback = build_trainer(session, run, stage, dataset)
     if is_main():
-        run.update_stage(name, trainable=sum(p.numel() for g in session.method.params() for p in g["params"]))
+        run.update_stage(
+            name, trainable=sum(p.numel() for g in session.method.params() for p in g["params"]),
+            per_device=trainer.args.per_device_train_batch_size,
+            gradient_checkpointing=session.recomputes,
+        )  # fmt: skip
     checkpoint = None
     if run.state(name).exists():
         checkpoint = latest_checkpoint(run.state(name), config.train.engine, trainer.args.world_size)
     if checkpoint and trainer.is_deepspeed_enabled:  # the Trainer leaves all loading to DeepSpeed
         load_trained(session.routed, checkpoint)
-    trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    try:
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    except torch.OutOfMemoryError as error:
+        _keep_less(session, run, stage, trainer, str(error))
+    else:
+        return _end_stage(session, run, stage, trainer, callback, dataset)
+    del trainer, callback  # out of the handler, so that nothing holds the tensors of the step that failed
+    return train_stage(_fresh(session, run, stage), run, stage)
+
+
+def _keep_less(session: Session, run: RunFolder, stage: Stage, trainer: MethodTrainer, text: str) -> None:
+    """After a step that did not fit: note that this stage computes activations again, if it kept them as they seemed to fit.
+
+    Raises:
+        UserError: a smaller micro-batch is all that is left; or several processes train, which must begin again together.
+    """
+    name, size = stage_name(stage), trainer.args.per_device_train_batch_size
+    if session.config.train.gradient_checkpointing != "auto" or session.recomputes:
+        ways = [] if session.recomputes else ["train.gradient_checkpointing=true"]
+        ways += [f"train.per_device_batch_size below {size}"] if size > 1 else []
+        ways += ["model.quantization=4bit"] if session.config.model.quantization == "none" else []
+        raise UserError(f"{name}: out of memory in a step ({' '.join(text.split())[:200]}). What takes less: "
+                        f"{', '.join(ways) or 'a shorter train.max_length'}.") from None  # fmt: skip
+    run.update_stage(name, gradient_checkpointing=True)
+    print(f"{name}: out of memory with micro-batches of {size} record(s) and their activations kept, although they should have "
+          "fitted: this stage goes on with gradient checkpointing", flush=True)  # fmt: skip
+    if trainer.args.world_size > 1 or trainer.is_deepspeed_enabled:
+        raise UserError(f"{name}: out of memory in one of several processes, which cannot go on by itself. The same command "
+                        "again goes on from the last checkpoint, with gradient checkpointing.") from None  # fmt: skip
+
+
+def _fresh(session: Session, run: RunFolder, stage: Stage) -> Session:
+    """A new session at the beginning of `stage`, when the weights of the old one have left the device."""
+    session.routed.to("meta")
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    fresh = Session(session.config)
+    fresh.restore(run, stage.index - 1)
+    return fresh
+
+
+def _end_stage(
+    session: Session, run: RunFolder, stage: Stage, trainer: MethodTrainer, callback: RunCallback, dataset: Any
+) -> Session:
+    """After the Trainer's loop: hand over, look for divergence, publish; or say that a signal stopped it."""
+    name, config = stage_name(stage), session.config
     if callback.stopped and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of {name}")
     end_reporting(config)
@@ -302,10 +363,16 @@ def build_trainer(
     config, folder = session.config, run.state(stage_name(stage))
     session.begin_stage(stage, _context(session, dataset))
     folder.mkdir(parents=True, exist_ok=True)
-    if config.train.gradient_checkpointing:
+    entry = next(e for e in run.manifest["stages"] if e["name"] == stage_name(stage))
+    chosen = layout(session, stage, stage_plan(config, stage)[0], dataset, entry)
+    if is_main() and chosen.free is not None:
+        print(f"{stage_name(stage)}: {chosen.words()}", flush=True)
+    session.recomputes = chosen.recompute
+    if chosen.recompute:
         session.core.llava.gradient_checkpointing_enable({"use_reentrant": False})
-    args = arguments(config, stage, len(dataset), folder, session.core.llava.device, session.core.llava.dtype)
-    batch, _ = stage_plan(config, stage)
+    session.cast_inputs(session.core.llava.dtype == torch.float32)  # any other dtype is trained under autocast
+    batch, llava = chosen.batch, session.core.llava
+    args = arguments(config, stage, len(dataset), folder, llava.device, llava.dtype, batch)
     lengths = dataset.modality_lengths if config.train.group_by_modality_length else [1] * len(dataset)
     callback = RunCallback(session.method, folder / "trainer_log.jsonl", config.train.engine, stage_name(stage))
     trainer = MethodTrainer(
@@ -325,6 +392,7 @@ def finish_stage(session: Session, run: RunFolder, stage: Stage, log: list[dict]
     """Let the method look at the finished task, then publish the stage folder in one step and drop its state."""
     name = stage_name(stage)
     session.core.llava.gradient_checkpointing_disable()
+    session.cast_inputs(True)
     session.method.after_task(session.tasks[stage.train[-1]], _context(session, dataset))
     session.routed.eval().requires_grad_(False)
     temporary = run.path / "stages" / f".{name}.tmp"
@@ -356,11 +424,12 @@ def _context(session: Session, dataset: Any) -> Any:
     def features(batch: dict) -> Any:
         return session.routed.features(batch, session.routed.see(batch))
 
-    def forward(batch: dict) -> Any:
-        """In the arithmetic of training, whether or not an earlier trainer left the model wrapped in an autocast."""
+    def forward(batch: dict, **more: Any) -> Any:
+        """In the arithmetic of training, whether or not an earlier trainer left the model wrapped in an autocast. `more`: of
+        `RoutedLlava.forward`, as loss_only=True."""
         dtype = session.core.llava.dtype
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            return session.routed(**batch)
+            return session.routed(**batch, **more)
 
     return session.context(
         train_data=dataset,

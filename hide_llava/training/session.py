@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
 from torch import nn
 from transformers import set_seed
@@ -82,6 +83,7 @@ class Session:
         self.method.setup()
         self.routed.method_modules = self.method.modules
         self.widths = _widths(encoder, sentence)
+        self.recomputes = False  # whether the stage at work has gradient checkpointing (memory.py)
 
     def context(self, **values: Any) -> Context:
         return Context(widths=self.widths, **values)
@@ -159,6 +161,17 @@ class Session:
             for parameter in group["params"]:
                 parameter.data = parameter.data.to(getattr(torch, self.config.train.adapter_dtype))
                 parameter.requires_grad_(True)
+
+    def cast_inputs(self, on: bool) -> None:
+        """Whether peft casts what an adapted linear reads to the dtype of the adapter, fp32, as is its default.
+
+        Under autocast the adapter's product is in the model's dtype anyway: autocast casts the same values back, and what is
+        left is six passes over every activation, and dropout drawn in fp32. Off while the training loop runs under autocast;
+        without autocast (evaluation, fp32 models) the cast is what makes the product possible.
+        """
+        for layer in self.core.llava.modules():
+            if isinstance(layer, BaseTunerLayer):
+                layer.cast_input_dtype_enabled = on
 
     def __enter__(self) -> Session:
         """`with session:` folds what does not depend on the input, for generation; leaving unfolds exactly."""

@@ -20,7 +20,7 @@ from transformers.trainer_utils import seed_worker
 from hide_llava.adapters.route import Route
 from hide_llava.data.sampler import GlobalBatches, StandIns
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Method
+from hide_llava.methods.base import Method, reads_logits
 from hide_llava.methods.checks import checked_terms
 from hide_llava.methods.routed import RoutedLlava
 from hide_llava.progress import Progress
@@ -58,7 +58,10 @@ class MethodTrainer(Trainer):
             pin_memory=args.dataloader_pin_memory,
             worker_init_fn=partial(seed_worker, num_workers=args.dataloader_num_workers, rank=args.process_index),
         )
-        return prepare_data_loader(loader, args.device, num_processes=1, process_index=0, put_on_device=True)
+        return prepare_data_loader(  # from pinned memory the host need not wait until a batch has arrived
+            loader, args.device, num_processes=1, process_index=0, put_on_device=True,
+            non_blocking=args.dataloader_pin_memory,
+        )  # fmt: skip
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """One group per group of `method.params()`, in two where weights decay: biases (of the projector) never do."""
@@ -92,7 +95,8 @@ class MethodTrainer(Trainer):
         whose gradients are averaged. A method's term is a mean over its micro-batch, so it gets the share that the rows
         of the micro-batch have of the global batch. A method does not see a row that stands in for none.
         """
-        loss, output = super().compute_loss(model, inputs, True, num_items_in_batch)
+        asked = {**inputs, "loss_only": not reads_logits(type(self.method))}
+        loss, output = super().compute_loss(model, asked, True, num_items_in_batch)
         terms: dict[str, Tensor] = {}
         if rows := sum(inputs["counts"]):
             terms = self._terms(inputs, output)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hide_llava.data import decoded
+from hide_llava.data import decoded, measured
 from hide_llava.data.collator import Collator
 from hide_llava.data.conversation import IMAGE_TOKEN, encode_question
 from hide_llava.data.dataset import QuestionDataset, TrainingDataset
@@ -276,3 +276,40 @@ def test_orientation_reaches_items_and_questions(build, turns, images, tokenizer
             assert same == (orientation == "exif")
     with pytest.raises(UserError, match="orientation is 'upright'"):
         build(*records, orientation="upright")
+
+
+def test_records_are_tokenised_once(images, turns, write, tokenizer, small, tmp_path, monkeypatch):
+    """What is kept goes by content and settings; on several processes it is what one finds; a damaged file is made anew."""
+    monkeypatch.setenv("HIDE_CACHE", str(tmp_path / "cache"))
+    calls, encode = [], TrainingDataset.encode
+    monkeypatch.setattr(TrainingDataset, "encode", lambda self, record: calls.append(1) or encode(self, record))
+    rows = [{"id": i, "conversations": turns("Q " * (i + 1), "A " * (i % 3))} for i in range(9)]
+
+    def build(name="a.json", rows=rows, **options):
+        calls.clear()
+        table = load_records(write(rows, name), images)
+        return TrainingDataset(table, images, tokenizer, small, PATCHES, on_bad_sample="skip", **options)
+
+    first = build()
+    assert len(calls) == 9 and len(first) == 6
+    items = [first[i] for i in range(6)]
+    assert first.longest == tuple(max(n) for n in zip(*((len(i["input_ids"]), int((i["labels"] != -100).sum())) for i in items)))
+    again = build("other name.json")
+    assert not calls and vars(again).keys() == vars(first).keys()
+    for name in ("indices", "skipped", "modality_lengths", "longest"):
+        assert getattr(again, name) == getattr(first, name), name
+    build(max_length=99)
+    assert len(calls) == 9
+    build(rows=[*rows[:8], {"id": 8, "conversations": turns("Q", "B")}])
+    assert len(calls) == 9
+    for file in (tmp_path / "cache" / "measured").glob("*.json"):
+        file.write_text(file.read_text()[:-5])
+    build()
+    assert len(calls) == 9
+    monkeypatch.setattr(measured, "MANY", 1)
+    monkeypatch.setattr(measured, "TOGETHER", 2)
+    (tmp_path / "cache" / "measured").rename(tmp_path / "gone")
+    random = torch.get_rng_state()
+    apart = build(workers=2)
+    assert not calls and apart.skipped == first.skipped and apart.longest == first.longest  # not in this process
+    assert torch.equal(torch.get_rng_state(), random)

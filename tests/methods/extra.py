@@ -51,6 +51,7 @@ class PromptPool(SequentialLora):
     """Two prompts of a pool, chosen per sample by the CLIP image and text, inserted after BOS (as L2P has it)."""
 
     name = "test_prompts"
+    reads_logits = False
     needs = frozenset({"clip_image", "clip_text"})
 
     @dataclass

@@ -1,6 +1,7 @@
 """`hide-llava plan`: its figures against arithmetic written out here, against torch's counter and against stored files."""
 
 import copy
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -15,8 +16,10 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 import hide_llava.methods.all  # noqa: F401
 from hide_llava.adapters.core import Core
 from hide_llava.config import compose, names
+from hide_llava.errors import UserError
 from hide_llava.methods.base import REGISTRY, Context, Features, Method, Task, method_class, method_config
 from hide_llava.model.shapes import ModelShape, Tower, published
+from hide_llava.training.cards import CARDS
 from hide_llava.training.estimate import TEXT, Work, in_flops
 from hide_llava.training.flops import Flops
 from hide_llava.training.plan import plan
@@ -282,6 +285,50 @@ def test_text_without_a_model_folder(tmp_path: Path) -> None:
     assert 63_000 * 8.9e12 < petaflops * 1e15 < 63_000 * 9.9e12 and abs(petaflops * 1e15 / 50e12 / 3600 / hours - 1) < 0.1
     other = plan(compose(["benchmark=ucit", "model=llava-1.5-13b", f"model_root={tmp_path}", "method=l2p"]))
     assert "base model: 13,3" in other
+
+
+def seconds_at_7b(card: str, recompute: bool) -> tuple[float, float]:
+    """Of UCIT's records and answers with LoRA of rank 8 on one card."""
+    work = Work(SHAPE, at_7b("lora", "rank=8"), 6, recompute)
+    flops = 213_857 * work.record(0)
+    return CARDS[card].training_seconds(work, flops, 213_857), CARDS[card].answering_seconds(work, 63_000, 14_126_000_000)
+
+
+def test_hours_on_a_card() -> None:
+    """One H100, by hand at 697 tokens a record: 19,900 s with checkpointing and 13,300 s without; a record of a plan has 646
+    tokens, so 7 % less. Questions: 1,166 s of reading, 351 s of decoding, 55 s in the vision tower."""
+    again, kept, answers = seconds_at_7b("h100", True)[0], *seconds_at_7b("h100", False)
+    assert abs(again / (19_900 * 646 / 697) - 1) < 0.05 and abs(kept / (13_300 * 646 / 697) - 1) < 0.05
+    assert abs(answers / (1_166 + 351 + 55) - 1) < 0.15
+    for card, times in (("a100", 3.2), ("4090", 4.5)):  # between the ratios of their products and of their memories
+        assert 1.6 < seconds_at_7b(card, True)[0] / again < 6 and seconds_at_7b(card, False)[1] > answers
+        assert abs(seconds_at_7b(card, True)[0] / again / times - 1) < 0.35
+
+
+def test_plan_on_a_card(tmp_path: Path) -> None:
+    """Both hours and the memory are of that card; `auto` is decided by what fits on it; what a run took stands beside."""
+    words = ["benchmark=ucit", "model=llava-1.5-7b", f"model_root={tmp_path}", "method=hide", f"output={tmp_path}/run"]
+
+    def lines(*more: str, **how: object) -> dict[str, str]:
+        text = plan(compose([*words, *more]), **how)
+        return {kind: next(line for line in text.splitlines() if line.startswith(kind))
+                for kind in ("all training", "all evaluation", "memory", "measured training") if kind in text}  # fmt: skip
+
+    stages = [{"name": f"{i + 1:02d}-{t.id}", "train_seconds": 3600.0} for i, t in enumerate(compose(words).benchmark.tasks[:2])]
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "manifest.json").write_text(json.dumps({"stages": stages, "device": "a card"}))
+    four = "train.per_device_batch_size=4"
+    one, two = lines(four, gpu="h100"), lines(four, gpu="H100", gpus=2)
+    assert "4 record(s), kept" in one["memory"] and one["memory"].endswith(" of 80")
+    hours = [float(re.search(r"([\d.]+) h estimated for", x["all training"]).group(1)) for x in (one, two)]
+    assert abs(hours[0] / hours[1] - 2) < 0.1
+    assert "2 × H100 SXM" in two["all evaluation"] and "nothing of it measured" in two["all evaluation"]
+    assert one["measured training"].startswith("measured training of 2 of 6 stage(s) on a card: 2.0 h; the estimate for them")
+    assert "1 record(s), kept" in lines("train.per_device_batch_size=auto", gpu="4090")["memory"]
+    assert "--gpu NAME" in lines()["memory"]
+    for how, message in (({"gpu": "v100"}, "known are h100"), ({"gpu": "h100", "tflops": 3.0}, "give one of them")):
+        with pytest.raises(UserError, match=message):
+            lines(**how)
 
 
 @pytest.fixture

@@ -1,0 +1,108 @@
+"""How a stage fits into memory: records of a micro-batch, and whether activations are kept or computed again.
+
+What is `auto` is decided once, when a stage begins, from what autograd keeps (`estimate.activations`) of the longest records
+and from the memory that is free then. The stage's entry in the manifest says what was taken, and a stage that goes on takes
+the same. No number depends on gradient checkpointing: a layer that is computed again draws the same dropout masks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hide_llava.data.dataset import TrainingDataset
+from hide_llava.methods.base import Stage, reads_logits
+from hide_llava.training.batching import BatchPlan, micro_batches
+from hide_llava.training.estimate import activations
+from hide_llava.training.session import Session
+
+# Of the free memory of a device, what activations, gradients and optimizer state may take by the estimate: the rest is for
+# what it does not count (buffers of kernels and of communication, fragmentation, a method's own passes). A process that
+# outgrows a GPU is told, and goes on with checkpointing; one that outgrows its host is killed, so there it takes less.
+SHARE = {"cuda": 0.7, "cpu": 0.5}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """recompute: gradient checkpointing. needed, free: bytes by the estimate, and what there was; None if nobody asked."""
+
+    batch: BatchPlan
+    recompute: bool
+    needed: int | None = None
+    free: int | None = None
+
+    def words(self) -> str:
+        """What was decided, for people."""
+        kept = "computed again in the backward pass" if self.recompute else "kept"
+        return (
+            f"micro-batches of {self.batch.per_device} record(s), activations {kept} (estimated "
+            f"{self.needed / 2**30:.1f} GiB beside the weights, {self.free / 2**30:.1f} GiB free)"
+        )
+
+
+def layout(session: Session, stage: Stage, batch: BatchPlan, dataset: TrainingDataset, entry: dict[str, Any]) -> Layout:
+    """How to train `stage` in the memory that is free now, the same in every process.
+
+    session: at the beginning of the stage, so that all weights are in memory. batch: as planned without looking at memory.
+    entry: the stage's in the manifest, which says what was taken if the stage was begun before.
+    """
+    train, share = session.config.train, batch.per_device * batch.accumulation
+    sizes, modes = [batch.per_device], [train.gradient_checkpointing]
+    if train.per_device_batch_size == "auto":
+        sizes = [entry["per_device"]] if share % entry.get("per_device", share + 1) == 0 else micro_batches(share)
+    if train.gradient_checkpointing == "auto":
+        modes = [entry["gradient_checkpointing"]] if "gradient_checkpointing" in entry else [False, True]
+    options = [(size, mode) for mode in modes for size in sizes]
+    if len(options) == 1:
+        (size, mode), needed, free = options[0], None, None
+    else:
+        free = free_bytes(session.core.llava.device)
+        limit = int(SHARE.get(session.core.llava.device.type, 0.5) * free)
+        needs = {option: needed_bytes(session, dataset, *option) for option in options}
+        size, mode = next((option for option in options if needs[option] <= limit), options[-1])
+        needed = needs[size, mode]
+    return Layout(BatchPlan(size, share // size, batch.world), mode, needed, free)
+
+
+def needed_bytes(session: Session, dataset: TrainingDataset, records: int, recompute: bool) -> int:
+    """What a step takes beside the weights: activations of the longest records, gradients and AdamW's two moments."""
+    llava, method = session.core.llava, session.method
+    trained = [p for group in method.params() for p in group["params"]]
+    length, answer = dataset.longest
+    on_one = max((sum(any(p.requires_grad for p in a.parameters()) for a in layer.lora_B.values())
+                  for name in method.adapters() for _, _, layer in session.core.layers(name)), default=1)  # fmt: skip
+    return 3 * sum(p.nbytes for p in trained) + activations(
+        llava.config, records, llava.dtype.itemsize, recompute, length,
+        None if reads_logits(type(method)) else answer, max(1, on_one),
+    )  # fmt: skip
+
+
+def free_bytes(device: torch.device) -> int:
+    """Free memory of the device, the least of all processes; 0 where it is not known."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(device)[0]
+    else:
+        free = host_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        nccl = torch.distributed.get_backend() == "nccl"
+        least = torch.tensor([free], device=device if nccl else "cpu")
+        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
+        free = int(least)
+    return free
+
+
+def host_bytes(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that the host can still give to a process, within the limit of its control group; 0 where nobody says."""
+    free = 0
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        line = next((x for x in proc.read_text().splitlines() if x.startswith("MemAvailable:")), "")
+        free = 1024 * int(line.split()[1])
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    return max(0, free)
