@@ -23,12 +23,13 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -134,7 +135,11 @@ class Reference:
                 [*words, *variant.words], stdout=file, stderr=subprocess.STDOUT, env=environment,
                 cwd=self.folder if ours else self.checkout,
             )  # fmt: skip
-            _, status, used = os.wait4(process.pid, 0)
+            try:
+                _, status, used = os.wait4(process.pid, 0)
+            except BaseException:  # this command is stopped: so is what it started
+                process.kill()
+                raise
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode or not marks.is_file():
             raise SystemExit(f"'{variant.name}' failed:\n{log.read_text(encoding='utf-8')[-4000:]}")
@@ -187,21 +192,27 @@ def agreement(what: str, variants: list[Variant]) -> Iterator[str]:
             yield f"{variant.name}: {seen['given']:,} numbers in the optimizer, state {seen['state'] / 2**20:.2f} MiB"
 
 
-def compare(reference: Reference, what: str) -> None:
-    """All rounds of one part, then its table. Each round begins with another variant."""
-    variants: list[Variant] = getattr(reference, what)()
+def measure(reference: Reference, parts: dict[str, list[Variant]]) -> None:
+    """All rounds of all parts. Each round begins with another variant."""
     for turn in range(reference.args.rounds):
-        for i in range(len(variants)):
-            variant = variants[(turn + i) % len(variants)]
-            variant.rounds.append(reference.call(variant))
-            unit, _ = per_unit(variant.rounds[-1], reference.args.questions)
-            load = os.getloadavg()[0]
-            print(f"{what}, round {turn + 1}, {variant.name}: {unit:.3f} CPU s, load {load:.1f}", file=sys.stderr, flush=True)
-    unit = "question" if what == "evaluation" else "step"
-    header = [cell.format(unit=unit) for cell in HEADER]
-    print(f"\n{what}: {reference.args.experts} experts, {reference.args.rounds} round(s)")
-    print(table(header, list(rows_of(variants, reference.args.questions))))
-    print("\n".join(agreement(what, variants)), flush=True)
+        for what, variants in parts.items():
+            for i in range(len(variants)):
+                variant = variants[(turn + i) % len(variants)]
+                variant.rounds.append(reference.call(variant))
+                unit, _ = per_unit(variant.rounds[-1], reference.args.questions)
+                about = f"{what}, round {turn + 1}, {variant.name}: {unit:.3f} CPU s, load {os.getloadavg()[0]:.1f}"
+                print(about, file=sys.stderr, flush=True)
+
+
+def show(reference: Reference, what: str, variants: list[Variant]) -> None:
+    """The table of one part, as far as rounds are complete, and what the two sides agree on."""
+    rounds = min(len(variant.rounds) for variant in variants)
+    print(f"\n{what}: {reference.args.experts} experts, {rounds} round(s)")
+    if rounds:
+        complete = [replace(variant, rounds=variant.rounds[:rounds]) for variant in variants]
+        header = [cell.format(unit="question" if what == "evaluation" else "step") for cell in HEADER]
+        print(table(header, list(rows_of(complete, reference.args.questions))))
+        print("\n".join(agreement(what, complete)), flush=True)
 
 
 def checked(args: argparse.Namespace) -> tuple[Path, Path, list[str]]:
@@ -262,8 +273,13 @@ def main() -> None:
         folder = (args.folder or Path(temporary) / "world").resolve()
         write_world(world, folder)
         reference = Reference(folder, checkout, python, world.layers, args)
-        for part in parts:
-            compare(reference, part)
+        variants = {part: getattr(reference, part)() for part in parts}
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            measure(reference, variants)
+        finally:  # a run that is stopped shows its complete rounds
+            for part in parts:
+                show(reference, part, variants[part])
 
 
 if __name__ == "__main__":
