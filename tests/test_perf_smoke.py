@@ -102,6 +102,44 @@ def test_gpu_shows_what_it_had_no_time_or_memory_for(monkeypatch: pytest.MonkeyP
     assert float(first[-1]) >= 50 and second[-2:] == ["1000", "not run (time)"]
 
 
+CHECKOUT = ("llava/eval/model_answer.py", "llava/train/train_MOE.py", "HiDe/peft/tuners/clitmoelora.py")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "--checkout and --python are needed"),
+        (("--checkout", "{tmp}", "--python", "{python}"), "no llava/eval/model_answer.py, so it is not the authors' code"),
+        (("--checkout", "{tmp}/theirs", "--python", "{tmp}/absent"), "cannot be run (No such file or directory)"),
+        (("--checkout", "{tmp}/theirs", "--python", "{other}"), "expected transformers 4.31.x and what it needs; found 5.23.0"),
+        (("--checkout", "{tmp}/theirs", "--python", "{fake}", "--what", "training,decoding"), "--what decoding: expected"),
+        (("--checkout", "{tmp}/theirs", "--python", "{fake}", "--folder", "{tmp}"), "is there already"),
+        (("--checkout", "{tmp}/theirs", "--python", "{fake}", "--experts", "1"), "--experts 1: expected 2 or more"),
+    ],
+)
+def test_reference_says_what_it_needs_and_how_to_get_it(
+    words: tuple[str, ...], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their environment is not in the tests, so that only what is refused can be looked at."""
+    monkeypatch.syspath_prepend(str(ROOT / "perf"))
+    import reference
+
+    for file in CHECKOUT:
+        (tmp_path / "theirs" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "theirs" / file).touch()
+    for name, version in (("fake", "4.31.0"), ("other", "5.23.0")):  # what a python of such an environment would say
+        (tmp_path / name).write_text(f"#!/bin/sh\necho {version}\n")
+        (tmp_path / name).chmod(0o755)
+    names = {"tmp": tmp_path, "python": sys.executable, "fake": tmp_path / "fake", "other": tmp_path / "other"}
+    monkeypatch.setattr(sys, "argv", ["reference.py", *(word.format(**names) for word in words)])
+    with pytest.raises(SystemExit) as refused:
+        reference.main()
+    assert message in str(refused.value)
+    if "--what" not in words and "--folder" not in words and "--experts" not in words:
+        assert "git clone https://github.com/Ghy0501/HiDe-LLaVA" in str(refused.value)
+        assert "pip install --no-deps peft==0.4.0" in str(refused.value)
+
+
 COUNTED = """
 import sys
 sys.path.insert(0, "perf")
