@@ -11,6 +11,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from hide_llava.adapters.anchors import ranks
+from hide_llava.benchmarks.places import image_root
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.collator import Collator
 from hide_llava.data.dataset import QuestionDataset
@@ -28,7 +29,6 @@ from hide_llava.evaluation.questions import (
 from hide_llava.metrics import score
 from hide_llava.progress import Progress
 from hide_llava.storage import read_json, sha256, write_bytes, write_json, write_jsonl, writing
-from hide_llava.training.sequence import image_root
 from hide_llava.training.session import Session
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import torch
 
+from hide_llava.benchmarks.places import train_file
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
@@ -18,7 +19,7 @@ from hide_llava.model.load import device_of, dtype_of
 from hide_llava.model.shapes import ModelShape, model_shape, skeleton
 from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work, activations, in_flops, rounded
 from hide_llava.training.run_folder import general_tasks, method_tasks, stages_of
-from hide_llava.training.sequence import records_of, stage_plan, train_file, training_warnings
+from hide_llava.training.sequence import records_of, stage_plan, training_warnings
 from hide_llava.training.sizes import Sizes, sizes
 
 MIB, GIB = 2**20, 2**30
