@@ -42,10 +42,21 @@ class RoutedLlava(nn.Module):
     ):
         super().__init__()
         self.llava: LlavaForConditionalGeneration = core.llava
-        self.encoder, self.sentence_encoder = encoder, sentence_encoder
+        # In a tuple: not part of the module that engines wrap. A text that was met before is not encoded again, so processes
+        # call the text towers differently often, and a tower that ZeRO-3 had divided among them would wait for the others.
+        self._encoders = (encoder, sentence_encoder)
         self.core, self.method = core, method
         self.trained: list[nn.Parameter] | None = None  # while a Trainer is at work: all that can have a gradient
         self.config = core.llava.config  # DeepSpeed's "auto" values read hidden_size from here
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        """The routing encoder (CLIP)."""
+        return self._encoders[0]
+
+    @property
+    def sentence_encoder(self) -> nn.Module | None:
+        return self._encoders[1]
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As usual, but frozen weights may be absent: a checkpoint within a task does not hold them."""
