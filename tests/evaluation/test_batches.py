@@ -97,4 +97,4 @@ def test_the_cache_of_a_7b_is_as_computed_by_hand() -> None:
 
     kept = 2 * 32 * 4096 * 2  # keys and values of 32 layers in bf16: 512 KiB a token
     assert cache_bytes(Llava(), 1000) == 1000 * (kept + 4 * 2 * (4096 + 11008))
-    assert automatic_batch_size(Llava(), 1000) == ON_CPU
+    assert automatic_batch_size(Llava(), lambda: 1000) == ON_CPU
