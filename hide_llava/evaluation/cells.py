@@ -109,7 +109,6 @@ class _Begun:
     def __init__(self, session: Session, cell: Cell):
         self.session, self.cell = session, cell
         self.rank, self.world = ranks()
-        cell.folder.mkdir(parents=True, exist_ok=True)
         self.known = stored_settings(cell.folder) or {}
         self.done = {json.dumps(row["question_id"]) for part in parts(cell.folder) for row in read_part(part)}
         settings, loaded = cell.settings, session.loaded
@@ -136,6 +135,7 @@ class _Begun:
     def answer(self, batches: Iterable[dict[str, Any]]) -> None:
         """Append the answers of this process's batches, and merge when all processes have."""
         cell, begun, asked = self.cell, time.monotonic(), 0
+        cell.folder.mkdir(parents=True, exist_ok=True)
         if self.rank == 0:
             refuse_other(cell.folder, self.known, self.settings)
             write_json(cell.folder / "settings.json", self.settings)
