@@ -116,11 +116,11 @@ def score(args: argparse.Namespace) -> None:
 
 
 def preview(args: argparse.Namespace) -> None:
+    from hide_llava.benchmarks.places import image_root, train_file
     from hide_llava.benchmarks.prepare import prepare
     from hide_llava.config import names
     from hide_llava.data.preview import preview
     from hide_llava.model.load import resolve
-    from hide_llava.training.sequence import image_root, train_file
 
     named = (args.data, args.images, args.model)
     if args.overrides and (args.data or args.images):

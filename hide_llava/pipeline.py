@@ -15,7 +15,7 @@ from hide_llava.config import RunConfig, TaskConfig, as_begun
 from hide_llava.distributed import on_main
 from hide_llava.errors import UserError
 from hide_llava.evaluation.binding import answered_with, differences, refuse_other, scored_with, stored_settings
-from hide_llava.evaluation.cells import evaluate_cell, score_cell
+from hide_llava.evaluation.cells import Cell, cell_of, evaluate_cells, score_cell
 from hide_llava.methods.base import Stage, method_class
 from hide_llava.metrics import ALL_EMPTY
 from hide_llava.preflight import preflight
@@ -120,12 +120,13 @@ class Pipeline:
             self._took(name, restore_seconds=self._restored, fold_seconds=time.monotonic() - begun)
             self._restored = None
             self._report_folding(name, session.core.kept)
-            for task, settings in todo.items():
-                start = time.monotonic()
-                cell = self.run.cell(name, task)
-                result = evaluate_cell(session, wanted[task], cell, settings, f"{name} on {task}")
-                if result is not None:
-                    self._say_score(name, task, result, f"{result['n_scored']} answers, {time.monotonic() - start:.0f} s")
+            cells = [cell_of(session, wanted[task], self.run.cell(name, task), settings, f"{name} on {task}")
+                     for task, settings in todo.items()]  # fmt: skip
+
+            def scored(cell: Cell, result: dict[str, Any]) -> None:
+                self._say_score(name, cell.task.id, result, f"{result['n_scored']} answers, {cell.seconds:.0f} s")
+
+            evaluate_cells(session, cells, scored)
             asked = time.monotonic()
         self._took(name, eval_seconds=asked - begun if whole else None, unfold_seconds=time.monotonic() - asked,
                    eval_peak_gib=_peak_memory())  # fmt: skip

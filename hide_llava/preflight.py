@@ -10,6 +10,7 @@ from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
 from hide_llava.adapters.anchors import is_main
+from hide_llava.benchmarks.places import image_root, train_file
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.dataset import check_place
@@ -29,7 +30,7 @@ from hide_llava.evaluation.questions import (
 from hide_llava.metrics import get
 from hide_llava.training.reporting import check_reporting
 from hide_llava.training.run_folder import general_tasks, is_oracle, stage_name, stages_of
-from hide_llava.training.sequence import image_root, records_of, stage_plan, train_file, training_warnings
+from hide_llava.training.sequence import records_of, stage_plan, training_warnings
 
 LOOKED_AT = 8  # images of each file that are looked for here; all of them are when their stage begins
 

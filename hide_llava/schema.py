@@ -127,7 +127,9 @@ class EvalConfig:
     split: str = "test"  # test | val
     max_new_tokens: int | None = None
     image_transform: str | None = None
-    num_workers: int | None = None  # None: 4 on a GPU, 0 on a CPU
+    num_workers: int | None = None  # None: on a GPU as many as there are cores for this process, at most 8; 0 on a CPU
+    shrink_batches: bool | None = None  # rows that have ended leave; None: in fp32 on a CPU (docs/SCALE.md)
+    static_cache: bool = False  # keys and values in a buffer of fixed size; not measured on a GPU
     general: bool = True  # also ask the benchmark's `general` tasks after every stage
     protocol: str = "clean"  # legacy: with what the published code does wrong, where a task has a `legacy` section
 

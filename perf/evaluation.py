@@ -3,7 +3,7 @@
     python perf/evaluation.py --folder FOLDER                 # mini-UCIT is written there on first use
     python perf/evaluation.py --folder FOLDER --task vizwiz --profile
 
-The session is a real one (`evaluate_cell`, model=mini, method=hide-mini) whose experts hold random B and whose anchors
+The session is a real one (`evaluate_cells`, model=mini, method=hide-mini) whose experts hold random B and whose anchors
 come from a few training records: what an answer says does not matter here, but how long it is does, so every question
 of the file is answered until end-of-sequence or `max_new_tokens`, as in a run. One cell is answered first to warm up.
 
@@ -39,6 +39,7 @@ from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import compose
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.evaluation import cells
+from hide_llava.evaluation.binding import answered_with
 from hide_llava.training.sequence import _context, training_data
 from hide_llava.training.session import Session
 
@@ -105,11 +106,13 @@ def ready_session(folder: Path, overrides: list[str]) -> Session:
 def cell(session: Session, task: Any, folder: Path) -> tuple[dict[str, float], int]:
     """(CPU seconds by part, number of answers) of one cell, from nothing."""
     shutil.rmtree(folder, ignore_errors=True)
+    settings, results = answered_with(session.config, task, None), []
     meter, begun = Meter(), cpu()
     with meter.watch(session):
-        result = cells.evaluate_cell(session, task, folder, None, task.id)
+        one = cells.cell_of(session, task, folder, settings, task.id)
+        cells.evaluate_cells(session, [one], lambda _, result: results.append(result))
     total = cpu() - begun
-    return {**meter.seconds, "rest": total - sum(meter.seconds.values())}, result["n_scored"]
+    return {**meter.seconds, "rest": total - sum(meter.seconds.values())}, results[0]["n_scored"]
 
 
 def main() -> None:
@@ -118,7 +121,7 @@ def main() -> None:
     parser.add_argument("--task", action="append", help="ids; default: all of mini-UCIT")
     parser.add_argument("--rounds", type=int, default=3, help="cells are evaluated this often, sums are shown")
     parser.add_argument("--profile", action="store_true", help="list the functions outside generation that cost most")
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the configuration, such as limit=32")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="such as limit=32 or eval.shrink_batches=false")
     args = parser.parse_args()
     start(1)
     session = ready_session(args.folder, args.overrides)

@@ -32,3 +32,13 @@ class Route:
     prompts: Tensor | None = None
     projectors: dict[str, Tensor] | None = None
     weights: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def divisible(self) -> bool:
+        """Whether `rows` exists: a gate that is a function may keep what it found in the rows of its prompt."""
+        return all(isinstance(gate, Tensor) for gate in self.gates.values())
+
+    def rows(self, kept: Tensor) -> Route:
+        """The route of some rows [b] of its batch while they are decoded: prompts and image have been read."""
+        gates = {n: g if g.dim() == 1 or len(g) == 1 else g[kept] for n, g in self.gates.items()}
+        return Route(list(self.active), gates)

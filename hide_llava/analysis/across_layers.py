@@ -81,7 +81,7 @@ def analyse(
     config = session.config
     probes = [probe_of(config, config.benchmark.tasks[session.stages[t].train[0]], samples, legacy) for t in chosen]
     longest = max(len(question["text"]) for probe in probes for question in probe.questions)  # characters: above tokens
-    automatic = automatic_batch_size(session.core.llava, session.loaded.image_tokens + longest)
+    automatic = automatic_batch_size(session.core.llava, lambda: session.loaded.image_tokens + longest)
     size = batch_size or config.eval.batch_size or automatic
     models = []
     for k, t in enumerate(chosen):

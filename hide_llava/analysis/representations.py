@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from hide_llava.benchmarks.places import image_root
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.collator import Collator
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.evaluation.questions import all_questions, generation_settings, with_suffix
-from hide_llava.training.sequence import image_root
 from hide_llava.training.session import Session
 
 ACTIVATIONS = ("layer", "mlp")

@@ -12,13 +12,13 @@ from hide_llava.audit.findings import ORDER, Finding
 from hide_llava.audit.overlap import overlap
 from hide_llava.audit.scan import Place, Scan, findings, scan
 from hide_llava.audit.texts import FORMATS, AnswerRoom, PromptLengths
+from hide_llava.benchmarks.places import image_root
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
 from hide_llava.evaluation.questions import legacy_file, reference_file, score_options
 from hide_llava.metrics import get
 from hide_llava.preflight import check_references, join_questions
-from hide_llava.training.sequence import image_root
 
 # Faults of a question file that its reader would only name again.
 READ_BEFORE = ("missing file", "broken JSON", "bad record", "duplicate id", "empty answer")

@@ -14,12 +14,13 @@ import re
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
-
-from datasets import Dataset, concatenate_datasets
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hide_llava.data.conversation import IMAGE_TEXT
-from hide_llava.data.records import FEATURES
+from hide_llava.data.records import features
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 OPTION = re.compile(r"^\(?([A-Z]|\d)[).:] *(\S.*)$")
 SHORT = 3  # words of the longest word-or-phrase answer
@@ -76,6 +77,8 @@ def rewrite(asked: Asked, style: str, others: list[str], rng: random.Random) -> 
 
 def diversify(records: Dataset, percent: float, seed: int) -> Dataset:
     """`records` with `percent` of those that can be, rewritten; the number of records stays. Same seed, same result."""
+    from datasets import Dataset, concatenate_datasets
+
     rng, known = random.Random(seed), [understand(record) for record in records]
     places = [i for i, asked in enumerate(known) if asked is not None]
     rng.shuffle(places)
@@ -99,4 +102,4 @@ def diversify(records: Dataset, percent: float, seed: int) -> Dataset:
     if not changed:
         return records
     same = records.select([i for i in range(len(records)) if i not in changed])
-    return concatenate_datasets([same, Dataset.from_list(list(changed.values()), features=FEATURES)])
+    return concatenate_datasets([same, Dataset.from_list(list(changed.values()), features=features())])

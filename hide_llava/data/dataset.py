@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import datasets
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
@@ -238,6 +237,8 @@ class TrainingDataset(Dataset):
 
 def pictures_of(records: Any, image_root: Path) -> Iterator[str]:
     """The path of each record's picture, in order; those without one are passed over."""
+    import datasets
+
     if isinstance(records, datasets.Dataset):
         blocks = records.select_columns("image").with_format("arrow").iter(batch_size=4096)
         images = (image for block in blocks for image in block.column("image").to_pylist())

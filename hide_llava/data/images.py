@@ -187,17 +187,24 @@ class ImageTransform:
             image = small
         elif self.mode == "pad":
             image = pad_to_square(image, self.color)
+            if self._side is not None:  # what the processor would do too, after making arrays of the large square
+                image = image.resize((self._side, self._side), int(self.processor.resample))
         pixels = self.processor(image, return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
         return pixels.to(torch.float32)
 
+    @property
+    def _side(self) -> int | None:
+        """The side of the result, where the processor makes a square of one size and nothing else."""
+        edge, (height, width) = self.processor.size.get("shortest_edge"), self.size
+        return edge if edge == height == width and self.processor.do_resize else None
 
     def _of_large(self, image: Image.Image) -> Image.Image | None:
         """The resized square of a picture of which the usual way would make too large a one; None for all others.
 
         A 40,000 × 4 picture padded to a square is 4.8 GB, and the processor holds several copies of it.
         """
-        edge, (height, width) = self.processor.size.get("shortest_edge"), self.size
-        if not (edge == height == width and self.processor.do_resize):
+        edge = self._side
+        if edge is None:
             return None
         long, short = max(image.size), min(image.size)
         made = long * long if self.mode == "pad" else edge * edge * long // short

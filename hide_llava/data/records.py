@@ -13,28 +13,20 @@ import os
 import re
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
-import datasets
 import ijson
-import pyarrow
-import pyarrow.compute
-from datasets.arrow_writer import ArrowWriter
 from tqdm import tqdm
 
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.storage import writing
 
-# `id` is JSON text: 7 and "7" are different ids in a training file, and a column has one type.
-FEATURES = datasets.Features(
-    {
-        "id": datasets.Value("string"),
-        "image": datasets.Value("string"),
-        "conversations": [{"from": datasets.Value("string"), "value": datasets.Value("string")}],
-    }
-)
-LAYOUT = "2"  # part of the cache key; raise it when FEATURES or the checks below change
+if TYPE_CHECKING:
+    import datasets
+
+LAYOUT = "2"  # part of the cache key; raise it when `features` or the checks below change
 # A record that cannot be read keeps its place in the table, as one turn from "unusable: <kind>" that says why.
 UNUSABLE = "unusable: "
 RECORD = {"id", "question_id", "text", "conversations"}  # a single JSON object with none of them is no record
@@ -44,10 +36,20 @@ MEDIA = re.compile(
 )
 
 
+@cache
+def features() -> datasets.Features:
+    """The columns of a table. `datasets` is imported where records are read: it takes a second, and questions need none."""
+    import datasets
+
+    text = datasets.Value("string")
+    # `id` is JSON text: 7 and "7" are different ids in a training file, and a column has one type.
+    return datasets.Features({"id": text, "image": text, "conversations": [{"from": text, "value": text}]})
+
+
 def load_records(
     json_file: Path, image_root: Path, cache_dir: Path | None = None, on_bad: str = "error"
 ) -> datasets.Dataset:
-    """The training records of `json_file` as a memory-mapped table with columns `FEATURES`.
+    """The training records of `json_file` as a memory-mapped table with the columns of `features`.
 
     Cached under `cache_dir`, else $HIDE_CACHE, else ~/.cache/hide-llava, keyed by the content of the file. Several
     processes may build the same table at once. `image_root` is only named in errors: whether the images exist is for
@@ -55,12 +57,14 @@ def load_records(
     leaves each at its place, for the dataset to skip and list, and for `readable` to drop. Raises UserError for a file
     that is neither a JSON list nor JSON lines.
     """
+    import datasets
+
     json_file = Path(json_file)
     _check_exists(json_file)
     table = cache_folder(cache_dir) / f"records-{_digest(json_file)}.arrow"
     if not table.is_file():
         _build_table(json_file, table)
-    info = datasets.DatasetInfo(description=str(json_file), features=FEATURES)
+    info = datasets.DatasetInfo(description=str(json_file), features=features())
     records = datasets.Dataset.from_file(str(table), info=info)
     if on_bad == "error" and (bad := _unusable_rows(records)):
         first = [(index, records[index]) for index in bad[:5]]
@@ -85,6 +89,8 @@ def readable(records: datasets.Dataset) -> datasets.Dataset:
 
 def _unusable_rows(records: datasets.Dataset) -> list[int]:
     """Their places, found column-wise: a table may have a million records."""
+    import pyarrow.compute
+
     rows, offset = [], 0
     for batch in records.with_format("arrow").iter(batch_size=1 << 16):
         turns = batch.column("conversations").combine_chunks()
@@ -166,12 +172,14 @@ def unique_ids(rows: Iterable[Mapping[str, Any]], what: str) -> list[dict[str, A
 
 
 def _build_table(json_file: Path, table: Path) -> None:
+    from datasets.arrow_writer import ArrowWriter
+
     table.parent.mkdir(parents=True, exist_ok=True)
     # Written under a name of its own and renamed when complete: a crash or a second process leaves no half table.
     temporary = table.with_name(f"{table.name}.{uuid.uuid4().hex}.tmp")
     try:
         count = 0
-        with writing(table), ArrowWriter(features=FEATURES, path=str(temporary)) as writer:
+        with writing(table), ArrowWriter(features=features(), path=str(temporary)) as writer:
             records = tqdm(stream(json_file), desc=f"reading {json_file.name}", delay=5, disable=None)
             for record in records:
                 writer.write(_row(record))
@@ -213,7 +221,7 @@ def check_question(question: Any, where: str, image_root: Path | None) -> str:
 
 
 def check_record(record: Any) -> dict[str, Any]:
-    """A training record in the shape of FEATURES, if it is well-formed; BadRecord with the reason if not."""
+    """A training record in the shape of `features`, if it is well-formed; BadRecord with the reason if not."""
     if not isinstance(record, Mapping):
         raise BadRecord(f"is a {type(record).__name__}, expected an object with 'conversations'", "no object")
     identity = record.get("id", record.get("question_id"))

@@ -25,13 +25,16 @@ def cache_bytes(llava: LlavaForConditionalGeneration, length: int) -> int:
     return length * (kept + 4 * size * (text.hidden_size + text.intermediate_size))
 
 
-def automatic_batch_size(llava: LlavaForConditionalGeneration, length: int) -> int:
-    """The largest power of two of at most 128 whose cache fits into free GPU memory, the same in every process."""
+def automatic_batch_size(llava: LlavaForConditionalGeneration, length: Callable[[], int]) -> int:
+    """The largest power of two of at most 128 whose cache fits into free GPU memory, the same in every process.
+
+    length: tells the tokens of the longest sample; not asked on a CPU.
+    """
     if llava.device.type != "cuda":
         return ON_CPU
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(llava.device)
-    fits = max(1, int(SHARE * free / cache_bytes(llava, length)))
+    fits = max(1, int(SHARE * free / cache_bytes(llava, length())))
     size = torch.tensor([min(LARGEST, 1 << (fits.bit_length() - 1))], device=llava.device)
     if ranks()[1] > 1:
         torch.distributed.all_reduce(size, torch.distributed.ReduceOp.MIN)

@@ -10,6 +10,8 @@ import importlib.metadata
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hide_llava import __version__
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
@@ -45,7 +47,8 @@ def answered_with(config: RunConfig, task: TaskConfig | None, weights: str | Non
     return {
         **settings, "weights_sha256": weights, "model_sha256": model_sha256(config),
         "dtype": str(dtype_of(config.model)).removeprefix("torch."), "device": device_of(config.model).type,
-        "attention": attention_of(config.model), "tf32": config.model.tf32, "versions": _versions(ANSWERING),
+        "attention": attention_of(config.model), "tf32": config.model.tf32, "shrink_batches": shrinks(config),
+        "static_cache": config.eval.static_cache, "versions": _versions(ANSWERING),
     }  # fmt: skip
 
 
@@ -66,6 +69,14 @@ def _hash(path: Path | None) -> str | None:
     if path.is_dir():
         return "\n".join(f"{p.relative_to(path)} {sha256(p)}" for p in sorted(path.rglob("*")) if p.is_file())
     return sha256(path)
+
+
+def shrinks(config: RunConfig) -> bool:
+    """Whether rows that have ended leave their batch: as `eval.shrink_batches` says, else in fp32 on a CPU, where the
+    answers stay the same and each row costs its time."""
+    if config.eval.shrink_batches is not None:
+        return config.eval.shrink_batches
+    return dtype_of(config.model) == torch.float32 and device_of(config.model).type == "cpu"
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:

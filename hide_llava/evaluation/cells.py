@@ -1,22 +1,29 @@
-"""One cell of the accuracy matrix: answer a task's questions after a stage, resumably, then score them."""
+"""Cells of the accuracy matrix: answer a task's questions after a stage, resumably, then score them."""
 
 from __future__ import annotations
 
 import json
 import os
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from hide_llava.adapters.anchors import ranks
+from hide_llava.benchmarks.places import image_root
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.collator import Collator
+from hide_llava.data.conversation import encode_question
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.errors import UserError
 from hide_llava.evaluation.batches import automatic_batch_size, within_memory
-from hide_llava.evaluation.binding import refuse_other, scored_with, stored_settings
+from hide_llava.evaluation.binding import refuse_other, scored_with, shrinks, stored_settings
 from hide_llava.evaluation.questions import (
     mix_answers,
     read_questions,
@@ -28,25 +35,41 @@ from hide_llava.evaluation.questions import (
 from hide_llava.metrics import score
 from hide_llava.progress import Progress
 from hide_llava.storage import read_json, sha256, write_bytes, write_json, write_jsonl, writing
-from hide_llava.training.sequence import image_root
 from hide_llava.training.session import Session
+
+WORKERS = 8  # pictures of 12 MP come from so many as fast as one H100 answers (by arithmetic); smaller ones need two
+
+
+@dataclass
+class Cell:
+    """Questions to answer into `folder`, and what they are answered with.
+
+    settings: of `answered_with`; they say transform, length and suffix. batch_size: None takes that of the answers which are
+    there already, else what fits into memory. index: what an oracle is told. task: None for questions that are not scored.
+    """
+
+    folder: Path
+    questions: list[dict[str, Any]]
+    images: Path
+    settings: dict[str, Any]
+    batch_size: int | None = None
+    label: str = "answers"
+    index: int | None = None
+    task: TaskConfig | None = None
+    seconds: float = 0.0  # that answering took
+
+    @property
+    def predictions(self) -> Path:
+        return self.folder / "predictions.jsonl"
 
 
 def answer(
-    session: Session,
-    questions: list[dict[str, Any]],
-    images: Path,
-    folder: Path,
-    settings: dict[str, Any],
-    batch_size: int | None,
-    workers: int | None = None,
-    label: str = "answers",
-    task: int | None = None,
-) -> Path:
-    """Answer `questions` greedily into `folder/predictions.jsonl`; call inside `with session:`.
+    session: Session, cells: list[Cell], workers: int | None = None, answered: Callable[[Cell], None] = lambda cell: None
+) -> None:
+    """Answer the questions of each cell greedily into its `predictions.jsonl`; call inside `with session:`.
 
-    `settings`: of `answered_with`; they say transform, length and suffix. `task`: the index an oracle is told.
-    `batch_size`: None takes that of the answers which are there already, else what fits into memory.
+    One loader reads the pictures of all cells, so that its workers are started once and are at work on the next cell while
+    the last batch of this one is decoded. A batch is of one cell. answered: called with each cell that is complete.
 
     Batches are cut once from the length-sorted list and never change, so that an answer cannot depend on where an
     earlier attempt stopped; their size is part of what the answers were made with. Every process appends its batches to
@@ -56,53 +79,99 @@ def answer(
         UserError: an image is missing or unreadable, a part file is damaged before its last line, or the folder holds
             answers made with other settings.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    rank, world = ranks()
-    known = stored_settings(folder) or {}
-    done = {json.dumps(row["question_id"]) for part in parts(folder) for row in read_part(part)}
-    if world > 1:
+    begun = [_Begun(session, cell) for cell in cells]
+    if ranks()[1] > 1:
         torch.distributed.barrier()  # nobody writes while another still reads
-    routing = "reference" if "zero_image" in session.method.needs else "question"
-    questions = with_suffix(questions, settings["prompt_suffix"])
-    data = QuestionDataset(questions, images, session.loaded.tokenizer, session.loaded.transform(
-        settings["image_transform"]), session.loaded.image_tokens, routing,
-        settings["image_orientation"])  # fmt: skip
-    order = sorted(range(len(questions)), key=lambda i: (-len(questions[i]["text"]), i))
-    longest = max((len(q["text"]) for q in questions), default=0)  # characters: more than tokens
-    length = session.loaded.image_tokens + longest + settings["max_new_tokens"]
-    size = batch_size or known.get("batch_size") or automatic_batch_size(session.core.llava, length)
-    settings = {**settings, "batch_size": size}
-    if rank == 0:
-        refuse_other(folder, known, settings)
-        write_json(folder / "settings.json", settings)
-    batches = [order[i : i + size] for i in range(0, len(order), size)]
-    mine = [
-        b for i, b in enumerate(batches)
-        if i % world == rank and any(json.dumps(questions[q]["question_id"]) not in done for q in b)
-    ]  # fmt: skip
-    workers = (4 if session.core.llava.device.type == "cuda" else 0) if workers is None else workers
-    loader = DataLoader(data, batch_sampler=mine, collate_fn=_Collate(), num_workers=workers)
-    part = folder / f"part-{rank}.jsonl"
-    asked = 0  # by this process; batches are dealt evenly, so the main one's share says how far all are
-    with (
-        writing(part), open(part, "a", encoding="utf-8") as file,
-        Progress(label, sum(map(len, mine)), "question") as progress,
-    ):  # fmt: skip
-        for batch in loader:
-            rows = within_memory(lambda b: answer_batch(session, b, settings["max_new_tokens"], task), batch)
-            fresh = [row for row in rows if json.dumps(row["question_id"]) not in done]
-            file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh))
-            file.flush()
-            os.fsync(file.fileno())
-            asked += len(batch["ids"])
-            progress.at(asked)
-    if world > 1:
-        torch.distributed.barrier()
-    if rank == 0:
-        merge(folder, questions)
-    if world > 1:
-        torch.distributed.barrier()
-    return folder / "predictions.jsonl"
+    batches = [[(place, q) for q in batch] for place, one in enumerate(begun) for batch in one.mine]
+    workers = min(automatic_workers(session.core.llava.device) if workers is None else workers, len(batches))
+    pinned = workers > 0 and session.core.llava.device.type == "cuda"
+    loader = iter(DataLoader(_Questions([one.data for one in begun]), batch_sampler=batches, collate_fn=_Collate(),
+                             num_workers=workers, pin_memory=pinned))  # fmt: skip
+    for one in begun:
+        one.answer(islice(loader, len(one.mine)))
+        answered(one.cell)
+
+
+def automatic_workers(device: torch.device) -> int:
+    """Processes that read pictures: the cores that this process may use, shared among those of its machine, at most 8.
+
+    On a CPU none: there the model needs the cores.
+    """
+    if device.type != "cuda":
+        return 0
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return max(1, min(WORKERS, len(os.sched_getaffinity(0)) // processes))
+
+
+class _Begun:
+    """A cell on whose questions work begins, or goes on."""
+
+    def __init__(self, session: Session, cell: Cell):
+        self.session, self.cell = session, cell
+        self.rank, self.world = ranks()
+        self.known = stored_settings(cell.folder) or {}
+        self.done = {json.dumps(row["question_id"]) for part in parts(cell.folder) for row in read_part(part)}
+        settings, loaded = cell.settings, session.loaded
+        self.questions = with_suffix(cell.questions, settings["prompt_suffix"])
+        routing = "reference" if "zero_image" in session.method.needs else "question"
+        self.data = QuestionDataset(self.questions, cell.images, loaded.tokenizer,
+                                    loaded.transform(settings["image_transform"]), loaded.image_tokens, routing,
+                                    settings["image_orientation"])  # fmt: skip
+        size = cell.batch_size or self.known.get("batch_size") or automatic_batch_size(session.core.llava, self._length)
+        self.settings = {**settings, "batch_size": size}
+        order = sorted(range(len(self.questions)), key=lambda i: (-len(self.questions[i]["text"]), i))
+        batches = [order[i : i + size] for i in range(0, len(order), size)]
+        self.mine = [b for i, b in enumerate(batches) if i % self.world == self.rank and not all(map(self._is_done, b))]
+
+    def _length(self) -> int:
+        """Tokens of the longest question, with its image and the longest answer."""
+        tokenizer, image = self.session.loaded.tokenizer, self.session.loaded.image_tokens
+        lengths = (len(encode_question(q["text"], q.get("image") is not None, tokenizer)) for q in self.questions)
+        return max(lengths, default=0) + image + self.cell.settings["max_new_tokens"]
+
+    def _is_done(self, question: int) -> bool:
+        return json.dumps(self.questions[question]["question_id"]) in self.done
+
+    def answer(self, batches: Iterable[dict[str, Any]]) -> None:
+        """Append the answers of this process's batches, and merge when all processes have."""
+        cell, begun, asked = self.cell, time.monotonic(), 0
+        cell.folder.mkdir(parents=True, exist_ok=True)
+        if self.rank == 0:
+            refuse_other(cell.folder, self.known, self.settings)
+            write_json(cell.folder / "settings.json", self.settings)
+        part = cell.folder / f"part-{self.rank}.jsonl"
+        with (
+            writing(part), open(part, "a", encoding="utf-8") as file,
+            Progress(cell.label, sum(map(len, self.mine)), "question") as progress,
+        ):  # fmt: skip
+            for batch in batches:
+                rows = within_memory(self._rows, batch)
+                fresh = [row for row in rows if json.dumps(row["question_id"]) not in self.done]
+                file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh))
+                file.flush()
+                os.fsync(file.fileno())
+                asked += len(batch["ids"])  # by this process; batches are dealt evenly, so its share says how far all are
+                progress.at(asked)
+        if self.world > 1:
+            torch.distributed.barrier()
+        if self.rank == 0:
+            merge(cell.folder, self.questions)
+        if self.world > 1:
+            torch.distributed.barrier()
+        cell.seconds = time.monotonic() - begun
+
+    def _rows(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
+        return answer_batch(self.session, batch, self.cell.settings["max_new_tokens"], self.cell.index)
+
+
+class _Questions(Dataset):
+    """The questions of several cells, by (cell, place in it)."""
+
+    def __init__(self, cells: list[QuestionDataset]):
+        self.cells = cells
+
+    def __getitem__(self, place: tuple[int, int]) -> dict[str, Any]:
+        return self.cells[place[0]][place[1]]
 
 
 class _Collate:
@@ -115,10 +184,11 @@ def answer_batch(
 ) -> list[dict[str, Any]]:
     """Rows {question_id, prompt, text, token_ids, routing} of one left-padded batch."""
     device = session.core.llava.device
-    batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    config = session.config
+    batch = {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
     if session.method.oracle:
         batch["task"] = task
-    ids, route = session.routed.generate(batch, max_new_tokens)
+    ids, route = session.routed.generate(batch, max_new_tokens, shrinks(config), config.eval.static_cache)
     tokenizer, rows = session.loaded.tokenizer, []
     names = list(route.weights)
     weights = torch.stack([route.weights[n] for n in names], 1).tolist() if names else [[]] * len(ids)  # one copy to the host
@@ -172,18 +242,49 @@ def merge(folder: Path, questions: list[dict[str, Any]]) -> None:
         part.unlink()
 
 
-def evaluate_cell(
-    session: Session, task: TaskConfig, folder: Path, settings: dict[str, Any], label: str
-) -> dict[str, Any] | None:
-    """Answer and score one cell; call inside `with session:`. Only rank 0 returns the score.
-
-    settings: of `answered_with`.
-    """
+def cell_of(session: Session, task: TaskConfig, folder: Path, settings: dict[str, Any], label: str) -> Cell:
+    """The cell of a task in `folder`; settings: of `answered_with`."""
     config = session.config
     questions, _ = read_questions(config, task)
-    answer(session, questions, image_root(config, task, test=True), folder, settings, config.eval.batch_size,
-           config.eval.num_workers, label, oracle_task(session, task))  # fmt: skip
-    return None if ranks()[0] else score_cell(config, task, folder)
+    return Cell(folder, questions, image_root(config, task, test=True), settings, config.eval.batch_size, label,
+                oracle_task(session, task), task)  # fmt: skip
+
+
+def evaluate_cells(session: Session, cells: list[Cell], scored: Callable[[Cell, dict[str, Any]], None]) -> None:
+    """Answer and score cells of tasks; call inside `with session:`.
+
+    A cell is scored by the main process in a thread while the next is answered: captions take seconds of Java, in which the
+    GPU would idle. scored: called in that thread with each score. All are there when this returns. Stopped before, what was
+    answered and is not scored yet is scored by the next start.
+
+    Raises:
+        UserError: of answering or of scoring; it names the cell.
+    """
+
+    def score_one(cell: Cell) -> None:
+        try:
+            scored(cell, score_cell(session.config, cell.task, cell.folder))
+        except UserError as error:
+            raise UserError(f"{cell.label}: {error}") from None
+        except Exception as error:
+            error.add_note(f"while {cell.label} was scored")
+            raise
+
+    pool, scores = ThreadPoolExecutor(1, "scores"), []
+
+    def answered(cell: Cell) -> None:
+        for future in scores:
+            if future.done():
+                future.result()  # an error does not wait for the other cells
+        if ranks()[0] == 0:
+            scores.append(pool.submit(score_one, cell))
+
+    try:
+        answer(session, cells, session.config.eval.num_workers, answered)
+        for future in scores:
+            future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # what is being scored is finished
 
 
 def score_cell(config: RunConfig, task: TaskConfig, folder: Path) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from hide_llava.config import RunConfig, TaskConfig, nearest
 from hide_llava.data.records import load_questions
 from hide_llava.errors import UserError
 from hide_llava.evaluation.binding import answered_with, stored_settings
-from hide_llava.evaluation.cells import answer, read_part
+from hide_llava.evaluation.cells import Cell, answer, read_part
 from hide_llava.storage import sha256, write_jsonl
 from hide_llava.training.lineage import chains
 from hide_llava.training.run_folder import RunFolder, stage_name, stages_of
@@ -47,8 +47,9 @@ def predict(
         raise UserError("this run routes by the task id (oracle), which a question file does not state.")
     with session:
         begun = (stored_settings(parts) or {}).get("batch_size")
-        merged = answer(session, rows, images, parts, settings, batch_size or begun or config.eval.batch_size)
-    write_jsonl(output, read_part(merged))
+        cell = Cell(parts, rows, images, settings, batch_size or begun or config.eval.batch_size)
+        answer(session, [cell], config.eval.num_workers)
+    write_jsonl(output, read_part(cell.predictions))
     shutil.rmtree(parts)
     return len(rows)
 

@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from hide_llava.benchmarks.places import image_root
 from hide_llava.benchmarks.selection import draw
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.records import load_questions
@@ -14,7 +15,6 @@ from hide_llava.errors import UserError
 from hide_llava.metrics import get
 from hide_llava.metrics.rows import read_jsonl
 from hide_llava.storage import sha256
-from hide_llava.training.sequence import image_root
 
 Rows = list[dict[str, Any]]
 

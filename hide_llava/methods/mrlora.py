@@ -14,10 +14,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from string import ascii_uppercase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset, concatenate_datasets
 from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
@@ -28,7 +27,7 @@ from hide_llava.adapters.observe import sample
 from hide_llava.adapters.probe import logits, without_dropout
 from hide_llava.data.conversation import IMAGE_TEXT, ROLES, encode_question, routing_text
 from hide_llava.data.dataset import expand_image
-from hide_llava.data.records import FEATURES
+from hide_llava.data.records import features
 from hide_llava.data.tokenizer import encode
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Route, Task, register
@@ -37,6 +36,9 @@ from hide_llava.methods.experts import IndependentExperts
 from hide_llava.model.load import image_tokens
 from hide_llava.training.fit import fit
 from hide_llava.values import above_zero, at_least
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 MENU = "{question}\nWhich kind of task is this?\n{options}\nAnswer with the option's letter from the given choices directly."
 
@@ -175,6 +177,8 @@ class MrLora(IndependentExperts):
 
     def router_records(self, context: Context) -> Dataset:
         """Records of all learned tasks, asked for the letter of their task."""
+        from datasets import Dataset, concatenate_datasets
+
         tables = []
         for i, task in enumerate(self.learned):
             records = context.records(task)
@@ -185,5 +189,5 @@ class MrLora(IndependentExperts):
                 question = image + self.ask(routing_text(record["conversations"]))
                 turns = [{"from": "human", "value": question}, {"from": "gpt", "value": self.letter(i)}]
                 rows.append({**record, "conversations": turns})
-            tables.append(Dataset.from_list(rows, features=FEATURES))
+            tables.append(Dataset.from_list(rows, features=features()))
         return concatenate_datasets(tables)

@@ -15,8 +15,6 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import concatenate_datasets
-
 from hide_llava.adapters.observe import sample
 from hide_llava.methods.base import Context, Task, register
 from hide_llava.methods.cost import Cost, Pass
@@ -60,6 +58,8 @@ class Replay(SequentialLora):
             size = self.share(len(past), i, task.index)
             self.buffer[i] = sample(len(past), size, self.config.buffer_seed + i)
             tables.append(past.select(self.buffer[i]))
+        from datasets import concatenate_datasets
+
         return concatenate_datasets(tables)
 
     def cost(self) -> Cost:

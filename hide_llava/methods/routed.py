@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from transformers import LlavaForConditionalGeneration
 from transformers.utils import ModelOutput
 
@@ -20,6 +21,7 @@ from hide_llava.adapters.route import Route
 from hide_llava.data.conversation import last_line
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Features, Method
+from hide_llava.model.decode import greedy
 from hide_llava.model.embed import Vision, insert_prompts, see, splice
 from hide_llava.precision import full_precision
 
@@ -43,10 +45,21 @@ class RoutedLlava(nn.Module):
     ):
         super().__init__()
         self.llava: LlavaForConditionalGeneration = core.llava
-        self.encoder, self.sentence_encoder = encoder, sentence_encoder
+        # In a tuple: not part of the module that engines wrap. A text that was met before is not encoded again, so processes
+        # call the text towers differently often, and a tower that ZeRO-3 had divided among them would wait for the others.
+        self._encoders = (encoder, sentence_encoder)
         self.core, self.method = core, method
         self.trained: list[nn.Parameter] | None = None  # while a Trainer is at work: all that can have a gradient
         self.config = core.llava.config  # DeepSpeed's "auto" values read hidden_size from here
+
+    @property
+    def encoder(self) -> nn.Module | None:
+        """The routing encoder (CLIP)."""
+        return self._encoders[0]
+
+    @property
+    def sentence_encoder(self) -> nn.Module | None:
+        return self._encoders[1]
 
     def load_state_dict(self, state_dict: Any, strict: bool = True, assign: bool = False) -> Any:
         """As usual, but frozen weights may be absent: a checkpoint within a task does not hold them."""
@@ -157,11 +170,20 @@ class RoutedLlava(nn.Module):
         return RoutedOutput(output.loss, logits, ready["features"], ready["route"])
 
     @torch.no_grad()
-    def generate(self, batch: dict[str, Any], max_new_tokens: int) -> tuple[Tensor, Route]:
-        """Greedy answers [B, ≤ max_new_tokens] of a left-padded batch, and the route they took."""
+    def generate(
+        self, batch: dict[str, Any], max_new_tokens: int, shrink: bool = False, static: bool = False
+    ) -> tuple[Tensor, Route]:
+        """Greedy answers [B, ≤ max_new_tokens] long of a left-padded batch, 0 after their end, and the route they took.
+
+        The answers lie in host memory: decoding reads every token anyway. shrink, static: of `greedy`, rows that have ended
+        leave, if the route is one that can be cut into rows; a buffer of fixed size for keys and values.
+        """
         ready = self.prepare({**batch, "labels": None}, False)
-        ids = self.llava.generate(
-            inputs_embeds=ready["inputs_embeds"], attention_mask=ready["attention_mask"],
-            max_new_tokens=max_new_tokens, do_sample=False, num_beams=1, pad_token_id=0,
-        )  # fmt: skip
-        return ids, ready["route"]
+        route: Route = ready["route"]
+
+        def leave(kept: Tensor) -> None:
+            self.core.follow(self.core.route.rows(kept))
+
+        answers = greedy(self.llava, ready["inputs_embeds"], ready["attention_mask"], max_new_tokens,
+                         leave if shrink and route.divisible else None, static)  # fmt: skip
+        return pad_sequence([torch.tensor(tokens) for tokens in answers], batch_first=True), route

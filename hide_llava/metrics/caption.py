@@ -12,7 +12,6 @@ import atexit
 import contextlib
 import functools
 import importlib.util
-import io
 import os
 import subprocess
 from pathlib import Path
@@ -161,16 +160,16 @@ def _run_scorers(gts: dict, res: dict, with_meteor: bool) -> tuple[dict[str, flo
 
     parts: dict[str, float] = {}
     per_image: list[list[float]] = []
-    with contextlib.redirect_stdout(io.StringIO()):  # the scorers print
-        bleu, bleu_images = Bleu(4).compute_score(gts, res)
-        for n in range(4):
-            parts[f"BLEU-{n + 1}"] = float(bleu[n])
-            per_image.append([float(x) for x in bleu_images[n]])
-        scorers = [("ROUGE-L", Rouge().compute_score), ("CIDEr", Cider().compute_score)]
-        for name, compute in [("METEOR", _meteor), *scorers] if with_meteor else scorers:
-            value, images = compute(gts, res)
-            parts[name] = float(value)
-            per_image.append([float(x) for x in images])
+    # Silent by its own switch: standard output belongs to the whole process, which answers questions at the same time.
+    bleu, bleu_images = Bleu(4).compute_score(gts, res, verbose=0)
+    for n in range(4):
+        parts[f"BLEU-{n + 1}"] = float(bleu[n])
+        per_image.append([float(x) for x in bleu_images[n]])
+    scorers = [("ROUGE-L", Rouge().compute_score), ("CIDEr", Cider().compute_score)]
+    for name, compute in [("METEOR", _meteor), *scorers] if with_meteor else scorers:
+        value, images = compute(gts, res)
+        parts[name] = float(value)
+        per_image.append([float(x) for x in images])
     return parts, per_image
 
 

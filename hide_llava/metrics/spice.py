@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
-import io
 import json
 import subprocess
 from pathlib import Path
@@ -37,7 +35,6 @@ def spice(gts: dict, res: dict) -> float:
     from pycocoevalcap.spice.spice import Spice
 
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            return float(Spice().compute_score(gts, res)[0])
+        return float(Spice().compute_score(gts, res)[0])
     except (OSError, subprocess.CalledProcessError, json.JSONDecodeError) as error:
         raise UserError(f"SPICE's Java process failed ({error}); it runs on Java 8. Leave spice out.") from None

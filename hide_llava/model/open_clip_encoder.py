@@ -7,13 +7,14 @@ projected embeddings; anchors made with them are not comparable with CLIP's.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import interpolate
 
 from hide_llava.errors import UserError
+from hide_llava.model.text_encoder import TextEncoder
 
 
-class OpenClipRoutingEncoder(nn.Module):
+class OpenClipRoutingEncoder(TextEncoder):
     """`name` is `<model>:<weights>`; weights may be a tag, a file, or empty for random (tests).
 
     Raises:
@@ -48,8 +49,6 @@ class OpenClipRoutingEncoder(nn.Module):
         pixels = interpolate(pixel_values.float(), self.size, mode="bicubic", antialias=True)
         return self.model.encode_image(pixels).float()
 
-    @torch.no_grad()
-    def text(self, texts: list[str]) -> Tensor:
-        """Raw strings → [B, d] fp32."""
-        tokens = self.tokenizer(texts).to(next(self.model.parameters()).device)
-        return self.model.encode_text(tokens).float()
+    def encode(self, text: str) -> Tensor:
+        tokens = self.tokenizer([text]).to(next(self.model.parameters()).device)
+        return self.model.encode_text(tokens)[0].float()

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, LlavaForConditionalGeneration
 
 from hide_llava.errors import UserError
+from hide_llava.model.text_encoder import TextEncoder
 
 
-class ClipRoutingEncoder(nn.Module):
+class ClipRoutingEncoder(TextEncoder):
     """The two routing heads, frozen, in fp32.
 
     Raises:
@@ -61,17 +62,11 @@ class ClipRoutingEncoder(nn.Module):
         normed = nn.functional.layer_norm(cls.float(), norm.normalized_shape, weight, bias, norm.eps)
         return normed @ self.visual_projection.T
 
-    @torch.no_grad()
-    def text(self, texts: list[str]) -> Tensor:
-        """Raw strings → [B, d] fp32. Equal strings of a batch are encoded once (UCIT's prompts repeat); nothing is kept
-        between batches, so that a feature's last bits depend on its batch only and a resumed run repeats exactly."""
-        distinct = list(dict.fromkeys(texts))
-        tokens = self.tokenizer(
-            distinct, padding="longest", truncation=True, return_tensors="pt",
-            max_length=self.text_model.config.max_position_embeddings,
-        ).to(self.visual_projection.device)  # fmt: skip
-        pooled = self.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output.float()
-        return pooled[[distinct.index(text) for text in texts]]
+    def encode(self, text: str) -> Tensor:
+        longest = self.text_model.config.max_position_embeddings
+        tokens = self.tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")
+        tokens = tokens.to(self.visual_projection.device)
+        return self.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output[0].float()
 
 
 def _visual_projection(folder: Path) -> Tensor:

@@ -6,7 +6,6 @@ sentence-transformers/all-MiniLM-L6-v2 [384 features], so the sentence-transform
 
 from __future__ import annotations
 
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -14,13 +13,12 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from hide_llava.errors import UserError
+from hide_llava.model.text_encoder import TextEncoder
 from hide_llava.storage import read_json
 
-KEPT = 8192  # texts whose embedding is kept; UCIT's instructions repeat
 
-
-class SentenceEncoder(nn.Module):
-    """Frozen, fp32. Every distinct text is encoded by itself, so its embedding does not depend on the batch it is in.
+class SentenceEncoder(TextEncoder):
+    """Frozen, fp32.
 
     Raises:
         UserError: not a readable folder of this kind, or one that pools in another way than by the mean.
@@ -43,18 +41,8 @@ class SentenceEncoder(nn.Module):
         positions = self.encoder.config.max_position_embeddings
         self.max_length = read_json(folder / "sentence_bert_config.json").get("max_seq_length") or positions
         self.requires_grad_(False).eval()
-        self._kept = lru_cache(KEPT)(self._encode)
 
-    def train(self, mode: bool = True) -> SentenceEncoder:
-        """Stays in eval mode when the model around it trains: BERT has dropout."""
-        return super().train(False)
-
-    def text(self, texts: list[str]) -> Tensor:
-        """Raw strings → [B, d] fp32."""
-        return torch.stack([self._kept(text) for text in texts])
-
-    @torch.no_grad()
-    def _encode(self, text: str) -> Tensor:
+    def encode(self, text: str) -> Tensor:
         tokens = self.tokenizer(text, truncation=True, max_length=self.max_length, return_tensors="pt")
         tokens = tokens.to(self.encoder.device)
         states = self.encoder(**tokens).last_hidden_state[0].float()

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from hide_llava.benchmarks.places import train_file
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
@@ -22,7 +23,7 @@ from hide_llava.training.cards import CARDS, Card, card_of
 from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work, activations, in_flops, rounded
 from hide_llava.training.memory import SHARE
 from hide_llava.training.run_folder import RunFolder, general_tasks, method_tasks, stage_name, stages_of
-from hide_llava.training.sequence import records_of, stage_plan, train_file, training_warnings
+from hide_llava.training.sequence import records_of, stage_plan, training_warnings
 from hide_llava.training.sizes import Sizes, sizes
 
 MIB, GIB = 2**20, 2**30

@@ -16,8 +16,9 @@ from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
 from hide_llava.adapters.anchors import is_main, ranks
+from hide_llava.benchmarks.places import image_root, table_root, train_file
 from hide_llava.benchmarks.selection import draw
-from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.config import RunConfig
 from hide_llava.data.collator import Collator
 from hide_llava.data.dataset import TrainingDataset, pictures_of
 from hide_llava.data.decoded import undecodable
@@ -37,25 +38,6 @@ from hide_llava.training.reporting import begin_reporting, end_reporting, report
 from hide_llava.training.run_folder import RunFolder, stage_name, stages_of
 from hide_llava.training.session import Session
 from hide_llava.training.trainer import REMEDY, MethodTrainer, RunCallback
-
-
-def train_file(config: RunConfig, task: int) -> Path:
-    entry = config.benchmark.tasks[task]
-    if entry.train is None:
-        raise UserError(f"task '{entry.id}' of benchmark '{config.benchmark.name}' has no training file.")
-    return config.data_folder() / config.benchmark.instructions / entry.train
-
-
-def image_root(config: RunConfig, task: TaskConfig | None = None, test: bool = False) -> Path:
-    """The folder that `image` is relative to in a task's training file, or (`test`) in its question file."""
-    own = (task.test_images if test and task.test_images is not None else task.images) if task else None
-    return config.data_folder() / (config.benchmark.images if own is None else own)
-
-
-def table_root(config: RunConfig) -> Path:
-    """The folder that `image` is relative to in the tables of `task_records`: one for all tasks, so that they mix."""
-    apart = any(task.images is not None for task in config.benchmark.tasks)
-    return config.data_folder() if apart else image_root(config)
 
 
 def task_records(config: RunConfig, task: int, whole: bool = False) -> datasets.Dataset:

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hide_llava.adapters.core import Core, LoraSpec
-from hide_llava.adapters.folding import MODES, delta
+from hide_llava.adapters.folding import MODES, delta, place
 from hide_llava.adapters.route import Route
 from hide_llava.errors import UserError
 from tests.methods.host import OneLinear
@@ -254,3 +255,18 @@ def test_what_is_kept_is_measured(build: Callable[..., Core]) -> None:
     assert min(shares) < 0.5 < 0.99 < max(shares)
     folded = [p for p, _, m in core.layers("e0") if not torch.equal(m.get_base_layer().weight.double(), before[p])]
     assert folded == [p for p, share in core.kept.items() if share >= 0.99]
+
+
+@pytest.mark.parametrize("free, reserved, total, kept", [
+    (66, 0, 80, "cuda:0"), (41, 0, 80, "cuda:0"), (40.5, 0, 80, "cpu"), (20, 30, 80, "cuda:0"), (10, 0, 24, "cpu"),
+])  # fmt: skip
+def test_copies_stay_on_the_gpu_while_half_of_it_is_free(
+    free: float, reserved: float, total: float, kept: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In GB; the copy has one."""
+    asked = {"mem_get_info": (free * 1e9, total * 1e9), "memory_reserved": (reserved + 1) * 1e9, "memory_allocated": 1e9}
+    for name, answer in asked.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: answer)
+    weight = SimpleNamespace(device=torch.device("cuda:0"), nbytes=10**9)
+    assert str(place(weight)) == kept
+    assert str(place(SimpleNamespace(device=torch.device("cpu"), nbytes=10**9))) == "cpu"

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from hide_llava.benchmarks.places import image_root, table_root
 from hide_llava.config import names
 from hide_llava.errors import UserError
 from hide_llava.evaluation.questions import generation_settings, mix_answers, read_questions, with_suffix
 from hide_llava.metrics import METRICS
 from hide_llava.preflight import preflight
-from hide_llava.training.sequence import image_root, table_root, task_records
+from hide_llava.training.sequence import task_records
 from tests.benchmarks.world import config, written
 from tests.cli.call import call, refused
 from tests.tiny import OVERRIDES

@@ -12,6 +12,17 @@ from hide_llava.errors import UserError
 MEAN_COLOR = (122, 116, 104)
 
 
+@pytest.mark.parametrize("size", [(40, 28), (28, 28), (31, 97), (300, 211)])
+def test_a_square_resized_first_gives_the_processors_own_pixels(size: tuple[int, int]) -> None:
+    """Bit for bit: the processor then finds a picture of the right size."""
+    values = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    image, side = Image.fromarray(values), {"size": {"shortest_edge": 56}, "crop_size": {"height": 56, "width": 56}}
+    transform = ImageTransform(side)
+    whole = pad_to_square(image, transform.color)
+    plain = transform.processor(whole, return_tensors="pt", input_data_format="channels_last")["pixel_values"][0]
+    assert torch.equal(transform(image), plain)
+
+
 def test_pad_to_square():
     padded = np.asarray(pad_to_square(Image.new("RGB", (100, 50), "red"), MEAN_COLOR))
     assert padded.shape == (100, 100, 3)

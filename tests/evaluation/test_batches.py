@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hide_llava.errors import UserError
+from hide_llava.evaluation import cells
 from hide_llava.evaluation.batches import ON_CPU, automatic_batch_size, cache_bytes, halves, within_memory
 from hide_llava.methods.routed import RoutedLlava
 from hide_llava.pipeline import run
@@ -61,10 +62,10 @@ def test_a_run_that_runs_out_of_memory_answers_the_same(tmp_path: Path, monkeypa
     run(configuration(world, "lora", tmp_path / "roomy", *words), report=False)
     generate = RoutedLlava.generate
 
-    def tight(self: RoutedLlava, batch: dict, new: int) -> object:
+    def tight(self: RoutedLlava, batch: dict, *rest: object) -> object:
         if len(batch["ids"]) > 2:
             raise torch.OutOfMemoryError("too much")
-        return generate(self, batch, new)
+        return generate(self, batch, *rest)
 
     monkeypatch.setattr(RoutedLlava, "generate", tight)
     run(configuration(world, "lora", tmp_path / "tight", *words), report=False)
@@ -97,4 +98,51 @@ def test_the_cache_of_a_7b_is_as_computed_by_hand() -> None:
 
     kept = 2 * 32 * 4096 * 2  # keys and values of 32 layers in bf16: 512 KiB a token
     assert cache_bytes(Llava(), 1000) == 1000 * (kept + 4 * 2 * (4096 + 11008))
-    assert automatic_batch_size(Llava(), 1000) == ON_CPU
+    assert automatic_batch_size(Llava(), lambda: 1000) == ON_CPU
+
+
+# ------------------------------------------------------------------------------------------------- all cells of a stage
+def test_batches_are_of_one_cell_and_one_loader_reads_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By workers as without: the same answers; a killed cell is gone on with, the next begun."""
+    world, words = write_world(tmp_path / "world"), ("train.epochs=1", "eval.max_new_tokens=4", "tasks=[task0,task1]")
+    run(configuration(world, "lora", tmp_path / "run", *words), report=False)
+    files = sorted((tmp_path / "run" / "eval" / "02-task1").glob("*/predictions.jsonl"))
+    before = {file: file.read_bytes() for file in files}
+    assert len(files) == 2
+    first, second = files
+    first.with_name("part-0.jsonl").write_bytes(b"".join(before[first].splitlines(keepends=True)[:3]))
+    for name in ("score.json", "settings.json"):
+        (second.parent / name).unlink()
+    for file in files:
+        file.unlink()
+    (first.parent / "score.json").unlink()
+    loaders, real = [], cells.DataLoader
+    monkeypatch.setattr(cells, "DataLoader", lambda *args, **kw: loaders.append(kw) or real(*args, **kw))
+    run(configuration(world, "lora", tmp_path / "run", *words, "eval.num_workers=2"), report=False)
+    assert {file: file.read_bytes() for file in files} == before
+    (asked,) = loaders
+    assert asked["num_workers"] == 2 and all(len({cell for cell, _ in batch}) == 1 for batch in asked["batch_sampler"])
+
+
+def test_an_error_of_scoring_names_its_cell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is raised from the thread; the answers of all cells stay, and the next start scores them."""
+    world, words = write_world(tmp_path / "world"), ("train.epochs=1", "eval.max_new_tokens=4", "tasks=[task0]")
+    score, failing = cells.score, [UserError("no references")]
+    monkeypatch.setattr(cells, "score", lambda *args: score(*args) if not failing else (_ for _ in ()).throw(failing.pop()))
+    with pytest.raises(UserError, match="01-task0 on task0: no references"):
+        run(configuration(world, "lora", tmp_path / "run", *words), report=False)
+    cell = tmp_path / "run" / "eval" / "01-task0" / "task0"
+    answers = (cell / "predictions.jsonl").stat().st_mtime_ns
+    run(configuration(world, "lora", tmp_path / "run", *words), report=False)
+    assert (cell / "score.json").is_file() and (cell / "predictions.jsonl").stat().st_mtime_ns == answers
+
+
+@pytest.mark.parametrize("device, cores, local, workers", [
+    ("cpu", 16, 1, 0), ("cuda", 16, 1, 8), ("cuda", 16, 4, 4), ("cuda", 4, 8, 1),
+])  # fmt: skip
+def test_workers_by_cores(
+    device: str, cores: int, local: int, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(local))
+    monkeypatch.setattr(cells.os, "sched_getaffinity", lambda _: set(range(cores)))
+    assert cells.automatic_workers(torch.device(device)) == workers

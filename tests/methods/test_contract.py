@@ -175,6 +175,35 @@ def test_batch_of_eight_answers_as_batch_of_one(method: str, dtype: str, finishe
         assert len({tuple(r["routing"].values()) for r in together}) >= 6  # every row really routes on its own
 
 
+@pytest.mark.parametrize(("method", "dtype"), in_both(TESTED))
+def test_decoding_is_upstreams_generate(method: str, dtype: str, finished: Finished, world: Path) -> None:
+    """The same tokens, rows that end early included; in fp32 also where ended rows leave, and with a static cache."""
+    folder = RunFolder(finished[method, dtype])
+    session = Session(folder.config)
+    if session.method.trains:
+        session.restore(folder, len(session.stages) - 1)
+    data, llava = questions(session, world, 1), session.core.llava
+    with session, torch.no_grad():
+        batch = _Collate()([data[i] for i in (0, 1, 5)]) | ({"task": 0} if session.method.oracle else {})
+        batch["ids"] = list("abc")
+
+        def upstream() -> list[list[int]]:
+            ready = session.routed.prepare(batch, False)
+            ids = llava.generate(inputs_embeds=ready["inputs_embeds"], attention_mask=ready["attention_mask"],
+                                 max_new_tokens=8, do_sample=False, num_beams=1, pad_token_id=0)  # fmt: skip
+            return ids.tolist()
+
+        free = upstream()
+        assert session.routed.generate(batch, 8)[0].tolist() == free
+        of_last = set(free[-1])  # who is left alone, where the others say a word that it does not
+        llava.generation_config.eos_token_id = [word for row in free[:-1] for word in row if word not in of_last] or [2]
+        cut = upstream()
+        assert session.routed.generate(batch, 8)[0].tolist() == cut
+        if dtype == "float32":
+            assert session.routed.generate(batch, 8, shrink=True)[0].tolist() == cut
+            assert session.routed.generate(batch, 8, static=True)[0].tolist() == cut
+
+
 @torch.no_grad()
 def first_logits(session: Session, items: list[dict]) -> torch.Tensor:
     """[B, V] fp32: what the first word of each answer is chosen from."""

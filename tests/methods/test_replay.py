@@ -5,7 +5,7 @@ import math
 import pytest
 from datasets import Dataset
 
-from hide_llava.data.records import FEATURES
+from hide_llava.data.records import features
 from hide_llava.methods.base import Context, Task
 from hide_llava.methods.replay import Replay
 from tests.methods.refused import assert_refused
@@ -14,7 +14,7 @@ from tests.methods.refused import assert_refused
 def table(task: int, count: int) -> Dataset:
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     return Dataset.from_list(
-        [{"id": f'"{task}-{i}"', "image": None, "conversations": turns} for i in range(count)], features=FEATURES
+        [{"id": f'"{task}-{i}"', "image": None, "conversations": turns} for i in range(count)], features=features()
     )
 
 

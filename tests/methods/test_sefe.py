@@ -7,7 +7,7 @@ from torch import Tensor
 
 from hide_llava.adapters.key_elements import key_mean, pack, select, unpack
 from hide_llava.data.answer_styles import diversify, templates, understand
-from hide_llava.data.records import FEATURES
+from hide_llava.data.records import features
 from hide_llava.methods.base import Context
 from hide_llava.methods.sefe import Sefe
 from tests.methods.host import assert_near, recorded
@@ -176,7 +176,7 @@ def record(question: str, answer: str, number: int, image: bool = True) -> dict:
 
 
 def table(rows: list[tuple[str, str]]) -> Dataset:
-    return Dataset.from_list([record(q, a, i, i % 3 > 0) for i, (q, a) in enumerate(rows)], features=FEATURES)
+    return Dataset.from_list([record(q, a, i, i % 3 > 0) for i, (q, a) in enumerate(rows)], features=features())
 
 
 def test_a_record_is_understood() -> None:

@@ -74,6 +74,38 @@ def test_text_feature_is_the_pooled_text_tower(world: Path, llava: LlavaForCondi
     assert len({tuple(r) for r in ours.tolist()}) == len(set(TEXTS))
 
 
+def test_a_text_feature_depends_on_the_text_alone(world: Path, llava: LlavaForConditionalGeneration) -> None:
+    """Bit for bit: whatever else is in the batch, whoever asks first and in which precision."""
+    apart = [ClipRoutingEncoder(llava, world / "clip").text([text])[0] for text in TEXTS]
+    encoder = ClipRoutingEncoder(llava, world / "clip").train()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            together = encoder.text(TEXTS[::-1]).flip(0)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(together, torch.stack(apart))
+    assert not together.requires_grad and not encoder.training
+
+
+def test_a_text_is_encoded_once(world: Path, llava: LlavaForConditionalGeneration) -> None:
+    encoder, calls = ClipRoutingEncoder(llava, world / "clip"), []
+    encoder.text_model.register_forward_hook(lambda *_: calls.append(1))
+    first, again = encoder.text(TEXTS), encoder.text(TEXTS[:2])
+    assert len(calls) == len(set(TEXTS)) and torch.equal(first[:2], again)
+    encoder.to(torch.float64)  # elsewhere or of another type: nothing that was kept fits
+    encoder.text(TEXTS[:1])
+    assert len(calls) == len(set(TEXTS)) + 1
+
+
+def test_engines_see_no_encoder(world: Path, tmp_path: Path) -> None:
+    """Processes call a text tower differently often, so none may be divided among them or broadcast."""
+    session = Session(configuration(world, "hide", tmp_path / "run"))
+    known = {*session.routed.parameters(), *session.routed.buffers()}
+    assert session.routed.encoder is not None
+    assert not known & {*session.routed.encoder.parameters(), *session.routed.encoder.buffers()}
+
+
 def test_features_stay_fp32_beside_a_bf16_model(world: Path) -> None:
     model = LlavaForConditionalGeneration.from_pretrained(world / "llava", dtype=torch.bfloat16)
     encoder = ClipRoutingEncoder(model, world / "clip")

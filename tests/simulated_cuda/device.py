@@ -298,7 +298,8 @@ def _patches() -> dict[tuple[Any, str], Any]:
         "get_device_capability": lambda *_: (8, 0), "is_bf16_supported": lambda *_, **__: True,
         "empty_cache": nothing, "mem_get_info": lambda *_: (60 << 30, 80 << 30), "ipc_collect": nothing,
         "get_rng_state": lambda *_: state, "set_rng_state": nothing, "manual_seed": nothing, "manual_seed_all": nothing,
-        "memory_allocated": lambda *_: 0, "max_memory_allocated": lambda *_: 0, "reset_peak_memory_stats": nothing,
+        "memory_allocated": lambda *_: 0, "memory_reserved": lambda *_: 0,
+        "max_memory_allocated": lambda *_: 0, "reset_peak_memory_stats": nothing,
     }  # fmt: skip
     random = {"get_rng_state": lambda *_: state, "set_rng_state": nothing, "get_rng_state_all": lambda: [state],
               "set_rng_state_all": nothing, "manual_seed": nothing, "manual_seed_all": nothing}  # fmt: skip

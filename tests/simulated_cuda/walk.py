@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaForConditionalGeneration as Llava
 from transformers import TrainerCallback
 from transformers.utils import logging
 
@@ -27,6 +26,7 @@ import hide_llava.methods.all  # noqa: F401
 import tests.methods.extra  # noqa: F401
 from hide_llava.config import RunConfig, compose
 from hide_llava.evaluation import cells
+from hide_llava.methods import routed
 from hide_llava.pipeline import run
 from hide_llava.training import run_folder, sequence
 from hide_llava.training.run_folder import RunFolder
@@ -113,18 +113,18 @@ def until_done(config: RunConfig) -> int:
 @contextlib.contextmanager
 def counting(counted: Counted) -> Iterator[None]:
     """Inside the block training steps, batches of answers and decoded tokens are counted."""
-    build_trainer, answer_batch, upstream = sequence.build_trainer, cells.answer_batch, Llava.generate
-    decoding = [0, 0]  # waits inside upstream's generate, tokens
+    build_trainer, answer_batch, greedy = sequence.build_trainer, cells.answer_batch, routed.greedy
+    decoding = [0, 0]  # waits of decoding, tokens
 
     def build(*args: Any) -> Any:
         trainer, callback = build_trainer(*args)
         trainer.add_callback(_Steps(counted))
         return trainer, callback
 
-    def generate(*args: Any, **kwargs: Any) -> Any:
+    def decode(*args: Any, **kwargs: Any) -> Any:
         before = device.waits.copy()
-        result = upstream(*args, **kwargs)
-        decoding[:] = [(device.waits - before).total(), result.shape[1]]
+        result = greedy(*args, **kwargs)
+        decoding[:] = [(device.waits - before).total(), max(map(len, result))]
         return result
 
     def answer(*args: Any) -> list[dict]:
@@ -134,11 +134,11 @@ def counting(counted: Counted) -> Iterator[None]:
         counted.batches.append({"waits": counted.during("batch", before) - waits, "a token": waits / tokens})
         return rows
 
-    sequence.build_trainer, cells.answer_batch, Llava.generate = build, answer, generate
+    sequence.build_trainer, cells.answer_batch, routed.greedy = build, answer, decode
     try:
         yield
     finally:
-        sequence.build_trainer, cells.answer_batch, Llava.generate = build_trainer, answer_batch, upstream
+        sequence.build_trainer, cells.answer_batch, routed.greedy = build_trainer, answer_batch, greedy
 
 
 def ids(file: Path) -> list[list[int]]:
