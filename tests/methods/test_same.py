@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hide_llava.adapters.fused import source
 from hide_llava.adapters.route import Route
 from hide_llava.adapters.spectrum import Spectrum, leading
 from hide_llava.adapters.token_gates import product_of_sums
@@ -332,9 +333,9 @@ def test_measured_on_the_data() -> None:
 
 def test_linears_with_one_input_share_a_basis() -> None:
     home = "model.language_model.layers.3"
-    assert Same.source(f"{home}.mlp.up_proj") == f"{home}.mlp.gate_proj" == Same.source(f"{home}.mlp.gate_proj")
-    assert Same.source(f"{home}.self_attn.v_proj") == f"{home}.self_attn.q_proj"
-    assert Same.source(f"{home}.mlp.down_proj") == f"{home}.mlp.down_proj"
+    assert source(f"{home}.mlp.up_proj") == f"{home}.mlp.gate_proj" == source(f"{home}.mlp.gate_proj")
+    assert source(f"{home}.self_attn.v_proj") == f"{home}.self_attn.q_proj"
+    assert source(f"{home}.mlp.down_proj") == f"{home}.mlp.down_proj"
 
 
 # ------------------------------------------------------------------------------------------------- size, configuration
