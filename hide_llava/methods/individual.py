@@ -7,12 +7,9 @@ base weights while its questions are answered, so that a token costs what the ba
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 
 from hide_llava.methods.base import Features, Route, register
-from hide_llava.methods.cost import Cost
 from hide_llava.methods.experts import IndependentExperts
 
 
@@ -20,9 +17,6 @@ from hide_llava.methods.experts import IndependentExperts
 class Individual(IndependentExperts):
     name = "individual"
     oracle = True
-
-    def cost(self) -> Cost:
-        return replace(super().cost(), live=self.core.size(self.adapter))
 
     def prepare_inference(self) -> None:
         super().prepare_inference()

@@ -73,11 +73,34 @@ def test_the_same_function_as_pefts_layers(name: str, answers: Callable) -> None
 
 @pytest.mark.parametrize("name", METHODS)
 def test_as_exact_in_bf16(name: str, answers: Callable) -> None:
-    """The distance of bf16 logits from those in fp32, against that of peft's layers."""
+    """The distance of bf16 logits from those in fp32, against that of peft's layers. `individual` folds: its sum W + Δ is
+    rounded once more, as that of every folded method."""
     exact = answers(name, "float32")["wrapped"][0]
     half = answers(name, "bfloat16")
     wrapped, fused = ((half[kind][0] - exact).norm() for kind in ("wrapped", "fused"))
-    assert fused <= 1.05 * wrapped
+    assert fused <= (1.1 if name == "individual" else 1.05) * wrapped  # one draw: ± 5 %
+
+
+@pytest.mark.parametrize("kind", ["trained", "concatenated"])
+def test_every_linear_is_as_exact_in_bf16(kind: str, build: Callable[..., Core]) -> None:
+    """Adapters in fp32 as they are trained, or side by side in the base's bf16: the error of all linears, against fp64."""
+    core = build(4, 4, dtype=torch.bfloat16)
+    name = "e0" if kind == "trained" else "routed"
+    core.concatenate("routed", ["e0", "e1"], [0, 1, 2])
+    gate = torch.rand(8 if kind == "concatenated" else 4)
+    layers, errors = list(core.layers(name)), {}
+    core.follow(Route([name], {name: gate}))
+    for fused in (False, True):
+        if fused:
+            core.fuse()
+        total = 0.0
+        for i, (path, _, layer) in enumerate(layers):
+            x = torch.randn(200, 1, layer.in_features, generator=torch.Generator().manual_seed(i)).bfloat16()
+            a, b, w = (m.weight.double() for m in (layer.lora_A[name], layer.lora_B[name], layer.get_base_layer()))
+            exact = x.double() @ w.T + layer.scaling[name] * (x.double() @ a.T * gate.double()) @ b.T
+            total += float((core.llava.get_submodule(path)(x).double() - exact).square().sum().detach())
+        errors[fused] = total**0.5
+    assert errors[True] <= 1.001 * errors[False]
 
 
 @pytest.mark.parametrize("name", ["branchlora", "smolora", "moelora"])
