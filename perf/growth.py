@@ -15,7 +15,7 @@ state        bytes of gradients and AdamW's moments
 decode       `RoutedLlava.generate` of one batch after folding
 route        `method.route` on given features, 20 calls
 gates        bytes of the route's gates
-fold         `prepare_inference` (fusion=delta_sum);  kept: bytes of the original weights and of the gated top layer
+fold         `prepare_inference` and `fuse` (fusion=delta_sum);  kept: bytes of the original weights and of the gated top layer
 restore      unfold, then every expert from its folder (reading a stage);  add: a new task's adapter
 checkpoint   `save_trained`: time (predicted: by number of tensors) and bytes;  stage: bytes of `Session.save_stage`
 """
@@ -151,7 +151,12 @@ class Folded:
 
     def fold(self) -> tuple[float, float]:
         self.core.unfold()
-        return clocks(self.method.prepare_inference, "cpu")
+        return clocks(self.prepare, "cpu")
+
+    def prepare(self) -> None:
+        """As `with session:` does it."""
+        self.method.prepare_inference()
+        self.core.fuse()
 
     def restore(self) -> None:
         self.core.unfold()

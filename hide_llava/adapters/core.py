@@ -18,6 +18,7 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from hide_llava.adapters import peft_folder
 from hide_llava.adapters.folding import ENOUGH, Factors, Folds, low_rank
+from hide_llava.adapters.fused import FusedLayers
 from hide_llava.adapters.peft_folder import replace_values
 from hide_llava.adapters.route import Route
 from hide_llava.adapters.spec import TARGETS, LoraSpec
@@ -40,6 +41,8 @@ class Core:
         self.folds = Folds()
         self._folded: dict[str, LoraLayer] = {}  # module name → peft layer whose base weight holds the fold
         self._standing: list[str] = []  # what could not be folded: adapters that are active whatever the route says
+        self._fused: FusedLayers | None = None  # while it answers: what stands for peft's layers
+        self.answering = False  # between `fuse` and `unfold`
         self.kept: dict[str, float] = {}  # module name → share of its update that the folded weight would hold
 
     # ---- what there is -------------------------------------------------------------------------------------------
@@ -190,15 +193,20 @@ class Core:
             layer._active_adapter = list(active)
         self.peft.base_model.active_adapter = list(active)
         self._active = list(active)
+        if self.answering:
+            self._fused = self._fused or FusedLayers(self, self._all_layers())
+            for path, module in self._fused(active).items():
+                self.llava.set_submodule(path, module)
+            return
         for path, layer in self._folded.items():  # without an active adapter peft's wrapper only costs time
             idle = not any(name in layer.lora_A for name in active)
             self.llava.set_submodule(path, layer.get_base_layer() if idle else layer)
 
     def _wrap(self) -> None:
-        """Put peft's wrappers back on folded layers; the next `follow` decides anew."""
-        for path, layer in self._folded.items():
+        """Put peft's wrappers back where something else stands for them; the next `follow` decides anew."""
+        for path, layer in (self._folded if self._fused is None else self._fused.layers).items():
             self.llava.set_submodule(path, layer)
-        self._active = None
+        self._active = self._fused = None
 
     def _hook(self, name: str) -> None:
         """Put the gate of adapter `name` between its A and B, reading the route at call time."""
@@ -298,13 +306,34 @@ class Core:
         self._restore(flags)
         self._active = self._lora_layers = None
 
+    def fuse(self) -> None:
+        """From now until `unfold` nothing trains: active adapters are computed without peft's wrapper (fused.py), and
+        linears without one stand for themselves. After `fold` and `concatenate`."""
+        self._wrap()
+        self.answering = True
+        self.follow(self.route)
+
+    def refold(self, names: list[str], weights: list[float], mode: str, skip_layers: list[int]) -> None:
+        """`fold` in place of all that was folded before (no names: nothing is); answering goes on."""
+        answering = self.answering
+        self._unfold(keep=True)
+        if names:
+            self.fold(names, weights, mode, skip_layers)
+        if answering:
+            self.fuse()
+
     def unfold(self) -> None:
         """Back to the untouched base weights, bit for bit, and no concatenated adapters."""
+        self._unfold(keep=False)
+
+    def _unfold(self, keep: bool) -> None:
+        """`keep`: the copies of the original weights are needed again."""
         self._wrap()
+        self.answering = False
         self._folded.clear()
         self._standing.clear()
         self.kept.clear()
-        self.folds.unfold()
+        self.folds.unfold(keep)
         self.follow(Route())
         for name in [n for n in self.names() if n.startswith("routed")]:
             self.delete(name)

@@ -105,8 +105,10 @@ class Folds:
                 weight.copy_(folded)
         return share
 
-    def unfold(self) -> None:
+    def unfold(self, keep: bool = False) -> None:
+        """The original weights again; `keep`: their copies stay, for the next fold."""
         with torch.no_grad():
             for layer, original in self._kept.items():
                 layer.get_base_layer().weight.copy_(original)
-        self._kept.clear()
+        if not keep:
+            self._kept.clear()

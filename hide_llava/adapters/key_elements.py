@@ -6,6 +6,9 @@ the authors keep them, take 2.1 GB per task).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
@@ -40,7 +43,46 @@ def key_mean(a: Tensor, b: Tensor, masks: list[Tensor]) -> Tensor:
     def mean(a: Tensor, b: Tensor) -> Tensor:
         with torch.autocast(a.device.type, enabled=False):
             update = (b @ a).abs().flatten()
-            times = torch.stack([unpack(mask, len(update)) for mask in masks]).sum(0)
+            times = unpack(masks[0], len(update))
+            for mask in masks[1:]:
+                times = times.to(torch.uint8) + unpack(mask, len(update))  # at most one of each task
             return (update * times).sum() / times.sum().clamp_min(1)
 
     return checkpoint(mean, a, b, use_reentrant=False, preserve_rng_state=False)
+
+
+class OncePerStep:
+    """A term of the loss that depends on parameters alone: value and gradient are computed once, for all micro-batches
+    of an optimizer step, until `forget` or until a parameter has another value.
+
+    Every call returns the term with the gradient that computing it again would give.
+    """
+
+    def __init__(self) -> None:
+        self.made: tuple[Any, Tensor, tuple[Tensor, ...]] | None = None
+
+    def forget(self) -> None:
+        self.made = None
+
+    def __call__(self, parameters: list[Tensor], compute: Callable[[], Tensor], *settings: Any) -> Tensor:
+        """The scalar `compute()` of `parameters` and `settings`; without gradients it is computed as it stands."""
+        if not torch.is_grad_enabled() or not all(p.requires_grad for p in parameters):
+            return compute()
+        state = (settings, [(id(p), p.data_ptr(), p._version) for p in parameters])
+        if self.made is None or self.made[0] != state:
+            value = compute()
+            self.made = (state, value.detach(), torch.autograd.grad(value, parameters))
+        return _WithGradient.apply(self.made[1], self.made[2], *parameters)
+
+
+class _WithGradient(torch.autograd.Function):
+    """A known value whose gradient with respect to the parameters is known too."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: tuple[Tensor, ...], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, outer: Tensor) -> tuple[Tensor | None, ...]:
+        return (None, None, *(outer * g for g in ctx.gradients))

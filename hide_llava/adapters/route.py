@@ -4,12 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor, nn
 
 RankMap = Callable[[Tensor], Tensor]  # u = A x [B, n, r] → what B is applied to instead, of the same shape
 # gate(layer name, peft LoRA layer, its input x [B, n, d_in]) → tensor broadcastable to u, or a map of u
 TokenGate = Callable[[str, nn.Module, Tensor], Tensor | RankMap]
+# (x [B, n, d_in], u [B, n, L, r], what the gate reads of x [B, n, L, e] or None) → gated u, for L linears with the same input
+Apply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+class BoundGate:
+    """A token gate that also says how it is computed for several linears at once, when nothing is trained (fused.py).
+
+    Called like any gate it is one linear's. `reads`: it needs a product with the input, which is taken together with A x.
+    """
+
+    reads: bool = False
+
+    def __call__(self, path: str, layer: nn.Module, x: Tensor) -> Tensor | RankMap:
+        raise NotImplementedError
+
+    def rows(self, path: str) -> Tensor:
+        """[e, d_in] that the input of linear `path` is multiplied with; the same object at every call."""
+        raise NotImplementedError
+
+    def bind(self, members: list[tuple[str, Any]]) -> Apply:
+        """The gate of the linears `members` (module name, peft layer), which read the same input."""
+        raise NotImplementedError
 
 
 @dataclass

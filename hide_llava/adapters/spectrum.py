@@ -22,17 +22,36 @@ class Spectrum:
 
     def add(self, x: Tensor, weight: float = 1.0) -> None:
         """Take in x [n, d], each row as if it had come `weight` times."""
+        add_all([self], [x], weight)
+
+    def _columns(self, x: Tensor, weight: float) -> Tensor:
+        """[d, K + n] fp64, whose Gram matrix has the eigenvalues of (α V Σ Vᵀ + Σ_j x_j x_jᵀ)."""
         columns = x.detach().double().T * weight**0.5
-        before, added = self.count * self.energy, float(columns.square().sum())
         if self.count:
             columns = torch.cat([self.basis.double() * (self.values.double() * self.count).sqrt(), columns], 1)
-        squares, vectors = torch.linalg.eigh(columns.T @ columns)  # the Gram matrix has the covariance's eigenvalues
+        return columns
+
+    def _take(self, columns: Tensor, squares: Tensor, vectors: Tensor, weight: float, added: float) -> None:
+        before = self.count * self.energy
         squares, vectors = squares.flip(0)[: self.components], vectors.flip(1)[:, : self.components]
         squares = torch.where(squares > 1e-10 * squares[0], squares, 0.0)
-        self.count += weight * len(x)
+        self.count += weight
         self.energy = (before + added) / self.count
         self.basis = (columns @ vectors * torch.where(squares > 0, squares.rsqrt(), 0.0)).float()
         self.values = (squares / self.count).float()
+
+
+def add_all(spectra: list[Spectrum], rows: list[Tensor], weight: float = 1.0) -> None:
+    """`add` to many spectra: one batch of eigenproblems where they have the same size, and one wait for the device."""
+    columns = [spectrum._columns(x, weight) for spectrum, x in zip(spectra, rows)]
+    added = torch.stack([weight * x.detach().double().square().sum() for x in rows]).tolist()
+    of_size: dict[int, list[int]] = {}
+    for i, part in enumerate(columns):
+        of_size.setdefault(part.shape[1], []).append(i)
+    for places in of_size.values():
+        squares, vectors = torch.linalg.eigh(torch.stack([columns[i].T @ columns[i] for i in places]))
+        for i, values, basis in zip(places, squares, vectors):
+            spectra[i]._take(columns[i], values, basis, weight * len(rows[i]), added[i])
 
 
 def leading(values: Tensor, share: float, energy: float | None = None) -> int:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import one_hot
 
 from hide_llava.adapters.core import Core
+from hide_llava.adapters.route import Apply, BoundGate, RankMap, TokenGate
 from hide_llava.data.conversation import IGNORE
 
 
@@ -31,6 +32,11 @@ def product_of_sums(weights: Tensor, u: Tensor) -> Tensor:
     weights = weights.unsqueeze(-1)
     mixed = (weights * u.unflatten(-1, (weights.shape[-2], -1))).sum(-2, keepdim=True)
     return (weights * mixed).flatten(-2)
+
+
+def weighted(weights: Tensor, u: Tensor) -> Tensor:
+    """Expert weights [..., E] and u = A x [..., E·k] → (weights ⊗ 1_k) ⊙ u, [..., E·k]."""
+    return (u.unflatten(-1, (weights.shape[-1], -1)) * weights.unsqueeze(-1)).flatten(-2)
 
 
 def straight_through(logits: Tensor) -> Tensor:
@@ -94,3 +100,50 @@ class PromptView:
     def first(self, x: Tensor) -> Tensor:
         """x [B, n, d] → [B, d] fp32 of each row's first token."""
         return x[torch.arange(len(x), device=x.device), self.mask.long().argmax(1)].float()
+
+
+class Mixture(BoundGate):
+    """Weights of experts for every token, made of one product with the linear's input.
+
+    alone: the gate of one linear. read: linear → [E, d_in] fp32, the same object at every call. weigh: linears → a map of
+    (their input x [B, n, d_in], the products [B, n, L, E]) to weights [B, n, L, E]. combine: (weights, u) → gated u.
+    """
+
+    reads = True
+
+    def __init__(
+        self,
+        alone: TokenGate,
+        read: Callable[[str], Tensor],
+        weigh: Callable[[list[str]], Callable[[Tensor, Tensor], Tensor]],
+        combine: Callable[[Tensor, Tensor], Tensor] = weighted,
+    ):
+        self.alone, self.rows, self.weigh, self.combine = alone, read, weigh, combine
+
+    def __call__(self, path: str, layer: nn.Module, x: Tensor) -> Tensor | RankMap:
+        return self.alone(path, layer, x)
+
+    def bind(self, members: list[tuple[str, Any]]) -> Apply:
+        weigh, combine = self.weigh([path for path, _ in members]), self.combine
+        return lambda x, u, read: combine(weigh(x, read), u)
+
+
+class OfPrompt(BoundGate):
+    """Weights of experts that are decided from the prompt and hold for the whole answer: `weigh(path, x)` → [B, E]."""
+
+    def __init__(self, weigh: Callable[[str, Tensor], Tensor], rank: int):
+        self.weigh, self.rank = weigh, rank
+
+    def __call__(self, path: str, layer: nn.Module, x: Tensor) -> Tensor:
+        return per_rank(self.weigh(path, x), self.rank)
+
+    def bind(self, members: list[tuple[str, Any]]) -> Apply:
+        held: list[Tensor] = []
+
+        def apply(x: Tensor, u: Tensor, read: Tensor | None) -> Tensor:
+            if not held:
+                gates = [self(path, layer, x) for path, layer in members]
+                held.append(torch.stack(gates, 1).unsqueeze(1).to(u.dtype))  # [B, 1, L, r]
+            return u * held[0]
+
+        return apply

@@ -11,7 +11,7 @@ for every sample, the K chosen branches get proportional gradients, stay equal u
 A goes on training, as in the paper. Without an image only the text keys count.
 
 No public code was at hand; the paper's summaries leave these open, and this is how we close them: the number of branches
-frozen per task (one; the last free one never), ties, the keys' learning rate, one dropout mask per branch.
+frozen per task (one; the last free one never), ties, the keys' learning rate, one dropout mask for all branches.
 State: N adapters that share A (each stores a copy), one router and two keys per task, the frozen set.
 """
 
@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, one_hot
 
 from hide_llava.adapters.observe import from_main, observe
-from hide_llava.adapters.token_gates import PromptView, Routers, per_rank, top_k_softmax
+from hide_llava.adapters.token_gates import OfPrompt, PromptView, Routers, top_k_softmax
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.lora import SequentialLora
@@ -59,6 +59,30 @@ class OncePerInput:
         if self.last[0] != path or self.last[1] is not x:
             self.last = (path, x, self.compute(path, x))
         return self.last[2]
+
+
+class SharedDropout(nn.Dropout):
+    """Dropout of the input that the N branches of one linear read: one mask and one copy of it, not N of them.
+
+    The copy is let go when all have asked for it.
+    """
+
+    def __init__(self, p: float, branches: int):
+        super().__init__(p)
+        self.branches, self.left = branches, 0
+        self.x = self.dropped = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.x is not x:
+            dropped, device = super().forward(x), x.device.type
+            if torch.is_autocast_enabled(device):  # as A would cast it, once instead of N times
+                dropped = dropped.to(torch.get_autocast_dtype(device))
+            self.x, self.dropped, self.left = x, dropped, self.branches
+        dropped = self.dropped
+        self.left -= 1
+        if not self.left:
+            self.x = self.dropped = None
+        return dropped
 
 
 @register
@@ -94,8 +118,10 @@ class BranchLora(SequentialLora):
         for name in self.branches:
             self.core.add(name, self.config)
         for _, _, layer in self.core.layers(self.adapter):
+            dropout = SharedDropout(self.config.dropout, len(self.branches)) if self.config.dropout else nn.Identity()
             for name in self.branches:
                 layer.lora_A[name] = layer.lora_A[self.adapter]  # one module, so it stays one after loading
+                layer.lora_dropout[name] = dropout
         self.places = {path: i for i, (path, _, _) in enumerate(self.core.layers(self.adapter))}
         self.frozen = torch.zeros(len(self.places), len(self.branches), dtype=torch.bool, device="cpu")
         self.learned: list[int] = []  # finished tasks and the current one
@@ -164,7 +190,7 @@ class BranchLora(SequentialLora):
             return Route(list(self.branches), {n: partial(self.gate, i, weigh) for i, n in enumerate(self.branches)})
         reported = {f"task-{t + 1:02d}": w for t, w in zip(known, one_hot(chosen, len(known)).float().T)}
         rank = self.config.rank * len(self.branches)
-        return Route(["routed"], {"routed": lambda path, _, x: per_rank(weigh(path, x), rank)}, weights=reported)
+        return Route(["routed"], {"routed": OfPrompt(weigh, rank)}, weights=reported)
 
     def weights(self, prompt: PromptView, known: list[int], chosen: Tensor, path: str, x: Tensor) -> Tensor:
         """g [B, N] of each row by the router of its chosen task."""

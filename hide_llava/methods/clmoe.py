@@ -20,6 +20,7 @@ Differences from published code and the option that restores them (no public cod
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar
@@ -28,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from hide_llava.adapters.observe import from_main, observe
-from hide_llava.adapters.token_gates import per_rank
+from hide_llava.adapters.token_gates import Mixture, per_rank
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.moelora import MoELora
@@ -139,7 +140,17 @@ class ClMoe(MoELora):
         if train or self.config.reference == "script":
             return super().route(batch, features, train)
         tasks = [batch["task"]] if self.oracle else sorted(self.usage)
-        return Route([self.adapter], {self.adapter: partial(self.dual_gate, self.task_gates(tasks))})
+        of_task = self.task_gates(tasks)
+        gate = Mixture(
+            partial(self.dual_gate, of_task), self.modules["router"].weight, partial(self.weigh_dual, of_task)
+        )
+        return Route([self.adapter], {self.adapter: gate})
+
+    def weigh_dual(self, task_gates: Tensor, paths: list[str]) -> Callable[[Tensor, Tensor], Tensor]:
+        """As `dual_gate`, of the router's logits [..., L, E] for the linears `paths`."""
+        beta = self.config.beta
+        constant = (1 - beta) * task_gates[[self.places[path] for path in paths]]
+        return lambda x, logits: torch.add(constant, logits.softmax(-1), alpha=beta)
 
     def dual_gate(self, task_gates: Tensor, path: str, layer: nn.Module, x: Tensor) -> Tensor:
         beta, of_task = self.config.beta, task_gates[self.places[path]]

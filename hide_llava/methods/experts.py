@@ -97,7 +97,7 @@ class IndependentExperts(TaskExperts):
             self.core.projectors[self.adapter] = self.core.projector_state()
 
     def prepare_inference(self) -> None:
-        """Nothing is folded: the expert changes with the question. What no expert answers has the base's projector."""
+        """Nothing is folded yet: the expert changes with the question. What no expert answers has the base's projector."""
         if self.config.projector == "per_task":
             self.core.load_projector(self.initial_projector)
 

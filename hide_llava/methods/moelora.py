@@ -12,6 +12,7 @@ router reads the dropped-out input: equal to ours only without dropout.)
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -19,7 +20,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from hide_llava.adapters.route import RankMap
-from hide_llava.adapters.token_gates import Routers, per_rank, product_of_sums
+from hide_llava.adapters.token_gates import Mixture, Routers, per_rank, product_of_sums, weighted
 from hide_llava.methods.base import Features, Route, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.lora import SequentialLora
@@ -64,7 +65,15 @@ class MoELora(SequentialLora):
         return per_rank(weights, self.config.rank)
 
     def route(self, batch: dict, features: Features, train: bool) -> Route:
-        return Route([self.adapter], {self.adapter: self.gate})
+        if train:
+            return Route([self.adapter], {self.adapter: self.gate})
+        combine = product_of_sums if self.config.reference == "prism" else weighted
+        gate = Mixture(self.gate, self.modules["router"].weight, self.weigh, combine)
+        return Route([self.adapter], {self.adapter: gate})
+
+    def weigh(self, paths: list[str]) -> Callable[[Tensor, Tensor], Tensor]:
+        """Of the router's logits [..., L, E], for the linears `paths`."""
+        return lambda x, logits: logits.softmax(-1)
 
     def cost(self) -> Cost:
         routers = sum(p.numel() for p in self.modules["router"].parameters())

@@ -27,15 +27,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hide_llava.adapters.fused import source
 from hide_llava.adapters.observe import from_main, observe
-from hide_llava.adapters.spectrum import Spectrum, leading
+from hide_llava.adapters.spectrum import Spectrum, add_all, leading
 from hide_llava.adapters.token_gates import per_rank
 from hide_llava.methods.base import Context, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.moelora import MoELora
 from hide_llava.values import above_zero, at_least, between, one_of
-
-SAME_INPUT = {"k_proj": "q_proj", "v_proj": "q_proj", "up_proj": "gate_proj"}  # these linears read the same x
 
 
 def router_factors(values: Tensor, window: int, low: float, high: float) -> Tensor:
@@ -92,12 +91,7 @@ class Same(MoELora):
         self.importance = torch.zeros(shape, dtype=torch.float64, device=self.core.llava.device)  # Σ over past tasks
         self.training = torch.ones(shape, dtype=torch.bool, device=self.core.llava.device)  # not frozen in this task
         self.steps: list[tuple[torch.nn.Parameter, Tensor]] = []  # parameters before the optimizer's step
-
-    @staticmethod
-    def source(path: str) -> str:
-        """The linear under whose name the inputs of `path` are kept."""
-        home, _, name = path.rpartition(".")
-        return f"{home}.{SAME_INPUT.get(name, name)}"
+        self.factors: dict[str, tuple[Tensor, ...]] = {}  # of `shaping`
 
     # ---- at task boundaries ------------------------------------------------------------------------------------------
     def before_task(self, task: Task, context: Context) -> None:
@@ -116,19 +110,33 @@ class Same(MoELora):
         records = len(context.train_data)
         weight = records / min(records, self.config.samples)  # of a sampled record: it stands for so many
 
+        pending: dict[str, Tensor] = {}  # inputs of the record that is being seen, of which C is made together
+        now: list[dict] = []
+
+        def take() -> None:
+            add_all([self.spectra.setdefault(p, Spectrum(self.config.components)) for p in pending],
+                    list(pending.values()), weight)  # fmt: skip
+            pending.clear()
+
         def see(path: str, x: Tensor, batch: dict) -> None:
+            if path in pending or (pending and batch is not now[0]):
+                take()
+            now[:] = [batch]
             x, i = x.flatten(0, 1).float(), places[path]
             weights = self.expert_weights(path, x).double()
             used[i] += weights.sum(0)
             energy[i] += (weights * x.double().square().sum(-1, keepdim=True)).sum(0)
             seen[i] += len(x)
-            if learn and self.source(path) == path:
+            if learn and source(path) == path:
                 rows = torch.linspace(0, len(x) - 1, min(self.config.tokens, len(x)), device=x.device).long()
-                self.spectra.setdefault(path, Spectrum(self.config.components)).add(x[rows], weight)
+                pending[path] = x[rows]
 
         observe(self.core, self.adapter, context, self.config.samples, task.index, see)
+        if pending:
+            take()
         sums = torch.tensor([[s.count, s.energy] for s in self.spectra.values()], dtype=torch.float64, device=used.device)
         from_main(used, energy, seen, sums, *(t for s in self.spectra.values() for t in (s.basis, s.values)))
+        self.factors = {}
         for spectrum, (count, trace) in zip(self.spectra.values(), sums.tolist()):
             spectrum.count, spectrum.energy = count, trace
         return used / seen, energy / seen
@@ -142,15 +150,24 @@ class Same(MoELora):
     # ---- every step --------------------------------------------------------------------------------------------------
     def shaped(self, path: str, router: Tensor, a: Tensor) -> tuple[Tensor, Tensor]:
         """Changes of W_G [E, d] and A [r, d] → what the formulas make of them; as they are before the second task."""
-        spectrum = self.spectra.get(self.source(path))
+        spectrum = self.spectra.get(source(path))
         if spectrum is None:
             return router, a
+        _, basis, router_gains, expert_gains = self.shaping(source(path), spectrum)
+        return rescale(router, basis, router_gains, 1.0), rescale(a, basis, expert_gains, 1 / self.config.mu)
+
+    def shaping(self, key: str, spectrum: Spectrum) -> tuple[Tensor, ...]:
+        """(Σ, V, g(Σ), (Σ + μ I)^{-1}) of the directions in use: the same for a whole task, so computed once."""
+        known = self.factors.get(key)
+        if known is not None and known[0] is spectrum.values:
+            return known
         prism, mu = self.config.reference == "prism", self.config.mu
         k = leading(spectrum.values, self.config.energy, None if prism else spectrum.energy)
         basis, values = spectrum.basis[:, :k], spectrum.values[:k]
         values = values.sqrt() if prism else values
         factors = router_factors(values, self.config.window, *((0.8, 1.2) if prism else (0.0, 1.0)))
-        return rescale(router, basis, factors, 1.0), rescale(a, basis, 1 / (values + mu), 1 / mu)
+        self.factors[key] = (spectrum.values, basis, factors, 1 / (values + mu))
+        return self.factors[key]
 
     def on_gradients(self, step: int) -> None:
         self.steps = []
@@ -165,7 +182,7 @@ class Same(MoELora):
     def after_step(self, step: int) -> None:
         for i, (path, _, _) in enumerate(self.layers):
             (router, router_before), (a, a_before), (b, b_before) = self.steps[3 * i : 3 * i + 3]
-            if self.config.applies_to == "update" and self.source(path) in self.spectra:
+            if self.config.applies_to == "update" and source(path) in self.spectra:
                 changes = self.shaped(path, router - router_before, a - a_before)
                 router.copy_(router_before + changes[0])
                 a.copy_(a_before + changes[1])
@@ -179,7 +196,7 @@ class Same(MoELora):
         limit = self.config.samples
         after = Pass(f"{limit} records of the task, for its inputs", "task", records=of_task(limit))
         before = replace(after, what=f"{limit} records, for what to freeze", later=True)
-        inputs = [layer.in_features for path, _, layer in self.layers if self.source(path) == path]
+        inputs = [layer.in_features for path, _, layer in self.layers if source(path) == path]
         spectra = sum(4 * self.config.components * (width + 1) for width in inputs)
         state = {"principal directions of the inputs, fp32": spectra, "use of the experts": 9 * self.importance.numel()}
         return replace(super().cost(), passes=(after, before), state=state)
@@ -194,7 +211,7 @@ class Same(MoELora):
     def load_state(self, state: dict[str, Any]) -> None:
         device = self.core.llava.device
         self.importance, self.training = state["importance"].to(device), state["training"].to(device)
-        self.spectra = {}
+        self.spectra, self.factors = {}, {}
         for path, (count, energy) in state["sums"].items():
             spectrum = self.spectra[path] = Spectrum(self.config.components)
             spectrum.count, spectrum.energy = count, energy

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hide_llava.adapters.key_elements import key_mean, pack, select
+from hide_llava.adapters.key_elements import OncePerStep, key_mean, pack, select
 from hide_llava.data.answer_styles import diversify
 from hide_llava.methods.base import Context, Features, Task, register
 from hide_llava.methods.cost import Cost
@@ -51,6 +51,7 @@ class Sefe(SummedExperts):
 
     def setup(self) -> None:
         super().setup()
+        self.term = OncePerStep()
         self.keys: dict[str, list[Tensor]] = {}  # linear → packed masks: one of all tasks (authors: one of each)
 
     def train_data(self, task: Task, records: Any, context: Context) -> Any:
@@ -63,12 +64,21 @@ class Sefe(SummedExperts):
             return {}
         expert = self.adapter
         linears = list(self.core.layers(expert))
-        means = [key_mean(m.lora_A[expert].weight, m.lora_B[expert].weight, self.keys[path]) for path, _, m in linears]
         divisor = 224 if self.config.reference == "authors" else len(linears)
-        return {"key_elements": self.config.strength * torch.stack(means).sum() / divisor}
+
+        def term() -> Tensor:
+            means = [key_mean(m.lora_A[expert].weight, m.lora_B[expert].weight, self.keys[path]) for path, _, m in linears]
+            return self.config.strength * torch.stack(means).sum() / divisor
+
+        masks = sum(map(len, self.keys.values()))
+        return {"key_elements": self.term(self.core.parameters_of(expert), term, divisor, self.config.strength, masks)}
+
+    def after_step(self, step: int) -> None:
+        self.term.forget()
 
     @torch.no_grad()
     def after_task(self, task: Task, context: Context) -> None:
+        self.term.forget()
         expert = self.adapter
         for path, _, layer in self.core.layers(expert):
             mask = pack(select(layer.lora_A[expert].weight, layer.lora_B[expert].weight, self.config.fraction))

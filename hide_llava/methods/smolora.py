@@ -20,6 +20,7 @@ The reference also puts experts on the projector and draws one dropout mask per 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -32,10 +33,11 @@ from torch.utils.data import Subset
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.observe import from_main, sample
 from hide_llava.adapters.route import RankMap
-from hide_llava.adapters.token_gates import PromptView, Routers, per_rank, straight_through
+from hide_llava.adapters.token_gates import Mixture, PromptView, Routers, per_rank, straight_through
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.lora import SequentialLora
+from hide_llava.precision import full_precision
 from hide_llava.values import at_least, one_of, rule
 
 
@@ -71,6 +73,7 @@ class SMoLora(SequentialLora):
 
     def setup(self) -> None:
         self.current = 0
+        self.scores: dict[str, Tensor] = {}  # of `score_rows`
         self.instructions: dict[int, Tensor] = {}  # task → mean embedding, for the oracle
         self.core.add(self.adapter, self.config)
         self.modules["visual"] = Routers(self.core, self.adapter, self.config.experts // 2)
@@ -108,15 +111,48 @@ class SMoLora(SequentialLora):
         if self.oracle:
             task = self.current if train else batch["task"]
             embedding = self.instructions[task].expand(len(embedding), -1)
-        gate = partial(self.gate, PromptView(batch, train), embedding)
+        prompt = PromptView(batch, train)
+        gate = partial(self.gate, prompt, embedding)
+        if not train:
+            gate = Mixture(gate, self.score_rows, partial(self.weigh, prompt, embedding))
         return Route([self.adapter], {self.adapter: gate})
 
     def gate(self, prompt: PromptView, embedding: Tensor, path: str, layer: nn.Module, x: Tensor) -> RankMap:
-        if self.config.pool == "call":
-            hard = self.choices(path, x.float().mean(1), embedding)
-        else:
-            hard = prompt.once(path, lambda: self.choices(path, prompt.mean(x), embedding))
+        hard = self.decide(prompt, embedding, path, x)
         return partial(self.fuse, path, layer, per_rank(hard, self.config.rank).unsqueeze(1))
+
+    def decide(self, prompt: PromptView, embedding: Tensor, path: str, x: Tensor) -> Tensor:
+        """[B, E]: the two experts of each row."""
+        if self.config.pool == "call":
+            return self.choices(path, x.float().mean(1), embedding)
+        return prompt.once(path, lambda: self.choices(path, prompt.mean(x), embedding))
+
+    def score_rows(self, path: str) -> Tensor:
+        """[E, d_in]: s f B_i A_i of every expert i, f the head of its half, so that its score is one product with x.
+
+        Made once for an inference (`prepare_inference`): nothing of it trains there.
+        """
+        if path not in self.scores:
+            with torch.no_grad(), full_precision():
+                _, _, layer = next(found for found in self.core.layers(self.adapter) if found[0] == path)
+                a, b = (p.weight.float() for p in (layer.lora_A[self.adapter], layer.lora_B[self.adapter]))
+                experts, heads = self.config.experts, self.modules["fusion"].weight(path)
+                halves = heads.repeat_interleave(experts // 2, 0).unsqueeze(1)  # [E, 1, d_out]
+                of_experts = layer.scaling[self.adapter] * halves @ b.unflatten(1, (experts, -1)).transpose(0, 1)
+                self.scores[path] = (of_experts @ a.unflatten(0, (experts, -1))).squeeze(1)
+        return self.scores[path]
+
+    def weigh(self, prompt: PromptView, embedding: Tensor, paths: list[str]) -> Callable[[Tensor, Tensor], Tensor]:
+        """w_1, w_2 at the chosen experts and 0 elsewhere, of the scores [B, n, L, E] of all experts."""
+        masks: list[Tensor] = []
+
+        def weigh(x: Tensor, scores: Tensor) -> Tensor:
+            if not masks or self.config.pool == "call":
+                hard = torch.stack([self.decide(prompt, embedding, path, x) for path in paths], 1).unsqueeze(1)
+                masks[:] = [torch.zeros_like(hard).masked_fill(hard < 0.5, -torch.inf)]  # [B, 1, L, E]
+            return (scores + masks[0]).softmax(-1)
+
+        return weigh
 
     def choices(self, path: str, pooled: Tensor, embedding: Tensor) -> Tensor:
         """[B, E]: one-hot over the visual half, one-hot over the instruction half."""
@@ -143,6 +179,7 @@ class SMoLora(SequentialLora):
 
     def prepare_inference(self) -> None:
         """Nothing is folded: every gate depends on the sample."""
+        self.scores = {}
 
     # ---- state -----------------------------------------------------------------------------------------------------
     def cost(self) -> Cost:

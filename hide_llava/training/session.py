@@ -178,6 +178,7 @@ class Session:
         self.routed.eval()
         self.routed.requires_grad_(False)
         self.method.prepare_inference()
+        self.core.fuse()
         return self
 
     def __exit__(self, *_: Any) -> None:

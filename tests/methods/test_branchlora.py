@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, method_config
-from hide_llava.methods.branchlora import BranchLora
+from hide_llava.methods.branchlora import BranchLora, SharedDropout
 from tests.methods.host import LAYER, assert_near, fill, layer_of, on_one_linear, run_linear, tasks, trainable_at_7b
 
 SHAPE = {"rank": 2, "alpha": 6.0, "branches": 4}
@@ -55,6 +55,24 @@ def naive(method: BranchLora, x: Tensor, read: Tensor, routers: list[Tensor]) ->
             tokens.append(y)
         out.append(torch.stack(tokens))
     return torch.stack(out)
+
+
+def test_one_dropout_mask_for_all_branches() -> None:
+    """One copy of the input, let go when the last branch has it; another input, or the same again, has another mask."""
+    method = on_one_linear(BranchLora, torch.randn(6, 40), **SHAPE)
+    assert all(isinstance(layer_of(method).lora_dropout[name], torch.nn.Identity) for name in method.branches)
+    dropout = SharedDropout(0.5, 4)
+    x = torch.randn(3, 5, 40)
+    seen = [dropout(x) for _ in range(4)]
+    assert all(one is seen[0] for one in seen) and dropout.x is dropout.dropped is None
+    assert torch.equal(seen[0], torch.where(seen[0] == 0, 0, 2 * x)) and 0.3 < (seen[0] == 0).float().mean() < 0.7
+    assert not torch.equal(dropout(x), seen[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.manual_seed(0)
+        half = SharedDropout(0.5, 1)(x)
+    torch.manual_seed(0)
+    assert half.dtype == torch.bfloat16 and torch.equal(half, torch.nn.functional.dropout(x, 0.5).bfloat16())
+    assert torch.equal(dropout.eval()(x[:1]), x[:1])
 
 
 @pytest.mark.parametrize("reads", ["first", "prompt"])

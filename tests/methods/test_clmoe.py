@@ -193,7 +193,7 @@ def test_formula_of_inference() -> None:
     oracle = on_one_linear(ClMoe, w, **SHAPE, beta=0.3, task_gate="oracle")
     assert oracle.oracle and not method.oracle
     oracle.usage = method.usage
-    gates = oracle.route({"task": 1}, SimpleNamespace(), False).gates["experts"].args[0]
+    gates = oracle.route({"task": 1}, SimpleNamespace(), False).gates["experts"].alone.args[0]
     assert gates[0].tolist() == pytest.approx(of_task[1])
 
 

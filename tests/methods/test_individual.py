@@ -34,6 +34,37 @@ def test_every_task_answers_with_its_expert_alone(parameters: dict[str, torch.Te
     assert_near(layer(x), (x.double() @ layer.get_base_layer().weight.double().T).float())
 
 
+def test_the_expert_of_the_task_that_is_asked_is_folded(parameters: dict[str, torch.Tensor]) -> None:
+    """One fold for all batches of a cell; every task as its expert answers, and the base model's weights afterwards."""
+    routed = on_tiny_llama(Individual, parameters, 3, rank=2, alpha=4.0)
+    method, core = routed.method, routed.core
+    name = "model.layers.0.mlp.up_proj"
+    for i in range(3):
+        put(routed, method.expert(i), {name: (parameters[f"param.{name}.A.{i}"], parameters[f"param.{name}.B.{i}"])})
+    routed.eval()
+    ids = torch.tensor([[1, 5, 9, 4]])
+    before = {k: v.clone() for k, v in core.llava.state_dict().items()}
+    batches = [{"task": task, "has_image": torch.zeros(1, dtype=torch.bool)} for task in (0, 2, 2, 7, 1)]
+
+    def logits(batch: dict) -> torch.Tensor:
+        with torch.no_grad(), core.routed(method.route(batch, None, False)):
+            return core.llava(input_ids=ids).logits
+
+    wrapped = [logits(batch) for batch in batches]
+    folds, fold = [], core.fold
+    core.fold = lambda *args: folds.append(args[0]) or fold(*args)
+    for _ in range(2):
+        method.prepare_inference()
+        core.fuse()
+        for batch, expected in zip(batches, wrapped):
+            assert_near(logits(batch), expected, 1e-6)
+            assert not method.route(batch, None, False).active
+        core.unfold()
+    assert folds == [["expert-01"], ["expert-03"], ["expert-02"]] * 2
+    assert all(torch.equal(v, before[k]) for k, v in core.llava.state_dict().items())
+    assert_near(logits(batches[0]), wrapped[0], 1e-7)
+
+
 def test_projectors_start_from_the_base_models_and_are_kept() -> None:
     parameters = {k: v for k, v in case(recorded("olora_mcitlib"), "tiny_llama").items() if k.startswith("param.")}
     method = on_tiny_llama(Individual, parameters, 1, rank=2).method

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from hide_llava.adapters.fused import source
 from hide_llava.adapters.route import Route
-from hide_llava.adapters.spectrum import Spectrum, leading
+from hide_llava.adapters.spectrum import Spectrum, add_all, leading
 from hide_llava.adapters.token_gates import product_of_sums
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, method_config
@@ -225,6 +226,33 @@ def random_method(**options: object) -> Same:
     return method
 
 
+def test_many_spectra_at_once_are_each_its_own() -> None:
+    """One batch of eigenproblems, also of different sizes: the same bits as one after the other."""
+    generator = torch.Generator().manual_seed(0)
+    alone, together = [Spectrum(4) for _ in range(5)], [Spectrum(4) for _ in range(5)]
+    for _ in range(3):
+        rows = [torch.randn(n, d, generator=generator) for n, d in ((3, 7), (3, 7), (3, 9), (5, 7), (2, 9))]
+        add_all(together, rows, 2.5)
+        for one, x in zip(alone, rows):
+            one.add(x, 2.5)
+    for one, other in zip(alone, together):
+        assert torch.equal(one.basis, other.basis) and torch.equal(one.values, other.values)
+        assert (one.count, one.energy) == (other.count, other.energy)
+
+
+def test_what_a_task_does_not_change_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, asked = random_method(), []
+    monkeypatch.setattr("hide_llava.methods.same.leading", lambda *args: asked.append(1) or leading(*args))
+    method.spectra[LAYER] = Spectrum(6)
+    method.spectra[LAYER].add(torch.randn(10, 6))
+    change = torch.randn(4, 6), torch.randn(8, 6)
+    first, second = method.shaped(LAYER, *change), method.shaped(LAYER, *change)
+    assert len(asked) == 1 and all(torch.equal(a, b) for a, b in zip(first, second))
+    method.spectra[LAYER].add(torch.randn(10, 6))
+    third = method.shaped(LAYER, *change)
+    assert len(asked) == 2 and not torch.equal(first[0], third[0])
+
+
 def test_updates_follow_the_formulas() -> None:
     """AdamW's change times V g V^T + I − V V^T and times (V Σ V^T + μ I)^{-1}, both as whole matrices in fp64."""
     x = torch.randn(2, 3, 6)
@@ -332,9 +360,9 @@ def test_measured_on_the_data() -> None:
 
 def test_linears_with_one_input_share_a_basis() -> None:
     home = "model.language_model.layers.3"
-    assert Same.source(f"{home}.mlp.up_proj") == f"{home}.mlp.gate_proj" == Same.source(f"{home}.mlp.gate_proj")
-    assert Same.source(f"{home}.self_attn.v_proj") == f"{home}.self_attn.q_proj"
-    assert Same.source(f"{home}.mlp.down_proj") == f"{home}.mlp.down_proj"
+    assert source(f"{home}.mlp.up_proj") == f"{home}.mlp.gate_proj" == source(f"{home}.mlp.gate_proj")
+    assert source(f"{home}.self_attn.v_proj") == f"{home}.self_attn.q_proj"
+    assert source(f"{home}.mlp.down_proj") == f"{home}.mlp.down_proj"
 
 
 # ------------------------------------------------------------------------------------------------- size, configuration

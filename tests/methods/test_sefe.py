@@ -155,6 +155,44 @@ def test_penalty_of_all_linears_against_loops() -> None:
     assert_gradients(routed, method.adapter, gradients, "A", "B")
 
 
+def test_the_penalty_is_computed_once_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three micro-batches of a step with shares of their own: the gradient that three terms would give, at the cost of one."""
+    routed, _ = after(2, "none")
+    method, asked = routed.method, []
+    method.before_task(method.tasks[2], None)
+    put(routed, method.adapter, factors(2))
+    trainable(routed)
+    monkeypatch.setattr("hide_llava.methods.sefe.key_mean", lambda *args: asked.append(1) or key_mean(*args))
+    parameters = method.core.parameters_of(method.adapter)
+
+    def step(once: bool) -> tuple[list[float], list[Tensor]]:
+        values = []
+        for share in (0.5, 0.25, 0.25):
+            if not once:
+                method.term.forget()
+            term = method.loss(None, {}, None)["key_elements"] * share
+            term.backward()
+            values.append(float(term.detach()))
+        gradients = [p.grad.clone() for p in parameters]
+        method.core.llava.zero_grad()
+        return values, gradients
+
+    every, once = step(False), step(True)
+    assert len(asked) == 3 * len(LINEARS) and every[0] == once[0]  # the last of the first three was kept
+    for expected, found in zip(every[1], once[1]):
+        assert_near(found, expected, 1e-6)
+    with torch.no_grad():
+        parameters[0].mul_(2.0)  # as an optimizer changes it
+    assert float(method.loss(None, {}, None)["key_elements"].detach()) != once[0][0] / 0.5
+    assert len(asked) == 4 * len(LINEARS)
+    parameters[0].data.mul_(2.0)  # as DeepSpeed does, which no version counts
+    method.after_step(1)
+    method.loss(None, {}, None)
+    assert len(asked) == 5 * len(LINEARS)
+    with torch.no_grad():
+        assert not method.loss(None, {}, None)["key_elements"].requires_grad
+
+
 def test_state_survives() -> None:
     routed, _ = after(2)
     keys, state = routed.method.keys, routed.method.state()
