@@ -180,12 +180,17 @@ def trained(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return output
 
 
-def restored(trained: Path, **options: object) -> Session:
-    """The finished run with other inference options, its experts five times as strong."""
+def restored(trained: Path, projector: str = "per_task", **options: object) -> Session:
+    """The finished run with other inference options, its experts five times as strong.
+
+    projector: how its projectors are used. It decides what is trained, so a run of another value is refused; here it is
+    changed behind that check.
+    """
     config = RunFolder(trained).config
     config.method.update(options)
     session = Session(config)
     session.restore(RunFolder(trained), 2)
+    session.method.config.projector = projector
     for name in session.core.names():
         for _, _, layer in session.core.layers(name):
             layer.lora_B[name].weight.data *= 5
