@@ -4,7 +4,7 @@
         --batch 1,8 --rounds 5
 
 base   transformers' own LlavaForConditionalGeneration.generate on ids and pixels, no adapter anywhere
-hide   RoutedLlava.generate after `prepare_inference`: lower layers folded, top layer one gated adapter
+hide   RoutedLlava.generate as `with session:` answers: lower layers folded, top layer one gated adapter
 naive  what the reference does (hide.md §1.6): every forward of every lower linear sums all A and all B anew, the top
        layer adds expert after expert with weights stored on the module; batch 1 only, as there
 
@@ -102,6 +102,7 @@ def variant(name: str, shape: Shape) -> Callable[[int], Generate]:
     routed.eval().requires_grad_(False)
     if name == "hide":
         routed.method.prepare_inference()
+        routed.core.fuse()  # as `with session:` does
     return lambda size: routed_call(routed, shape, size)
 
 

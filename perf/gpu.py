@@ -232,13 +232,17 @@ def stages(report: Report, routed: RoutedLlava) -> None:
         for name in names:
             core.save(name, Path(folder) / name)
 
+        def fold() -> None:
+            method.prepare_inference()
+            core.fuse()  # as `with session:` does
+
         def swap() -> None:
             core.unfold()
             for name in names:
                 core.load(name, Path(folder) / name)
-            method.prepare_inference()
+            fold()
 
-        for label, call in (("fold", method.prepare_inference), ("unfold", core.unfold), ("swap", swap)):
+        for label, call in (("fold", fold), ("unfold", core.unfold), ("swap", swap)):
             seconds = clocks(call, report.device)[0]
             report.add("stages", label, f"{len(names)} experts", "", f"{1000 * seconds:.1f}")
 
