@@ -149,7 +149,7 @@ class ClMoe(MoELora):
     def weigh_dual(self, task_gates: Tensor, paths: list[str]) -> Callable[[Tensor, Tensor], Tensor]:
         """As `dual_gate`, of the router's logits [..., L, E] for the linears `paths`."""
         beta = self.config.beta
-        constant = (1 - beta) * task_gates[[self.places[path] for path in paths]]
+        constant = (1 - beta) * torch.stack([task_gates[self.places[path]] for path in paths])  # a list as index is copied there
         return lambda x, logits: torch.add(constant, logits.softmax(-1), alpha=beta)
 
     def dual_gate(self, task_gates: Tensor, path: str, layer: nn.Module, x: Tensor) -> Tensor:

@@ -1,10 +1,10 @@
 """Greedy decoding: what upstream's `generate` does for it, with one look at the tokens a step, and rows that may leave.
 
 The same calls of the model with the same inputs as `generate` makes, so the same tokens (tests/methods/test_contract.py). It
-differs in two things. The host waits for the device once a token instead of four times. And rows that have ended can leave:
-when at most half of the rows still speak, keys, values and mask are cut down to them, so that one answer that
-does not end does not cost a batch. The rule looks at the batch alone, so the batch repeats; but products of
-another number of rows may differ in their last bits, which fp32 hardly ever shows and bf16 now and then does.
+differs in two things. The host looks at the tokens once a step (beside that, upstream's forward looks at the mask). And rows
+that have ended can leave: when at most half of the rows still speak, keys, values and mask are cut down to them, so that
+one answer that does not end does not cost a batch. The rule looks at the batch alone, so the batch repeats; but products
+of another number of rows may differ in their last bits, which fp32 hardly ever shows and bf16 now and then does.
 """
 
 from __future__ import annotations

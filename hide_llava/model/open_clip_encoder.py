@@ -49,6 +49,6 @@ class OpenClipRoutingEncoder(TextEncoder):
         pixels = interpolate(pixel_values.float(), self.size, mode="bicubic", antialias=True)
         return self.model.encode_image(pixels).float()
 
-    def encode(self, text: str) -> Tensor:
-        tokens = self.tokenizer([text]).to(next(self.model.parameters()).device)
-        return self.model.encode_text(tokens)[0].float()
+    def encode(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(texts).to(next(self.model.parameters()).device)
+        return self.model.encode_text(tokens).float()

@@ -62,11 +62,11 @@ class ClipRoutingEncoder(TextEncoder):
         normed = nn.functional.layer_norm(cls.float(), norm.normalized_shape, weight, bias, norm.eps)
         return normed @ self.visual_projection.T
 
-    def encode(self, text: str) -> Tensor:
+    def encode(self, texts: list[str]) -> Tensor:
         longest = self.text_model.config.max_position_embeddings
-        tokens = self.tokenizer(text, truncation=True, max_length=longest, return_tensors="pt")
+        tokens = self.tokenizer(texts, padding="longest", truncation=True, max_length=longest, return_tensors="pt")
         tokens = tokens.to(self.visual_projection.device)
-        return self.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output[0].float()
+        return self.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output.float()
 
 
 def _visual_projection(folder: Path) -> Tensor:

@@ -42,10 +42,10 @@ class SentenceEncoder(TextEncoder):
         self.max_length = read_json(folder / "sentence_bert_config.json").get("max_seq_length") or positions
         self.requires_grad_(False).eval()
 
-    def encode(self, text: str) -> Tensor:
-        tokens = self.tokenizer(text, truncation=True, max_length=self.max_length, return_tensors="pt")
+    def encode(self, texts: list[str]) -> Tensor:
+        tokens = self.tokenizer(texts, padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt")
         tokens = tokens.to(self.encoder.device)
-        states = self.encoder(**tokens).last_hidden_state[0].float()
-        mask = tokens["attention_mask"][0].unsqueeze(-1)
-        mean = (states * mask).sum(0) / mask.sum(0)
-        return nn.functional.normalize(mean, dim=0) if self.normalize else mean
+        states = self.encoder(**tokens).last_hidden_state.float()
+        mask = tokens["attention_mask"].unsqueeze(-1)
+        mean = (states * mask).sum(1) / mask.sum(1)
+        return nn.functional.normalize(mean, dim=1) if self.normalize else mean

@@ -1,4 +1,4 @@
-"""What all text encoders share: a text is encoded by itself, in full fp32, and its feature is kept."""
+"""What all text encoders share: features in full fp32; on a CPU a text is encoded by itself, and its feature is kept."""
 
 from __future__ import annotations
 
@@ -16,29 +16,34 @@ KEPT = 8192  # distinct texts whose feature is kept, 25 MB of 768 numbers each; 
 
 
 class TextEncoder(nn.Module, ABC):
-    """A frozen encoder whose feature of a text depends on nothing but the text.
+    """A frozen encoder of texts.
 
-    By itself, because the last bits of a row of a padded batch depend on the others' lengths: a kept feature would then
-    depend on the batch that met the text first, and a resumed run would not repeat bit for bit.
+    What is kept is encoded by itself, because the last bits of a row of a padded batch depend on the others' lengths: a kept
+    feature would then depend on the batch that met the text first, and a resumed run would not repeat bit for bit. On a GPU
+    that does not pay: the kernels of so small a tower cost their launch, so that sixteen texts take as long one by one as
+    sixteen batches. There the different texts of a batch are encoded together, and nothing is kept.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self._kept = lru_cache(KEPT)(self._exact)
+        self._kept = lru_cache(KEPT)(lambda text: self._exact([text])[0])
 
     @abstractmethod
-    def encode(self, text: str) -> Tensor:
-        """The text's feature [d] in fp32, on the encoder's device; called without gradients and without autocast."""
+    def encode(self, texts: list[str]) -> Tensor:
+        """Features [n, d] in fp32, on the encoder's device; called without gradients and without autocast."""
 
     def text(self, texts: list[str]) -> Tensor:
         """Raw strings → [B, d] fp32."""
-        return torch.stack([self._kept(text) for text in texts])
+        if next(self.parameters()).device.type == "cpu":
+            return torch.stack([self._kept(text) for text in texts])
+        distinct = list(dict.fromkeys(texts))
+        return self._exact(distinct)[[distinct.index(text) for text in texts]]
 
-    def _exact(self, text: str) -> Tensor:
+    def _exact(self, texts: list[str]) -> Tensor:
         """In full fp32 whoever asks first."""
         device = next(self.parameters()).device
         with torch.no_grad(), torch.autocast(device.type, enabled=False), full_precision():
-            return self.encode(text)
+            return self.encode(texts)
 
     def train(self, mode: bool = True) -> TextEncoder:
         """Stays in eval mode when the model around it trains: an encoder may have dropout."""
