@@ -193,7 +193,8 @@ def open_variant(folder: Path, config: RunConfig) -> RunConfig:
     """
     run = RunFolder(RunFolder(folder).trained_in.resolve())
     options = method_class(config.method["name"]).inference_options
-    changed = {k: v for k, v in config.method.items() if v != run.config.method.get(k)}
+    # a method's own file may have moved: its content is compared when it is read
+    changed = {k: v for k, v in config.method.items() if v != run.config.method.get(k) and k != "file"}
     for key in changed.keys() - options:
         may = f"; of a finished run these can be changed: {', '.join(sorted(options))}" if options else ""
         raise UserError(f"method.{key} decides what is trained, so it needs a run of its own{may}.")

@@ -384,7 +384,7 @@ def test_part_file_with_a_cut_line_in_the_middle(damage: str, run: Path) -> None
     (cell / "part-0.jsonl").write_text("\n".join([lines[0], damage, lines[1]]) + "\n")
     before = content(run)
     refused("eval", run, says=(cell / "part-0.jsonl", "line 2", "delete that line"))
-    assert content(run).items() >= before.items()
+    assert {f for f, h in before.items() if content(run).get(f) != h} <= {"manifest.json"}  # it says how long restoring took
     (cell / "part-0.jsonl").write_text("\n".join(lines[:2]) + "\n")  # what the message asks for
     assert call("eval", run).code == 0
     assert (cell / "predictions.jsonl").read_text().splitlines() == lines

@@ -113,7 +113,7 @@ def test_answers_that_are_all_empty_are_warned_of(model: Path, tmp_path: Path, m
 
 # Each record of its metric breaks scoring; the run must refuse before it loads the model.
 BROKEN = {
-    "ids 0 and '0'": ("exact_upper", [{"question_id": 0, "answer": "a"}, {"question_id": "0", "answer": "a"}], "record 2"),
+    "ids 0 and '0'": ("exact_upper", [{"question_id": 0, "answer": "a"}, {"question_id": "0", "answer": "a"}], "record 1"),
     "a float": ("exact_upper", [{"question_id": 0, "answer": 3.5}], "answer is 3.5"),
     "maybe": ("yes_no", [{"question_id": 0, "answer": "maybe"}], "expected yes or no"),
     "nine answers": ("vqa_soft10", [{"question_id": 0, "answers": ["a"] * 9}], "exactly ten"),
