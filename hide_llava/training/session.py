@@ -156,6 +156,7 @@ class Session:
         self.core.unfold()
         self.method.before_task(self.tasks[stage.train[0]], context)
         check_training(self.method)
+        self.routed.train()  # by the Trainer only in a step; a task that is resumed behind its last one has none
         self.routed.requires_grad_(False)
         for group in self.method.params():
             for parameter in group["params"]:

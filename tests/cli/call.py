@@ -52,7 +52,7 @@ def content(folder: Path) -> dict[str, str]:
 
 
 def manifest(run: Path) -> dict[str, Any]:
-    """Without what depends on the machine's speed."""
+    """Without what depends on the machine."""
     found = json.loads((run / "manifest.json").read_text())
-    found["stages"] = [{k: v for k, v in s.items() if not k.endswith("_seconds")} for s in found["stages"]]
+    found["stages"] = [{k: v for k, v in s.items() if not k.endswith(("_seconds", "_gib"))} for s in found["stages"]]
     return found
