@@ -13,14 +13,16 @@ import os
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import datasets
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from hide_llava.data.records import cache_folder
+
+if TYPE_CHECKING:
+    import datasets
 
 RULE = "1"  # part of the key; raise it when a record is tokenised or judged otherwise
 MANY = 20_000  # records from which on starting processes pays: about five seconds of one core
@@ -34,6 +36,8 @@ def measured(records: Any, measure: Measure, settings: Sequence[Any], workers: i
     Only a table of `load_records` is kept: its content is hashed in a moment. settings: all that `measure` depends on beside
     the record, as plain values.
     """
+    import datasets  # here, because questions need none of it and it takes a second
+
     file = None
     if isinstance(records, datasets.Dataset):
         file = cache_folder() / "measured" / f"{_key(records, settings)}.json"
