@@ -8,7 +8,10 @@ from hide_llava.cli import main
 from hide_llava.config import names
 from hide_llava.results.run_reader import read_run
 
-QUICK = dict.fromkeys(["mrlora", "mrlora-mini"], ("method.router_epochs=1",))  # only takes time
+QUICK = {  # records that are looked at again after a task, and epochs of a router of its own: more only take time
+    **dict.fromkeys(["mrlora", "mrlora-mini"], ("method.router_epochs=1",)),
+    **dict.fromkeys(["branchlora", "clmoe", "same"], ("method.samples=4",)),
+}
 
 
 @pytest.fixture(scope="session")

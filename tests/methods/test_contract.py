@@ -54,10 +54,18 @@ def each(methods: list[str]) -> list:
     return [pytest.param(m, marks=pytest.mark.xdist_group(m)) for m in methods]
 
 
+def in_gate(methods: list[str]) -> list:
+    """As `each`; the gate has one preset of each method, the others are `slow` (tests/test_every_preset.py runs them all)."""
+    first = one_of_each(methods)
+    return [pytest.param(m, marks=[pytest.mark.xdist_group(m), *([] if m in first else [pytest.mark.slow])]) for m in methods]
+
+
 def in_both(methods: list[str]) -> list:
-    """(preset, dtype): every preset in fp32, one of each method in bf16 too."""
-    pairs = [*((m, "float32") for m in methods), *((m, "bfloat16") for m in one_of_each(methods))]
-    return [pytest.param(m, dtype, marks=pytest.mark.xdist_group(m)) for m, dtype in pairs]
+    """(preset, dtype): every preset in fp32, those that are no method's first as `slow`; one of each method in bf16 too."""
+    first = one_of_each(methods)
+    pairs = [*((m, "float32") for m in methods), *((m, "bfloat16") for m in first)]
+    return [pytest.param(m, dtype, marks=[pytest.mark.xdist_group(m), *([] if m in first else [pytest.mark.slow])])
+            for m, dtype in pairs]  # fmt: skip
 
 
 def make_world(folder: Path, train: int = 8) -> Path:
@@ -236,7 +244,7 @@ def test_stored_stages_answer_as_the_run_did(method: str, dtype: str, finished: 
 def test_resumed_equals_uninterrupted(
     method: str, dtype: str, finished: Finished, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped after every second step, again and again, the stages come out bit for bit the same."""
+    """Stopped inside every task, the stages come out bit for bit the same."""
     undisturbed = tensors_of(finished[method, dtype])
     build = sequence.build_trainer
 
@@ -245,7 +253,7 @@ def test_resumed_equals_uninterrupted(
         end = callback.on_step_end
 
         def on_step_end(arguments, state, control, **rest):
-            callback.stopped = state.global_step % 2 == 0
+            callback.stopped = state.global_step == 2
             return end(arguments, state, control, **rest)
 
         callback.on_step_end = on_step_end
@@ -264,7 +272,7 @@ def test_resumed_equals_uninterrupted(
     assert_same(tensors_of(tmp_path / "run"), undisturbed)
 
 
-@pytest.mark.parametrize("method", each(TRAINED))
+@pytest.mark.parametrize("method", in_gate(TRAINED))
 def test_only_what_the_method_trains_changes(method: str, world: Path, tmp_path: Path) -> None:
     """With weight decay 0.1: base, towers and the adapters of earlier tasks stay bit-identical."""
     config = setup(world, method, tmp_path / "run", "train.weight_decay=0.1")
@@ -291,7 +299,7 @@ def hashes(session: Session) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("method", each(TRAINED))
+@pytest.mark.parametrize("method", in_gate(TRAINED))
 def test_layout_of_a_step_does_not_matter(method: str, world: Path, tmp_path: Path) -> None:
     """Checkpointing on ≡ off; 2 × batch 2 ≡ batch 4, extra losses and their log included."""
     plain = comparable(method)

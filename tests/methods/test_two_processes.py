@@ -1,5 +1,4 @@
-"""Two gloo processes at the same global batch end where one ends: every preset of every method in fp32, one preset of
-each in bf16.
+"""Two gloo processes at the same global batch end where one ends: one preset of each method, in fp32 and in bf16.
 
 All of them run in one launch, because starting it takes longer than training a tiny model. HIDE_ALL_ENGINES=1 also runs
 ZeRO-2, each in a launch of its own; tests/training/test_engines.py runs one method under it in every gate.
@@ -32,7 +31,8 @@ from tests.torchrun import COMMAND_LINE, launch
 
 # The reference's running-mean anchors are per process by definition.
 METHODS = [m for m in TRAINED if m not in ("hide-official", "hide-mcitlib")]
-RUNS = [*((m, "float32") for m in METHODS), *((m, "bfloat16") for m in one_of_each(METHODS))]
+FIRST = one_of_each(METHODS)
+RUNS = [(m, d) for m in FIRST for d in ("float32", "bfloat16")]
 ZERO = METHODS if os.environ.get("HIDE_ALL_ENGINES") and importlib.util.find_spec("deepspeed") else []
 
 
