@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import cProfile
-import os
 import pstats
 import shutil
 import time
@@ -31,8 +30,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import psutil
 import torch
+from cpu_seconds import cpu_seconds
 from measure import machine, start, table
 
 from hide_llava.benchmarks.prepare import prepare
@@ -44,16 +43,6 @@ from hide_llava.training.sequence import _context, training_data
 from hide_llava.training.session import Session
 
 PARTS = ("generation", "pictures", "score", "rest")
-
-
-def cpu() -> float:
-    """CPU seconds of this process and of all its children, those still running included."""
-    ended = os.times()
-    seconds = time.process_time() + ended.children_user + ended.children_system
-    for child in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            seconds += sum(child.cpu_times()[:2])
-    return seconds
 
 
 class Meter:
@@ -80,7 +69,7 @@ class Meter:
         with (
             mock.patch.object(session.routed, "generate", self.inside("generation", session.routed.generate)),
             mock.patch.object(QuestionDataset, "__getitem__", self.inside("pictures", QuestionDataset.__getitem__)),
-            mock.patch.object(cells, "score", self.inside("score", cells.score, cpu)),
+            mock.patch.object(cells, "score", self.inside("score", cells.score, cpu_seconds)),
         ):
             yield
 
@@ -107,11 +96,11 @@ def cell(session: Session, task: Any, folder: Path) -> tuple[dict[str, float], i
     """(CPU seconds by part, number of answers) of one cell, from nothing."""
     shutil.rmtree(folder, ignore_errors=True)
     settings, results = answered_with(session.config, task, None), []
-    meter, begun = Meter(), cpu()
+    meter, begun = Meter(), cpu_seconds()
     with meter.watch(session):
         one = cells.cell_of(session, task, folder, settings, task.id)
         cells.evaluate_cells(session, [one], lambda _, result: results.append(result))
-    total = cpu() - begun
+    total = cpu_seconds() - begun
     return {**meter.seconds, "rest": total - sum(meter.seconds.values())}, results[0]["n_scored"]
 
 

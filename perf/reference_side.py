@@ -20,7 +20,6 @@ optimizer step. So start-up is outside, and pictures are inside.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
@@ -28,11 +27,12 @@ import json
 import os
 import runpy
 import sys
-import time
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from cpu_seconds import cpu_seconds
 
 PACKAGES = ("llava", "HiDe")  # the authors' top-level packages
 HERE = (  # what a CPU needs: text in their source → text that is run
@@ -53,17 +53,6 @@ class Marks:
     def __init__(self) -> None:
         self.seen: dict[str, Any] = {"steps": [], "losses": [], "tokens": []}
 
-    def cpu(self) -> float:
-        """CPU seconds of this process and of all its children, those still running included."""
-        import psutil
-
-        ended = os.times()
-        seconds = time.process_time() + ended.children_user + ended.children_system
-        for child in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                seconds += sum(child.cpu_times()[:2])
-        return seconds
-
     def begin_at_loader(self) -> None:
         """Note the time when a DataLoader is first asked for its batches."""
         from torch.utils.data import DataLoader
@@ -71,7 +60,7 @@ class Marks:
         whole = DataLoader.__iter__
 
         def first(loader: Any) -> Any:
-            self.seen.setdefault("begin", self.cpu())
+            self.seen.setdefault("begin", cpu_seconds())
             return whole(loader)
 
         DataLoader.__iter__ = first
@@ -83,7 +72,7 @@ class Marks:
         @functools.wraps(whole)
         def noted(*args: Any, **kwargs: Any) -> Any:
             result = whole(*args, **kwargs)
-            self.seen["end"] = self.cpu()
+            self.seen["end"] = cpu_seconds()
             if tokens is not None:
                 self.seen["tokens"] += tokens(result, *args)
             return result
@@ -97,7 +86,7 @@ class Marks:
         step, log = CallbackHandler.on_step_end, CallbackHandler.on_log
 
         def on_step_end(handler: Any, *args: Any) -> Any:
-            self.seen["steps"].append(self.cpu())
+            self.seen["steps"].append(cpu_seconds())
             inner = getattr(handler.optimizer, "optimizer", handler.optimizer)  # accelerate's wrapper
             state = [t for s in inner.state.values() for t in s.values() if hasattr(t, "numel") and t.dim()]
             self.seen["given"] = sum(p.numel() for group in inner.param_groups for p in group["params"])

@@ -20,7 +20,7 @@ from hide_llava.adapters import peft_folder
 from hide_llava.adapters.folding import ENOUGH, Factors, Folds, low_rank
 from hide_llava.adapters.fused import FusedLayers
 from hide_llava.adapters.peft_folder import replace_values
-from hide_llava.adapters.route import Route
+from hide_llava.adapters.route import Route, gated
 from hide_llava.adapters.spec import TARGETS, LoraSpec
 from hide_llava.errors import UserError
 
@@ -224,13 +224,7 @@ class Core:
                 g = self.route.gates.get(name)
                 if callable(g):
                     g = g(path, layer, self._inputs[layer])
-                if g is None:
-                    return None
-                if callable(g):
-                    return (g(args[0]).to(args[0].dtype),)
-                if g.dim() == 2 and args[0].dim() == 3:
-                    g = g.unsqueeze(1)
-                return (args[0] * g.to(args[0].dtype),)
+                return None if g is None else (gated(g, args[0]),)
 
             handles.append(layer.register_forward_pre_hook(remember))
             handles.append(layer.register_forward_hook(forget, always_call=True))

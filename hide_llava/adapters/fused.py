@@ -19,7 +19,7 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from hide_llava.adapters.route import Apply, BoundGate, Route
+from hide_llava.adapters.route import Apply, BoundGate, Route, by_token, gated
 
 if TYPE_CHECKING:
     from hide_llava.adapters.core import Core
@@ -39,6 +39,24 @@ def fusible(layer: LoraLayer, name: str) -> bool:
     return name not in layer.lora_variant and layer.lora_B[name].bias is None
 
 
+class Shared:
+    """What `readers` make of one input together: made when the first asks, let go when the last has asked."""
+
+    def __init__(self, readers: int):
+        self.readers, self.left = readers, 0
+        self.x: Tensor | None = None
+        self.made: Tensor | None = None
+
+    def __call__(self, x: Tensor, make: Callable[[Tensor], Tensor]) -> Tensor:
+        if self.x is not x:
+            self.x, self.made, self.left = x, make(x), self.readers
+        made = self.made
+        self.left -= 1
+        if not self.left:
+            self.x = self.made = None
+        return made
+
+
 class SharedInput:
     """One adapter on the linears that read the same input."""
 
@@ -48,21 +66,13 @@ class SharedInput:
         self.route: Route | None = None
         self.read: list[Tensor] = []  # of the gate: [e, d_in] for every member, or nothing
         self.stack: Tensor | None = None
-        self.x: Tensor | None = None  # the input that `ranks` is made of, until the last member has asked for it
-        self.ranks: Tensor | None = None
-        self.left = 0
+        self.ranks = Shared(len(members))
 
     def __call__(self, x: Tensor, place: int) -> Tensor:
         """g ⊙ A x [.., r] of the member at `place`."""
         if self.route is not self.core.route:
             self._bind(self.core.route)
-        if self.x is not x:
-            self.x, self.ranks, self.left = x, self._gated(x), len(self.members)
-        ranks = self.ranks.select(-2, place)
-        self.left -= 1
-        if not self.left:
-            self.x = self.ranks = None
-        return ranks
+        return self.ranks(x, self._gated).select(-2, place)
 
     def _gated(self, x: Tensor) -> Tensor:
         count = len(self.members)
@@ -83,7 +93,7 @@ class SharedInput:
             dtype = max((t.dtype for t in (*rows, *read)), key=lambda dtype: torch.finfo(dtype).bits)
             self.stack = rows[0] if len(rows) == 1 and not read else torch.cat([t.to(dtype) for t in (*rows, *read)])
         self.apply = _apply(gate, self.members)
-        self.route, self.read, self.x = route, read, None
+        self.route, self.read, self.ranks = route, read, Shared(len(self.members))
 
 
 def _apply(gate: Any, members: list[Member]) -> Apply:
@@ -94,7 +104,7 @@ def _apply(gate: Any, members: list[Member]) -> Apply:
         return gate.bind(members)
     if callable(gate):
         return lambda x, u, read: torch.stack(
-            [_gate_one(gate(path, layer, x), x, u.select(-2, i)) for i, (path, layer) in enumerate(members)], -2
+            [gated(gate(path, layer, x), u.select(-2, i)) for i, (path, layer) in enumerate(members)], -2
         )
     return times(gate)
 
@@ -105,20 +115,10 @@ def times(gate: Tensor) -> Apply:
 
     def apply(x: Tensor, u: Tensor, read: Tensor | None) -> Tensor:
         if u.dtype not in ready:
-            g = gate.unsqueeze(1) if gate.dim() == 2 and x.dim() == 3 else gate
-            ready[u.dtype] = g.unsqueeze(-2).to(u.dtype)
+            ready[u.dtype] = by_token(gate, x).unsqueeze(-2).to(u.dtype)
         return u * ready[u.dtype]
 
     return apply
-
-
-def _gate_one(gate: Tensor | Callable[[Tensor], Tensor] | None, x: Tensor, u: Tensor) -> Tensor:
-    """What a gate function returned for one linear, applied to its u [.., r]."""
-    if gate is None:
-        return u
-    if callable(gate):
-        return gate(u).to(u.dtype)
-    return u * (gate.unsqueeze(1) if gate.dim() == 2 and x.dim() == 3 else gate).to(u.dtype)
 
 
 class FusedLinear(nn.Module):

@@ -15,6 +15,18 @@ TokenGate = Callable[[str, nn.Module, Tensor], Tensor | RankMap]
 Apply = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
+def gated(gate: Tensor | RankMap | None, u: Tensor) -> Tensor:
+    """What B is applied to instead of u = A x [B, n, r] or [n, r]: `gate` of one linear, as a token gate returns it."""
+    if gate is None:
+        return u
+    return gate(u).to(u.dtype) if callable(gate) else u * by_token(gate, u).to(u.dtype)
+
+
+def by_token(gate: Tensor, x: Tensor) -> Tensor:
+    """A gate [B, r] beside x [B, n, ..] as [B, 1, r]; any other as it is."""
+    return gate.unsqueeze(1) if gate.dim() == 2 and x.dim() == 3 else gate
+
+
 class BoundGate:
     """A token gate that also says how it is computed for several linears at once, when nothing is trained (fused.py).
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 from hide_llava.config import RunConfig
@@ -104,7 +103,9 @@ def _clip_tokenizer(config: RunConfig) -> tuple[Any, int] | None:
     """The tokenizer of model.clip and its encoder's positions, if it lies on this machine; nothing is downloaded."""
     from transformers import AutoConfig, AutoTokenizer
 
-    name = _local(config.model.clip, config.model_folder()) or config.model.clip
+    from hide_llava.model.load import local
+
+    name = local(config.model.clip, config.model_folder()) or config.model.clip
     if name is None:
         return None
     try:
@@ -141,19 +142,12 @@ def _llava_tokenizer(config: RunConfig) -> tuple[Any, int] | None:
     """The model's tokenizer and its positions of one image, if it lies on this machine."""
     from hide_llava.data.preview import image_tokens
     from hide_llava.data.tokenizer import load_tokenizer
+    from hide_llava.model.load import local
 
-    folders = [_local(name, config.model_folder()) for name in (config.model.path, config.model.clip)]
+    folders = [local(name, config.model_folder()) for name in (config.model.path, config.model.clip)]
     if folders[0] is None:
         return None
     try:
         return load_tokenizer(folders[0]), image_tokens(*folders)
     except UserError:
         return None  # `doctor` and a run say what is wrong with a model folder
-
-
-def _local(name: str | None, root: Path) -> Path | None:
-    """The folder of a model that lies on this machine; nothing is downloaded."""
-    from hide_llava.model.load import resolve
-
-    there = name is not None and (name.startswith("package:") or (root / name).is_dir() or Path(name).is_dir())
-    return resolve(name, root) if there else None

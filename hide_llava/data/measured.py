@@ -9,17 +9,17 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from hide_llava import __version__
 from hide_llava.data.records import cache_folder
+from hide_llava.errors import UserError
+from hide_llava.storage import write_text
 
 if TYPE_CHECKING:
     import datasets
@@ -51,11 +51,8 @@ def measured(records: Any, measure: Measure, settings: Sequence[Any], workers: i
             found += block
             bar.update(len(block))
     if file is not None:
-        with contextlib.suppress(OSError):  # a cache that cannot be written costs time, not the run
-            file.parent.mkdir(parents=True, exist_ok=True)
-            temporary = file.with_suffix(f".{uuid.uuid4().hex}.tmp")
-            temporary.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
-            os.replace(temporary, file)
+        with contextlib.suppress(OSError, UserError):  # a cache that cannot be written costs time, not the run
+            write_text(file, json.dumps(found, ensure_ascii=False))
     return found
 
 
@@ -83,11 +80,7 @@ def _blocks(records: Any, measure: Measure, workers: int) -> Iterable[list[list]
 
 def _key(records: datasets.Dataset, settings: Sequence[Any]) -> str:
     """SHA-256 of the columns that tokenising reads, and of the settings."""
-    try:
-        package = version("hide-llava")
-    except PackageNotFoundError:
-        package = ""
-    digest = hashlib.sha256(json.dumps([RULE, package, len(records), *settings]).encode())
+    digest = hashlib.sha256(json.dumps([RULE, __version__, len(records), *settings]).encode())
     columns = records.select_columns(["image", "conversations"]).with_format("arrow")
     for block in columns.iter(batch_size=BLOCK):
         for column in block.columns:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PretrainedConfig
 
 from hide_llava.adapters.anchors import ranks
 from hide_llava.errors import UserError
@@ -16,13 +16,26 @@ LARGEST = 128
 SHARE = 0.7  # of the free memory; the rest is for activations of the prefill and for fragmentation
 
 
-def cache_bytes(llava: LlavaForConditionalGeneration, length: int) -> int:
-    """Bytes of keys and values of one sample of `length` tokens, plus its prefill activations of one layer."""
-    text = llava.config.text_config
+def key_value_bytes(text: PretrainedConfig, width: int) -> int:
+    """Bytes of keys and values of one token in numbers of `width` bytes; text: the decoder's configuration."""
     head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    size = llava.dtype.itemsize
-    kept = 2 * text.num_hidden_layers * text.num_key_value_heads * head * size
-    return length * (kept + 4 * size * (text.hidden_size + text.intermediate_size))
+    return 2 * text.num_hidden_layers * text.num_key_value_heads * head * width
+
+
+def sample_bytes(text: PretrainedConfig, width: int, length: int) -> int:
+    """Bytes of keys and values of one sample of `length` tokens, plus its prefill activations of one layer."""
+    return length * (key_value_bytes(text, width) + 4 * width * (text.hidden_size + text.intermediate_size))
+
+
+def cache_bytes(llava: LlavaForConditionalGeneration, length: int) -> int:
+    """`sample_bytes` of a loaded model."""
+    return sample_bytes(llava.config.text_config, llava.dtype.itemsize, length)
+
+
+def largest_batch(free: float, sample: int) -> int:
+    """The largest power of two, at most LARGEST, of samples of `sample` bytes that take at most SHARE of `free` bytes."""
+    fits = max(1, int(SHARE * free / sample))
+    return min(LARGEST, 1 << (fits.bit_length() - 1))
 
 
 def automatic_batch_size(llava: LlavaForConditionalGeneration, length: Callable[[], int]) -> int:
@@ -34,8 +47,7 @@ def automatic_batch_size(llava: LlavaForConditionalGeneration, length: Callable[
         return ON_CPU
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(llava.device)
-    fits = max(1, int(SHARE * free / cache_bytes(llava, length())))
-    size = torch.tensor([min(LARGEST, 1 << (fits.bit_length() - 1))], device=llava.device)
+    size = torch.tensor([largest_batch(free, cache_bytes(llava, length()))], device=llava.device)
     if ranks()[1] > 1:
         torch.distributed.all_reduce(size, torch.distributed.ReduceOp.MIN)
     return int(size)

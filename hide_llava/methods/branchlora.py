@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, one_hot
 
+from hide_llava.adapters.fused import Shared
 from hide_llava.adapters.observe import from_main, observe
 from hide_llava.adapters.token_gates import OfPrompt, PromptView, Routers, top_k_softmax
 from hide_llava.methods.base import Context, Features, Route, Task, register
@@ -69,19 +70,15 @@ class SharedDropout(nn.Dropout):
 
     def __init__(self, p: float, branches: int):
         super().__init__(p)
-        self.branches, self.left = branches, 0
-        self.x = self.dropped = None
+        self.shared = Shared(branches)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.x is not x:
-            dropped, device = super().forward(x), x.device.type
-            if torch.is_autocast_enabled(device):  # as A would cast it, once instead of N times
-                dropped = dropped.to(torch.get_autocast_dtype(device))
-            self.x, self.dropped, self.left = x, dropped, self.branches
-        dropped = self.dropped
-        self.left -= 1
-        if not self.left:
-            self.x = self.dropped = None
+        return self.shared(x, self._drop)
+
+    def _drop(self, x: Tensor) -> Tensor:
+        dropped, device = super().forward(x), x.device.type
+        if torch.is_autocast_enabled(device):  # as A would cast it, once instead of N times
+            dropped = dropped.to(torch.get_autocast_dtype(device))
         return dropped
 
 

@@ -40,19 +40,24 @@ class Loaded:
         return ImageTransform(self.preprocessor, mode=mode)
 
 
+def local(name: str | None, root: Path) -> Path | None:
+    """The folder that `resolve` finds without asking the hub; None if there is none."""
+    if name is None:
+        return None
+    if name.startswith("package:"):
+        return PACKAGE / name.removeprefix("package:")
+    return next((folder for folder in (root / name, Path(name)) if folder.is_dir()), None)
+
+
 def resolve(name: str | None, root: Path) -> Path | None:
     """A model name to a folder: `package:…`, a path, a folder under `root`, or a hub id that is downloaded.
 
     Raises:
         UserError: none of these, with the places that were looked at.
     """
-    if name is None:
-        return None
-    if name.startswith("package:"):
-        return PACKAGE / name.removeprefix("package:")
-    for candidate in (root / name, Path(name)):
-        if candidate.is_dir():
-            return candidate
+    folder = local(name, root)
+    if name is None or folder is not None:
+        return folder
     if name.count("/") == 1 and not name.startswith((".", "/")):
         from huggingface_hub import snapshot_download
 

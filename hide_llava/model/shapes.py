@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from transformers import (
@@ -22,7 +21,7 @@ from transformers import (
 
 from hide_llava.config import RunConfig
 from hide_llava.errors import UserError
-from hide_llava.model.load import resolve
+from hide_llava.model.load import local
 from hide_llava.model.original import is_original, original_config
 
 LLAMA = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}  # width, MLP width, layers, heads
@@ -87,9 +86,9 @@ def model_shape(config: RunConfig) -> ModelShape:
         UserError: no such folder, and not a model whose shape is known or can be asked of the hub.
     """
     root, name = config.model_folder(), config.model.path
-    if (folder := _local(name, root)) is not None:
+    if (folder := local(name, root)) is not None:
         if is_original(folder):
-            clip = _local(config.model.clip, root)
+            clip = local(config.model.clip, root)
             if clip is None:
                 raise UserError(f"{folder}: the shape of an original-format LLaVA needs model.clip as a folder.")
             return ModelShape(original_config(folder, clip), f"of {folder}", **_encoders(config))
@@ -105,22 +104,16 @@ def model_shape(config: RunConfig) -> ModelShape:
         raise UserError(f"model '{name}': no such folder under {root}, and no model of that name on the hub.") from None
 
 
-def _local(name: str | None, root: Path) -> Path | None:
-    """The folder that `resolve` finds without asking the hub."""
-    there = name is not None and (name.startswith("package:") or any(p.is_dir() for p in (root / name, Path(name))))
-    return resolve(name, root) if there else None
-
-
 def _encoders(config: RunConfig) -> dict[str, int | Tower]:
     """Routing encoders of local folders; what is not there has the published shape."""
     found: dict[str, int | Tower] = {}
-    clip = _local(config.model.clip, config.model_folder())
+    clip = local(config.model.clip, config.model_folder())
     if clip is not None and hasattr(both := AutoConfig.from_pretrained(clip), "text_config"):
         found["clip"] = both.projection_dim
         found["clip_text"] = _tower(CLIP_TEXT.name, both.text_config)
     if config.model.sentence == "clip":
         found["sentence"] = found.get("clip_text", CLIP_TEXT)
-    elif (folder := _local(config.model.sentence, config.model_folder())) is not None:
+    elif (folder := local(config.model.sentence, config.model_folder())) is not None:
         found["sentence"] = _tower(MINILM.name, AutoConfig.from_pretrained(folder))
     return found
 

@@ -15,12 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hide_llava.errors import UserError
+from hide_llava.evaluation.batches import key_value_bytes, largest_batch, sample_bytes
 from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work
 
 # What of a card's figures a run sustains, assumed: 445 of an H100's 989 TFLOP/s, as well-made training code reaches; 500 where
 # there is no backward pass; 2.5 of its 3.35 TB/s. HOST: seconds in which Python starts the kernels of one decoding step.
 TRAINING, READING, MEMORY, HOST = 0.45, 0.505, 0.75, 0.025
-LARGEST_BATCH, OF_FREE = 128, 0.7  # of questions, as `evaluation/batches.py` chooses it
+BF16 = 2  # bytes of a number
 
 
 @dataclass(frozen=True)
@@ -46,12 +47,9 @@ class Card:
     def answering_seconds(self, work: Work, answers: float, weights: int) -> float:
         """Of `answers` with a base model of `weights` bytes, on one card."""
         text = work.shape.llava.text_config
-        head = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         length = work.flops.image_tokens + QUESTION + ANSWER + work.sizes.cost.prompts[1]
-        cache = length * 4 * text.num_hidden_layers * text.num_key_value_heads * head
-        sample = cache + 8 * length * (text.hidden_size + text.intermediate_size)
-        fits = max(1, int(OF_FREE * (self.gib * 2**30 - weights) / sample))
-        batch = min(LARGEST_BATCH, 1 << (fits.bit_length() - 1))
+        cache = length * key_value_bytes(text, BF16)
+        batch = largest_batch(self.gib * 2**30 - weights, sample_bytes(text, BF16, length))
         token = max(HOST, (weights + 3 * batch * cache) / (MEMORY * self.tbs * 1e12))
         return answers * (work.answer() / (READING * self.tflops * 1e12) + ANSWER * token / batch)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,16 +58,22 @@ def layout(session: Session, stage: Stage, batch: BatchPlan, dataset: TrainingDa
         sizes = [entry["per_device"]] if share % entry.get("per_device", share + 1) == 0 else micro_batches(share)
     if train.gradient_checkpointing == "auto":
         modes = [entry["gradient_checkpointing"]] if "gradient_checkpointing" in entry else [False, True]
-    options = [(size, mode) for mode in modes for size in sizes]
-    if len(options) == 1:
-        (size, mode), needed, free = options[0], None, None
+    if len(sizes) == len(modes) == 1:
+        size, mode, needed, free = sizes[0], modes[0], None, None
     else:
         free = free_bytes(session.core.llava.device)
         limit = int(SHARE.get(session.core.llava.device.type, 0.5) * free)
-        needs = {option: needed_bytes(session, dataset, *option) for option in options}
-        size, mode = next((option for option in options if needs[option] <= limit), options[-1])
-        needed = needs[size, mode]
+        size, mode, needed = first_that_fits(sizes, modes, limit, lambda *option: needed_bytes(session, dataset, *option))
     return Layout(BatchPlan(size, share // size, batch.world), mode, needed, free)
+
+
+def first_that_fits(
+    sizes: list[int], modes: list[bool], limit: float, needed: Callable[[int, bool], int]
+) -> tuple[int, bool, int]:
+    """Micro-batch, whether activations are computed again, and the bytes that this needs: the first of the `sizes` under the
+    first of the `modes` that needs at most `limit`; where none does, the last of both."""
+    options = [(size, mode, needed(size, mode)) for mode in modes for size in sizes]
+    return next((option for option in options if option[2] <= limit), options[-1])
 
 
 def needed_bytes(session: Session, dataset: TrainingDataset, records: int, recompute: bool) -> int:

@@ -21,7 +21,7 @@ from hide_llava.model.shapes import ModelShape, model_shape, skeleton
 from hide_llava.training.batching import micro_batches
 from hide_llava.training.cards import CARDS, Card, card_of
 from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work, activations, in_flops, rounded
-from hide_llava.training.memory import SHARE
+from hide_llava.training.memory import SHARE, first_that_fits
 from hide_llava.training.run_folder import RunFolder, general_tasks, method_tasks, stage_name, stages_of
 from hide_llava.training.sequence import records_of, stage_plan, training_warnings
 from hide_llava.training.sizes import Sizes, sizes
@@ -342,13 +342,15 @@ class Memory:
         if train.per_device_batch_size == "auto" and card is not None:
             sizes = micro_batches(batch.per_device * batch.accumulation)
         modes = [False, True] if train.gradient_checkpointing == "auto" else [train.gradient_checkpointing]
-        options = [(size, mode) for mode in modes for size in sizes]
         answer = None if reads_logits(method_class(config.method["name"])) else ANSWER
-        needs = {o: activations(work.shape.llava, o[0], dtype.itemsize, o[1], answer=answer) for o in options}
+
+        def needed(size: int, recompute: bool) -> int:
+            return activations(work.shape.llava, size, dtype.itemsize, recompute, answer=answer)
+
         limit = 0 if card is None else SHARE["cuda"] * (card.gib * 2**30 - sum(before.values()))
-        size, mode = next((o for o in options if needs[o] <= limit), options[-1])
+        size, mode, most = first_that_fits(sizes, modes, limit, needed)
         kept = "computed twice" if mode else "kept"
-        return cls({**before, f"activations of {size} record(s), {kept}": needs[size, mode]}, mode, auto)
+        return cls({**before, f"activations of {size} record(s), {kept}": most}, mode, auto)
 
     def line(self, card: Card | None) -> str:
         """For people, beside what the card has."""

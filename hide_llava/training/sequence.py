@@ -329,10 +329,8 @@ def _hand_over(session: Session, run: RunFolder, stage: Stage, trainer: MethodTr
     folder = run.state(stage_name(stage)) / "trained"
     save_trained(session.routed, folder)
     release(trainer)
-    session.loaded.llava.to("meta")
     torch.distributed.barrier()
-    fresh = Session(session.config)
-    fresh.restore(run, stage.index - 1)
+    fresh = _fresh(session, run, stage)
     fresh.begin_stage(stage, _context(fresh, dataset))
     load_trained(fresh.routed, folder)
     torch.distributed.barrier()  # the main process deletes that folder when the stage is closed

@@ -64,7 +64,7 @@ def test_one_dropout_mask_for_all_branches() -> None:
     dropout = SharedDropout(0.5, 4)
     x = torch.randn(3, 5, 40)
     seen = [dropout(x) for _ in range(4)]
-    assert all(one is seen[0] for one in seen) and dropout.x is dropout.dropped is None
+    assert all(one is seen[0] for one in seen) and dropout.shared.x is dropout.shared.made is None
     assert torch.equal(seen[0], torch.where(seen[0] == 0, 0, 2 * x)) and 0.3 < (seen[0] == 0).float().mean() < 0.7
     assert not torch.equal(dropout(x), seen[0])
     with torch.autocast("cpu", torch.bfloat16):

@@ -56,16 +56,18 @@ def each(methods: list[str]) -> list:
 
 def in_gate(methods: list[str]) -> list:
     """As `each`; the gate has one preset of each method, the others are `slow` (tests/test_every_preset.py runs them all)."""
-    first = one_of_each(methods)
-    return [pytest.param(m, marks=[pytest.mark.xdist_group(m), *([] if m in first else [pytest.mark.slow])]) for m in methods]
+    return [pytest.param(m, marks=_in_gate(m, one_of_each(methods))) for m in methods]
 
 
 def in_both(methods: list[str]) -> list:
     """(preset, dtype): every preset in fp32, those that are no method's first as `slow`; one of each method in bf16 too."""
     first = one_of_each(methods)
     pairs = [*((m, "float32") for m in methods), *((m, "bfloat16") for m in first)]
-    return [pytest.param(m, dtype, marks=[pytest.mark.xdist_group(m), *([] if m in first else [pytest.mark.slow])])
-            for m, dtype in pairs]  # fmt: skip
+    return [pytest.param(m, dtype, marks=_in_gate(m, first)) for m, dtype in pairs]
+
+
+def _in_gate(method: str, first: list[str]) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.xdist_group(method), *([] if method in first else [pytest.mark.slow])]
 
 
 def make_world(folder: Path, train: int = 8) -> Path:
