@@ -11,6 +11,7 @@ import dataclasses
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
@@ -213,6 +214,12 @@ def method_class(name: str) -> type[Method]:
 
 def plugins() -> list[EntryPoint]:
     """Methods that installed packages announce, whether or not they can be loaded."""
+    return _plugins_on(tuple(sys.path))
+
+
+@lru_cache(maxsize=4)
+def _plugins_on(_: tuple[str, ...]) -> list[EntryPoint]:
+    """Kept, because reading what all installed packages announce takes 40 ms and a run asks dozens of times."""
     return list(entry_points(group="hide_llava.methods"))
 
 

@@ -31,7 +31,7 @@ CLIP_STEP = 7
 MORE_STEP = {"disco": CLIP_STEP, "dualprompt": CLIP_STEP, "hide": CLIP_STEP, "l2p": CLIP_STEP, "branchlora": CLIP_STEP,
              "modalprompt": CLIP_STEP + 1, "smolora": 8, "llavac": 7, "lwf": 9, "same": 8, "ewc": 1, "olora": 1,
              "sefe": 1}  # fmt: skip
-MORE_BATCH = {"disco": 14, "dualprompt": 7, "hide": 14, "l2p": 7, "branchlora": 7, "modalprompt": 7, "mrlora": 14,
+MORE_BATCH = {"disco": 14, "dualprompt": 7, "hide": 14, "l2p": 7, "branchlora": 7, "modalprompt": 7, "mrlora": 14, "smolora": 4,
               "individual": 30}  # fmt: skip  # the first of a cell folds its expert and measures what is kept, twice a linear
 
 
