@@ -283,7 +283,7 @@ class Core:
         if not held:
             return 0
         rank = len(factors[held[0][0]][0])
-        self.add(name, LoraSpec(rank, float(rank), 0.0), list(factors))
+        self.add(name, LoraSpec(rank=rank, alpha=float(rank), dropout=0.0), list(factors))
         for path, _, m in self.layers(name):
             weight = m.get_base_layer().weight
             dtype = (

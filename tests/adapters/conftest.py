@@ -38,7 +38,7 @@ def build(bare: Callable[..., Core]) -> Callable[..., Core]:
     def make(*ranks: int, dtype: torch.dtype = torch.float32, targets: str = "all") -> Core:
         core = bare(dtype)
         for i, rank in enumerate(ranks):
-            core.add(f"e{i}", LoraSpec(rank, 2.0 * rank, 0.0, targets))
+            core.add(f"e{i}", LoraSpec(rank=rank, alpha=2.0 * rank, dropout=0.0, targets=targets))
             for j, parameter in enumerate(core.parameters_of(f"e{i}")):
                 draw = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1000 * i + j))
                 parameter.data.copy_(0.2 * draw)

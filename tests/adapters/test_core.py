@@ -30,14 +30,14 @@ def test_only_the_decoder_is_adapted(targets: str, names: set[str], build: Calla
 def test_new_adapters_are_frozen_fp32_and_change_nothing(bare: Callable[..., Core]) -> None:
     core, ids = bare(), torch.tensor([[1, 5, 9]])
     before = core.llava(input_ids=ids).logits
-    core.add("e0", LoraSpec(4, init_std=0.01))
+    core.add("e0", LoraSpec(rank=4, init_std=0.01))
     core.follow(Route(["e0"]))
     assert all(p.dtype == torch.float32 and not p.requires_grad for p in core.parameters_of("e0"))
     assert torch.equal(core.llava(input_ids=ids).logits, before)  # B = 0
     a = torch.cat([m.lora_A["e0"].weight.flatten() for _, _, m in core.layers("e0")])
     assert 0.0095 < a.std() < 0.0105
     half = bare(torch.bfloat16)
-    half.add("e0", LoraSpec(4))
+    half.add("e0", LoraSpec(rank=4))
     assert all(p.dtype == torch.float32 for p in half.parameters_of("e0"))
 
 
@@ -135,7 +135,7 @@ def test_follow_leaves_requires_grad_untouched(build: Callable[..., Core]) -> No
     with core.routed(Route(["e2"])):
         assert {n: p.requires_grad for n, p in core.llava.named_parameters()} == flags
     assert core.route.active == ["e0"]
-    core.add("e3", LoraSpec(2))
+    core.add("e3", LoraSpec(rank=2))
     core.delete("e0")
     now = {n: p.requires_grad for n, p in core.llava.named_parameters()}
     assert {n for n, f in now.items() if f} == {n for n, f in flags.items() if f}
@@ -185,7 +185,7 @@ def test_save_load(build: Callable[..., Core], bare: Callable[..., Core], tmp_pa
     stored = json.loads((tmp_path / "e1" / "adapter_config.json").read_text())
     assert stored["r"] == 2 and stored["lora_alpha"] == 4 and stored["inference_mode"]
     other.load("e1", tmp_path / "e1")
-    other.add("e0", LoraSpec(4))
+    other.add("e0", LoraSpec(rank=4))
     core.save("e0", tmp_path / "e0")
     other.load("e0", tmp_path / "e0")  # over an existing adapter
     for name in ("e0", "e1"):

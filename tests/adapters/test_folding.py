@@ -212,7 +212,7 @@ def test_an_update_of_a_thousandth_of_the_weights_is_kept(dtype: torch.dtype, fo
     core.llava.dtype = dtype
     names, weights = ["e0", "e1"], [1.0, 0.5]
     for name in names:
-        core.add(name, LoraSpec(8, 16.0, 0.0, "ffn"))
+        core.add(name, LoraSpec(rank=8, alpha=16.0, dropout=0.0, targets="ffn"))
         _, _, layer = next(core.layers(name))
         a, b = (torch.randn(shape, generator=generator) for shape in ((8, 1024), (1024, 8)))
         layer.lora_A[name].weight.data = a

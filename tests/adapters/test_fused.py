@@ -138,7 +138,7 @@ GATES = {"none": None, "constant": torch.linspace(0, 1, 4), "per sample": torch.
 def test_every_form_of_gate(form: str, dtype: torch.dtype, build: Callable[..., Core]) -> None:
     """Two adapters of unequal rank, one of them gated, on a bf16 base in fp32 as they are trained; two routes in turn."""
     core = build(4, 2, dtype=dtype)
-    core.add("other", LoraSpec(4))  # never active
+    core.add("other", LoraSpec(rank=4))  # never active
     ids = torch.randint(3, 500, (3, 5), generator=torch.Generator().manual_seed(0))
     gates = {} if GATES[form] is None else {"e0": GATES[form]}
     routes = [Route(["e0", "e1"], gates), Route(["e1"]), Route(["e0"], gates), Route(["e0"], {"e0": torch.zeros(4)}), Route()]

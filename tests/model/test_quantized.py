@@ -35,7 +35,7 @@ def by_32(config: LlavaConfig) -> LlavaConfig:
 def with_experts(llava: LlavaForConditionalGeneration) -> Core:
     core = Core(llava.eval())
     for i in range(2):
-        core.add(f"e{i}", LoraSpec(4, 8.0, 0.0))
+        core.add(f"e{i}", LoraSpec(rank=4, alpha=8.0, dropout=0.0))
         for j, parameter in enumerate(core.parameters_of(f"e{i}")):
             parameter.data.copy_(
                 0.2 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(99 * i + j))
