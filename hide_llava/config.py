@@ -1,32 +1,27 @@
-"""The configuration: a tree of dataclasses, composed from one YAML per thing a user names and `key=value` overrides.
+"""The configuration: a tree of pydantic models, composed of one YAML per thing a user names and `key=value` overrides.
 
 Every YAML under `configs/` is a partial of the same tree, so a method preset may also set, say, `train.epochs`.
 Order of composition (later wins): defaults, model, benchmark, train, method, command line. A task's own epochs and global
-batch stand between train and method.
+batch stand between train and method. The layers are merged as plain dictionaries and checked once, when complete.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import difflib
 import math
 import re
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import BooleanNode, IntegerNode, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from hide_llava.errors import UserError
 from hide_llava.naming import default_output
 from hide_llava.schema import (
     BEFORE,
-    CHOICES,
-    OR_AUTO,
-    POSITIVE,
     SECTIONS,
     TASK_RECIPE,
     BenchmarkConfig,
@@ -35,10 +30,12 @@ from hide_llava.schema import (
     TaskConfig,
     TrainConfig,
 )
+from hide_llava.settings import Lacking, validated
 
 __all__ = ["BenchmarkConfig", "ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "compose", "configs_folder",
-           "finish", "flatten", "from_yaml", "names", "nearest", "read_group", "read_yaml", "to_yaml"]  # fmt: skip
+           "flatten", "from_yaml", "names", "nearest", "read_group", "read_yaml", "to_yaml"]  # fmt: skip
 
+Layers = list[tuple[str, dict]]  # partials of the tree, later ones winning, and where each was said
 GROUPS = ("model", "benchmark", "train", "method")
 # names that other programs give to what is called otherwise here; where several are known, the first that fits is meant
 OTHER_NAMES = {
@@ -114,6 +111,15 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
         return super().construct_mapping(node, deep)
 
 
+class _Dumper(yaml.SafeDumper):
+    """Quotes a text that the loader above, or one of YAML 1.1, would read as something else."""
+
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style=None if data.isprintable() else '"')
+
+
+_Dumper.add_representer(str, _Dumper.represent_str)
+
 # (tag, what a plain value of it looks like, its first characters). Every other plain value is text, which a field of a
 # number or a truth value still converts: seed: 010 is ten, yes is true.
 for _tag, _form, _first in (
@@ -124,7 +130,8 @@ for _tag, _form, _first in (
     ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
     ("merge", r"<<", "<"),
 ):  # fmt: skip
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), list(_first))
+    for _one in (_Loader, _Dumper):
+        _one.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(f"^(?:{_form})$"), list(_first))
 
 
 def parse_yaml(text: str) -> Any:
@@ -180,84 +187,88 @@ def extend(tree: dict, path: Path, seen: tuple[Path, ...] = ()) -> dict:
     if "extends" in base["benchmark"]:
         base = extend(base, base_path, (*seen, path))
     for one, where in ((base, base_path), (tree, path)):
-        _check_keys(one, RunConfig, where.name)
+        if wrong := _against(_merged([(where.name, one)])):
+            raise UserError(f"{where.name}: {wrong[0]}")
     own = {task.get("id"): task for task in tree["benchmark"].pop("tasks", [])}
     tasks = [{**task, **own.pop(task.get("id"), {})} for task in base["benchmark"].get("tasks", [])]
-    merged = OmegaConf.to_container(OmegaConf.merge(base, tree))
+    merged = merge(base, tree)
     merged["benchmark"]["tasks"] = [*tasks, *own.values()]
     return merged
 
 
-def _check_keys(tree: dict, schema: type, where: str, prefix: str = "", method: Any = None) -> None:
+def merge(below: dict, above: dict) -> dict:
+    """Both trees: mappings key by key, anything else, a list too, as `above` has it."""
+    both = {k: merge(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return {**below, **above, **both}
+
+
+def _merged(layers: Layers) -> dict:
+    """The layers as one tree that has every section."""
+    sections = (*SECTIONS, "method")
+    tree: dict = {key: {} for key in sections}
+    for where, layer in layers:
+        for key in sections:
+            if not isinstance(layer.get(key, {}), dict):
+                raise UserError(_at(where, f"'{key}' must be a mapping of its keys, got {layer[key]!r}."))
+        tree = merge(tree, layer)
+    return tree
+
+
+def _at(where: str, text: str) -> str:
+    return f"{where}: {text}" if where else text
+
+
+def _checked(tree: dict, method: Any) -> RunConfig:
     """`method`: name of the method whose options a misplaced key may mean."""
-    fields = [f.name for f in dataclasses.fields(schema)]
-    for key, value in tree.items():
-        if key not in fields:
-            hint = _nearest_of_all(str(key), method) if schema is RunConfig else nearest(str(key), fields, prefix)
-            raise UserError(f"{where}: unknown key '{prefix}{key}'. {hint}")
-        child = SECTIONS.get(schema, {}).get(key)
-        if child is not None and not (value is None and schema is TaskConfig):
-            if not isinstance(value, dict):
-                raise UserError(f"{where}: '{prefix}{key}' must be a mapping of its keys, got {value!r}.")
-            _check_keys(value, child, where, f"{prefix}{key}.")
-        elif schema is RunConfig and key == "method":
-            if not isinstance(value, dict):
-                raise UserError(f"{where}: 'method' must be a mapping, e.g. `method: {{name: lora}}`, got {value!r}.")
-            if not isinstance(name := value.get("name"), str | None):
-                raise UserError(f"{where}: 'method.name' takes the name of one method, e.g. lora, got {name!r}.")
-        elif schema is BenchmarkConfig and key in ("tasks", "general"):
-            if not isinstance(value, list) or not all(isinstance(task, dict) for task in value):
-                raise UserError(f"{where}: '{prefix}{key}' takes a list of mappings, one per task.")
-            for i, task in enumerate(value):
-                _check_keys(task, TaskConfig, where, f"{prefix}{key}[{i}].")
+    _check_finite(tree)
+    return validated(RunConfig, tree, partial(_unknown, method))
+
+
+def _against(tree: dict, method: Any = None) -> list[str]:
+    """All that is wrong with the tree but what it lacks."""
+    from hide_llava.methods.base import method_config
+
+    found: list[str] = []
+    named = tree["method"].keys() & {"name", "preset"}  # else another layer has the name
+    for check in (lambda: _checked(tree, method), *([lambda: method_config(tree["method"])] if named else [])):
+        try:
+            check()
+        except Lacking:
+            continue
+        except UserError as error:
+            found += getattr(error, "problems", [str(error)])
+    return found
+
+
+def _unknown(method: Any, prefix: str, key: str, known: list[str]) -> str:
+    return f"unknown key '{prefix}{key}'. {nearest(key, known, prefix) if prefix else _nearest_of_all(key, method)}"
 
 
 def _nearest_of_all(word: str, method: Any) -> str:
     """`nearest` among the top level and, the section being forgotten, among the keys of the sections and the method."""
     from hide_llava.methods.base import method_class
 
-    places = {f.name: [f.name] for f in dataclasses.fields(RunConfig)}
-    sections = {key: schema for key, schema in SECTIONS[RunConfig].items() if key != "benchmark"}
+    places = {name: [name] for name in RunConfig.model_fields}
+    sections: dict[str, Any] = {key: schema for key, schema in SECTIONS.items() if key != "benchmark"}
     if isinstance(method, str):
         with contextlib.suppress(UserError):  # an unknown method is told later
             sections["method"] = method_class(method).Config
     for section, schema in sections.items():
-        for field in dataclasses.fields(schema):
-            if field.name not in ("name", "preset"):
-                places.setdefault(field.name, []).append(f"{section}.{field.name}")
+        for name in schema.model_fields:
+            if name not in ("name", "preset"):
+                places.setdefault(name, []).append(f"{section}.{name}")
     close = _known_as(word, places) or difflib.get_close_matches(word.lower(), places, 1, 0.5)
     if not close:
-        return nearest(word, [f.name for f in dataclasses.fields(RunConfig)])
+        return nearest(word, list(RunConfig.model_fields))
     return f"Did you mean {' or '.join(map(repr, places[close[0]]))}?"
 
 
-def _merge(config: Any, tree: dict, where: str) -> Any:
-    section = tree.get("method")
-    name = section.get("name") if isinstance(section, dict) else None
-    _check_keys(tree, RunConfig, where, method=name or OmegaConf.select(config, "method.name"))
-    try:
-        merged = OmegaConf.merge(config, tree)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None) or "?"
-        text = str(error).splitlines()[0]
-        raise UserError(f"{where}: wrong value for '{key}': {text}{comma_hint(flatten(tree).get(key))}") from None
-    _check_finite(OmegaConf.to_container(merged), f"{where}: ")
-    return merged
-
-
-def comma_hint(value: Any) -> str:
-    """What a refused text with commas may have been meant as."""
-    if not isinstance(value, str) or "," not in value:
-        return ""
-    return f"; a list is written [{value}], and several values, one run for each, are for the verbs run, train and eval."
-
-
-def _check_finite(tree: Any, where: str = "") -> None:
+def _check_finite(tree: Any) -> None:
     """Raises UserError for a number of the tree that is nan or infinite."""
     for key, value in flatten(tree).items():
         for number in value if isinstance(value, list) else [value]:
             if isinstance(number, float) and not math.isfinite(number):
-                raise UserError(f"{where}{key}={number}: must be a finite number.")
+                raise UserError(f"{key}={number}: must be a finite number.")
 
 
 def _parse_overrides(overrides: list[str]) -> tuple[dict[str, str], dict]:
@@ -271,12 +282,12 @@ def _parse_overrides(overrides: list[str]) -> tuple[dict[str, str], dict]:
             chosen[key] = value
         else:
             try:
-                one = OmegaConf.create()
-                OmegaConf.update(one, key, parse_yaml(value))
-                one = OmegaConf.to_container(one)
-            except Exception:
+                one = parse_yaml(value)
+            except (yaml.YAMLError, ValueError, RecursionError):
                 raise UserError(f"'{item}': the value cannot be read as YAML.") from None
-            tree = OmegaConf.to_container(OmegaConf.merge(tree, one))
+            for name in reversed(key.split(".")):
+                one = {name: one}
+            tree = merge(tree, one)
     return chosen, tree
 
 
@@ -286,32 +297,24 @@ def compose(overrides: list[str], defaults: dict[str, str] | None = None) -> Run
     Raises:
         UserError: unknown group member or key (with the nearest known one), wrong type, value out of range.
     """
-    chosen, tree = _parse_overrides(overrides)
+    chosen, words = _parse_overrides(overrides)
     chosen = {"train": "default", **(defaults or {}), **_defaults_of(chosen.get("benchmark")), **chosen}
     for group in ("model", "benchmark", "method"):
         if group not in chosen:
             raise UserError(f"{group}= is missing. Known: {', '.join(names(group))}.")
-    config = OmegaConf.structured(RunConfig)
+    layers: Layers = []
     for group in GROUPS:
-        file, partial = _partial(group, chosen[group])
+        file, tree = _partial(group, chosen[group])
         if group == "train":
-            partial["train"].setdefault("name", Path(file).stem)
+            tree["train"].setdefault("name", Path(file).stem)
         if group == "benchmark":
-            partial["benchmark"].pop("defaults", None)  # taken above; no part of a run's configuration
-        config = _merge(config, partial, file)
-        if group == "method":
-            preset, preset_file = partial["method"], file
-            _above_tasks(config, partial)
-    plain, config = config, _merge(config, tree, "command line")
-    _above_tasks(config, tree)
-    try:
-        finished = finish(config)
-    except UserError:
-        _check_preset(preset, preset_file)
-        raise
-    if finished.output is None:
-        finished.output = default_output(finished, _finished(plain), flatten(tree), _own_recipe(chosen))
-    return finished
+            tree["benchmark"].pop("defaults", None)  # taken above; no part of a run's configuration
+        layers.append((file, tree))
+    layers = _above_tasks(layers)
+    config = finish(_above_tasks([*layers, ("command line", words)]))
+    if config.output is None:
+        config.output = default_output(config, _finished(layers), flatten(words), _own_recipe(chosen))
+    return config
 
 
 def _partial(group: str, name: str) -> tuple[str, dict]:
@@ -345,10 +348,10 @@ def _add_file(section: dict) -> None:
     section |= {"name": cls.name, "file": str(file), "file_sha256": file_sha256(cls)}
 
 
-def _finished(config: Any) -> RunConfig | None:
+def _finished(layers: Layers) -> RunConfig | None:
     """`finish`, or None where the configuration is none without the user's own keys."""
     with contextlib.suppress(UserError):
-        return finish(config)
+        return finish(layers)
     return None
 
 
@@ -358,16 +361,18 @@ def _own_recipe(chosen: dict[str, str]) -> str | None:
     return Path(chosen["train"]).stem if chosen["train"] != usual else None
 
 
-def _above_tasks(config: Any, partial: dict) -> None:
-    """A method preset and the command line also speak for tasks that state their own epochs or global batch.
+def _above_tasks(layers: Layers) -> Layers:
+    """A method preset and the command line, the last of the layers, also speak for tasks with epochs or a global batch.
 
     Those of a benchmark's task stand above a training recipe's alone. What does not hold is taken out, so that the stored
     configuration says what was done.
     """
-    train = partial.get("train") or {}
-    for key in TASK_RECIPE:
-        for task in config.benchmark.tasks if train.get(key) is not None else ():
-            task[key] = None
+    tasks, (where, last) = _merged(layers)["benchmark"].get("tasks"), layers[-1]
+    said = [key for key in TASK_RECIPE if last.get("train", {}).get(key) is not None]
+    if not said or not isinstance(tasks, list):
+        return layers
+    silent = [{**task, **dict.fromkeys(said)} if isinstance(task, dict) else task for task in tasks]
+    return [*layers[:-1], (where, merge(last, {"benchmark": {"tasks": silent}}))]
 
 
 def _is_plugin(method: str) -> bool:
@@ -381,19 +386,10 @@ def _method_values(section: dict) -> dict[str, Any]:
     """The `method:` section with every option of the method."""
     from hide_llava.methods.base import method_config
 
-    values = {**section, **dataclasses.asdict(method_config(section))}
+    values = {**section, **method_config(section).model_dump()}
     if values.get("file"):
         values["file"] = str(Path(values["file"]).resolve())
-    _check_finite({"method": values})
     return values
-
-
-def _check_preset(section: dict, file: str) -> None:
-    """What is wrong with the preset itself is said with its file's name."""
-    try:
-        _method_values(section)
-    except UserError as error:
-        raise UserError(f"{file}: {error}") from None
 
 
 def _defaults_of(benchmark: str | None) -> dict[str, str]:
@@ -407,47 +403,32 @@ def _defaults_of(benchmark: str | None) -> dict[str, str]:
     return found
 
 
-def finish(config: Any) -> RunConfig:
-    """Check values, resolve the method's own fields, and return plain dataclasses."""
+def finish(layers: Layers) -> RunConfig:
+    """The configuration that the layers make, checked, with the tasks of the run and all options of the method.
+
+    Raises:
+        UserError: what is wrong, and in which layer.
+    """
     from hide_llava.benchmarks.selection import select_tasks
 
-    missing = [str(k) for k in OmegaConf.missing_keys(config)]
-    if missing:
-        raise UserError(f"the configuration lacks {', '.join(sorted(missing))}.")
-    for key in OR_AUTO:
-        OmegaConf.update(config, key, _or_auto(key, OmegaConf.select(config, key)))
-    for key, allowed in CHOICES.items():
-        value = OmegaConf.select(config, key)
-        if value not in allowed:
-            raise UserError(f"{key}={value}: expected one of {', '.join(map(str, allowed))}.")
-    for key in POSITIVE:
-        value = OmegaConf.select(config, key)
-        if value is not None and value <= 0:
-            raise UserError(f"{key}={value}: must be greater than 0.")
-    plain: RunConfig = OmegaConf.to_object(config)
-    select_tasks(plain)
-    plain.method = _method_values(plain.method)
-    return plain
-
-
-def _or_auto(key: str, value: Any) -> Any:
-    """`auto`, or the value of the kind that the key takes, read as for a field that is always of that kind."""
-    kind = OR_AUTO[key]
-    if value == "auto" or (value is None and kind is not bool):
-        return value
-    node = BooleanNode if kind is bool else IntegerNode
+    tree = _merged(layers)
+    method = tree["method"].get("name")
     try:
-        if value is None or (kind is not bool and isinstance(value, bool)):
-            raise ValueError
-        return node(value)._value()
-    except (ValueError, OmegaConfBaseException):
-        expected = "auto, true or false" if kind is bool else "auto, null or a number of records"
-        raise UserError(f"wrong value for '{key}': {value!r}; expected {expected}.") from None
+        config = _checked(tree, method)
+        select_tasks(config)
+        config.method = _method_values(config.method)
+    except Lacking:
+        raise
+    except UserError as error:  # told with the first layer that makes it so
+        ends = range(1, len(layers) + 1)
+        wrong = [layers[end - 1][0] for end in ends if str(error) in _against(_merged(layers[:end]), method)]
+        raise UserError(_at(wrong[0] if wrong else "", str(error))) from None
+    return config
 
 
 def to_yaml(config: RunConfig) -> str:
     """The resolved configuration as YAML text."""
-    return OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config)))
+    return yaml.dump(config.model_dump(), Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
 def from_yaml(path: Path, overrides: list[str] | None = None) -> RunConfig:
@@ -460,17 +441,17 @@ def from_yaml(path: Path, overrides: list[str] | None = None) -> RunConfig:
     for key in _unstated(stored_tree):
         section, name = key.split(".")
         stored_tree[section][name] = BEFORE[key]
-    config = _merge(OmegaConf.structured(RunConfig), stored_tree, str(path))
-    chosen, tree = _parse_overrides(overrides or [])
+    chosen, words = _parse_overrides(overrides or [])
     if chosen:
         raise UserError(f"{', '.join(f'{k}=' for k in chosen)} of an existing run cannot be changed.")
-    if "file" in (tree.get("method") or {}):  # where the method's file lies now; the stored place need not exist
-        return finish(_merge(config, tree, "command line"))
+    changed: Layers = [("", stored_tree), ("command line", words)]
+    if "file" in words.get("method", {}):  # where the method's file lies now; the stored place need not exist
+        return finish(changed)
     try:
-        stored = finish(config)
+        stored = finish(changed[:1])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return finish(_merge(config, tree, "command line")) if tree else stored
+    return finish(changed) if words else stored
 
 
 def as_begun(config: RunConfig) -> tuple[RunConfig, list[str]]:

@@ -10,7 +10,6 @@ a run may change between two calls) are left out: training and evaluating with o
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import re
 from collections import Counter
@@ -41,8 +40,8 @@ def differing(config: RunConfig, plain: RunConfig | None, given: dict[str, Any])
     from hide_llava.config import flatten
     from hide_llava.training.run_folder import FREE
 
-    values = flatten(dataclasses.asdict(config))
-    base = flatten(dataclasses.asdict(plain)) if plain is not None else {k: v for k, v in values.items() if k not in given}
+    values = flatten(config.model_dump())
+    base = flatten(plain.model_dump()) if plain is not None else {k: v for k, v in values.items() if k not in given}
     kept = [k for k in values if k not in (*NAMED, *FREE) and not k.startswith(SILENT)]
     own = {k: values[k] for k in kept if k not in base or base[k] != values[k]}
     short = Counter(_short(k) for k in values if not k.startswith(SILENT))

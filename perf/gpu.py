@@ -1,6 +1,6 @@
 """LLaVA-1.5-7B's shape on one GPU, random weights: LoRA step, answers, folding. One table, under 10 minutes.
 
-    bash perf/gpu.sh               # needs torch, transformers and peft; downloads nothing
+    bash perf/gpu.sh               # needs torch, transformers, peft, pydantic; downloads nothing
     bash perf/gpu.sh --small       # the same code at toy size on a CPU; the times then mean nothing
 
 training step  peft   upstream LoRA on transformers' own LLaVA; hide: this package at task 6 of 6; naive: every task's

@@ -3,15 +3,14 @@
     python scripts/build_method_docs.py
 
 Text and equations are the method's docstring, hyper-parameters the fields of its Config with their comments, ranges what
-the Config checks, costs what `hide-llava plan` computes for LLaVA-1.5-7B and six tasks. Nothing is typed by hand, so change
-the source and run this again; tests/test_method_docs.py compares.
+its types and validators allow, costs what `hide-llava plan` computes for LLaVA-1.5-7B and six tasks. Nothing is typed
+by hand, so change the source and run this again; tests/test_method_docs.py compares.
 """
 
 from __future__ import annotations
 
 import argparse
 import ast
-import dataclasses
 import inspect
 import io
 import re
@@ -19,17 +18,21 @@ import textwrap
 import tokenize
 from functools import cache
 from pathlib import Path
+from types import NoneType
+from typing import Annotated, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
 
 import hide_llava.methods.all  # noqa: F401
 from hide_llava.config import configs_folder, names, read_yaml
 from hide_llava.listing import comment
 from hide_llava.methods.base import REGISTRY, Method, Task, method_config
 from hide_llava.model.shapes import ModelShape, published
+from hide_llava.settings import MethodConfig, bounds, expected, kinds
 from hide_llava.storage import write_text
 from hide_llava.training.estimate import Work
 from hide_llava.training.plan import MIB, answer_line, extra_passes, record_line, stored_bytes, trained_lines
 from hide_llava.training.sizes import Sizes, sizes_of_alike_layers
-from hide_llava.values import rules
 
 FOLDER = Path(__file__).parent.parent / "docs" / "methods"
 SHAPE, TASKS = ModelShape(published("7b"), ""), [Task(i, f"task-{i}", 6) for i in range(6)]
@@ -54,27 +57,60 @@ def doc(cls: type[Method]) -> str:
 
 
 @cache
+def tree(cls: type) -> tuple[str, ast.ClassDef]:
+    """The source of a class, and its statements."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    return source, ast.parse(source).body[0]
+
+
 def comments(cls: type) -> dict[str, str]:
     """Field → trailing comment, of the fields that this class itself declares."""
-    source = textwrap.dedent(inspect.getsource(cls))
+    source, body = tree(cls)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     found = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
-    lines = {n.target.id: n.end_lineno for n in ast.parse(source).body[0].body if isinstance(n, ast.AnnAssign)}
+    lines = {n.target.id: n.end_lineno for n in body.body if isinstance(n, ast.AnnAssign)}
     return {name: found[line] for name, line in lines.items() if line in found}
 
 
-def meaning(config: type, field: str) -> str:
+def lineage(config: type[MethodConfig]) -> list[type[MethodConfig]]:
+    return [c for c in config.__mro__ if issubclass(c, MethodConfig) and c is not MethodConfig]
+
+
+def meaning(config: type[MethodConfig], field: str) -> str:
     """The comment of the nearest class in the line of inheritance that has one."""
-    classes = [c for c in config.__mro__ if dataclasses.is_dataclass(c)]
-    return next((said[field] for said in map(comments, classes) if field in said), "")
+    return next((said[field] for said in map(comments, lineage(config)) if field in said), "")
 
 
-def allowed(config: type, field: dataclasses.Field) -> str:
-    if field.type == "bool":
-        return "true or false"
-    words = [words for name, words in rules(config) if name == field.name]
-    text = "; ".join(w.removeprefix("must be ").removeprefix("expected ") for w in words)
-    return text.replace("in (0, inf]", "above 0") + (" or null" if text and "None" in field.type else "")
+@cache
+def refused(config: type[MethodConfig]) -> list[tuple[str, str]]:
+    """(field, what else is required of it) of every `raise ValueError("field=…: must be …")`, at the defaults."""
+    default, found = config(), []
+    for node in (node for cls in lineage(config) for node in ast.walk(tree(cls)[1]) if isinstance(node, ast.Raise)):
+        parts = node.exc.args[0].values  # of an f-string: texts, and `self.field`s
+        text = "".join(p.value if isinstance(p, ast.Constant) else str(getattr(default, p.value.attr)) for p in parts)
+        found.append(re.match(r"(\w+)=(?:{.*?}|.*?): (.*)", text).groups())
+    return found
+
+
+def allowed(config: type[MethodConfig], name: str, field: FieldInfo) -> str:
+    """The values that a field takes, in words; of a mapping, those of its keys."""
+    chosen = any(one is bool or get_origin(one) is Literal for one in kinds(field.annotation))
+    inner = FieldInfo.from_annotation(get_args(field.annotation)[-1]) if get_origin(field.annotation) is dict else field
+    words = [expected(field.annotation) if chosen else bounds(inner)]
+    words[0] += " or null" if words[0] and NoneType in kinds(field.annotation) else ""
+    words += [says.removeprefix("must be ") for one, says in refused(config) if one == name]
+    return "; ".join(filter(None, words))
+
+
+def type_of(kind: object) -> str:
+    """`int | None`, `dict[str, float]`, and `str` where it is one of several."""
+    if get_origin(kind) is Annotated:
+        return type_of(get_args(kind)[0])
+    if get_origin(kind) in (list, dict):
+        return f"{get_origin(kind).__name__}[{', '.join(map(type_of, get_args(kind)))}]"
+    return " | ".join(
+        "str" if get_origin(one) is Literal else "None" if one is NoneType else one.__name__ for one in kinds(kind)
+    )
 
 
 def cell(text: str) -> str:
@@ -123,12 +159,12 @@ def body(text: str) -> str:
 def parameters(cls: type[Method]) -> str:
     rows = ["| key | type | default | allowed | meaning |", "|---|---|---|---|---|"]
     default = cls.Config()
-    for field in dataclasses.fields(cls.Config):
-        value = getattr(default, field.name)
+    for name, field in cls.Config.model_fields.items():
+        value = getattr(default, name)
         value = "null" if value is None else cell(str(value).lower() if isinstance(value, bool) else str(value))
-        what = cell(meaning(cls.Config, field.name).replace("None:", "null:"))
-        kind = cell(str(field.type))
-        rows.append(f"| `{field.name}` | `{kind}` | `{value}` | {cell(allowed(cls.Config, field))} | {what} |")
+        what = cell(meaning(cls.Config, name).replace("None:", "null:"))
+        kind = cell(type_of(field.annotation))
+        rows.append(f"| `{name}` | `{kind}` | `{value}` | {cell(allowed(cls.Config, name, field))} | {what} |")
     return "\n".join(rows) if len(rows) > 2 else "None."
 
 

@@ -13,8 +13,8 @@ import torch
 ROOT = Path(__file__).parent.parent
 TOY = {"hidden": 32, "layers": 2, "heads": 2, "vocabulary": 64, "vision-hidden": 16, "image-tokens": 4,
        "prompt-tokens": 6, "experts": 2, "rank": 2, "rounds": 1}  # fmt: skip
-# what the package needs beyond torch, transformers and peft (and their own requirements)
-ABSENT = ("omegaconf", "ijson", "datasets", "pyarrow", "sentencepiece", "PIL", "bitsandbytes", "deepspeed")
+# what the package needs beyond torch, transformers, peft and pydantic (and their own requirements)
+ABSENT = ("ijson", "datasets", "pyarrow", "sentencepiece", "PIL", "bitsandbytes", "deepspeed")
 
 
 def output_of(words: list[str], **environment: str) -> str:

@@ -142,7 +142,7 @@ def _scoring(config: RunConfig, task: TaskConfig, split: str, found: list[Findin
     """Whether the questions and their references can be joined, by the very function that a run calls first."""
     if (task.test if split == "test" else task.val) is None:
         return []
-    config = dataclasses.replace(config, eval=dataclasses.replace(config.eval, split=split))
+    config = config.model_copy(update={"eval": config.eval.model_copy(update={"split": split})})
     references, legacy = reference_file(config, task), legacy_file(config, task)
     if split == "val" and references is None and get(task.metric).needs == "coco":
         return []  # a split that nobody can score; eval.split=val refuses it

@@ -23,8 +23,6 @@ def select_tasks(config: RunConfig) -> None:
     ids = [task.id for task in [*benchmark.tasks, *benchmark.general]]
     if len(set(ids)) != len(ids):
         raise UserError(f"benchmark '{benchmark.name}': task ids repeat ({', '.join(ids)}).")
-    if config.limit is not None and config.limit <= 0:
-        raise UserError(f"limit={config.limit}: must be greater than 0.")
     _check_roles(benchmark.tasks, benchmark.general)
     if config.tasks is not None:
         chosen = _resolve("tasks", config.tasks, benchmark.tasks)

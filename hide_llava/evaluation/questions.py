@@ -75,7 +75,7 @@ def generation_settings(config: RunConfig, task: TaskConfig | None = None) -> di
 
     Without a task: the benchmark's settings, and no suffix.
     """
-    own = task or TaskConfig()
+    own = task or TaskConfig.model_construct()
     legacy = task is not None and is_legacy(config, task)
     return {
         "image_transform": config.eval.image_transform or own.image_transform or config.benchmark.image_transform,

@@ -7,10 +7,9 @@ and keep statistics. It never touches the loop, the optimizer, the files or the 
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, is_dataclass
 from functools import lru_cache
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -23,6 +22,7 @@ from hide_llava.adapters.core import Core
 from hide_llava.adapters.route import Route
 from hide_llava.errors import UserError
 from hide_llava.methods.cost import Cost
+from hide_llava.settings import MethodConfig, validated
 
 
 @dataclass(frozen=True)
@@ -86,8 +86,7 @@ class Method:
     reads_parameters: bool = False  # True: `loss` or `route` reads trained parameters by value; ZeRO-3 is refused
     reads_logits: bool = False  # True: `loss` reads `output.logits`; so is a `loss` taken whose class does not say (below)
 
-    @dataclass
-    class Config:
+    class Config(MethodConfig):
         pass
 
     def __init__(self, config: Any, core: Core, tasks: list[Task]):
@@ -98,7 +97,7 @@ class Method:
     @classmethod
     def is_oracle(cls, options: dict[str, Any]) -> bool:
         """Whether it is told the task id at inference: always, or because one of its options has the value `oracle`."""
-        return cls.oracle or any(options.get(f.name) == "oracle" for f in dataclasses.fields(cls.Config))
+        return cls.oracle or any(options.get(name) == "oracle" for name in cls.Config.model_fields)
 
     @classmethod
     def stages(cls, tasks: list[tuple[str, str]]) -> list[Stage]:
@@ -209,7 +208,13 @@ def method_class(name: str) -> type[Method]:
             f"unknown method '{name}'. {nearest(name, [*REGISTRY, *(e.name for e in plugins())])} (A method of your own "
             "is named by its file, method=./my_method.py, or by its package, which announces it as an entry point.)"
         )
-    return REGISTRY[name]
+    cls = REGISTRY[name]
+    if not issubclass(cls.Config, MethodConfig) or is_dataclass(cls.Config):
+        raise UserError(
+            f"method '{name}': {_place(cls)}.Config is no MethodConfig. Write `class Config(MethodConfig):` "
+            "(hide_llava.methods.base), or the Config of another method in the brackets, and no @dataclass above it."
+        )
+    return cls
 
 
 def plugins() -> list[EntryPoint]:
@@ -244,37 +249,36 @@ def _load(entry: EntryPoint) -> type[Method]:
 
 
 def method_config(tree: dict[str, Any]) -> Any:
-    """Build the method's Config dataclass from the `method:` section.
+    """Build the method's Config from the `method:` section. A mapping among its options completes the default one.
 
     Raises:
         UserError: unknown key, wrong type, or a value the method refuses.
     """
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from hide_llava.config import merge, nearest
 
-    from hide_llava.config import comma_hint, flatten, nearest
-
-    if not tree.get("name"):
+    name = tree.get("name")
+    if not name:
         raise UserError("the method section has no 'name'.")
+    if not isinstance(name, str):
+        raise UserError(f"'method.name' takes the name of one method, e.g. lora, got {name!r}.")
     if tree.get("file"):
         from hide_llava.methods.own_file import load_file
 
-        load_file(Path(tree["file"]), tree["name"], tree.get("file_sha256"))
-    cls = method_class(tree["name"])
-    known = [f.name for f in dataclasses.fields(cls.Config)]
+        load_file(Path(tree["file"]), name, tree.get("file_sha256"))
+    options = method_class(name).Config
     values = {k: v for k, v in tree.items() if k not in ("name", "preset", "file", "file_sha256")}
-    for key in values:
-        if key not in known:
-            raise UserError(f"unknown key 'method.{key}' for method '{cls.name}'. {nearest(key, known, 'method.')}")
-    try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(cls.Config), values))
-    except OmegaConfBaseException as error:
-        hint = comma_hint(flatten(values).get(error.full_key))
-        raise UserError(f"method.{error.full_key}: {str(error).splitlines()[0]}{hint}") from None
-    except ValueError as error:  # raised by a Config's __post_init__
-        raise UserError(f"method '{cls.name}': {error}") from None
+    for key, option in options.model_fields.items():
+        usual = option.get_default(call_default_factory=True)
+        if isinstance(usual, dict) and isinstance(values.get(key), dict):
+            values[key] = merge(usual, values[key])
+
+    def unknown(prefix: str, key: str, known: list[str]) -> str:
+        return f"unknown key '{prefix}{key}' for method '{name}'. {nearest(key, known, prefix)}"
+
+    return validated(options, values, unknown, "method")
 
 
 __all__ = [
-    "Context", "Features", "Method", "Route", "Stage", "Task", "all_reduce", "is_main", "method_class", "register",
+    "Context", "Features", "Method", "MethodConfig", "Route", "Stage", "Task", "all_reduce", "is_main", "method_class",
+    "register",
 ]  # fmt: skip

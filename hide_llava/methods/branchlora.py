@@ -18,13 +18,14 @@ State: N adapters that share A (each stores a copy), one router and two keys per
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity, one_hot
+from typing_extensions import Self
 
 from hide_llava.adapters.fused import Shared
 from hide_llava.adapters.observe import from_main, observe
@@ -32,7 +33,6 @@ from hide_llava.adapters.token_gates import OfPrompt, PromptView, Routers, top_k
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.lora import SequentialLora
-from hide_llava.values import above_zero, at_least, one_of, rule
 
 
 class TaskRouter(nn.Module):
@@ -90,25 +90,24 @@ class BranchLora(SequentialLora):
     reads_parameters = True  # the keys
     reads_logits = False
 
-    @dataclass
     class Config(SequentialLora.Config):
-        rank: int = 16  # of A and of every B
-        alpha: float = 32.0
-        branches: int = 8  # N, in every adapted linear
-        top_k: int = 2  # K, branches of a sample
-        freeze: int = 1  # branches frozen after each task, per linear
-        reads: str = "prompt"  # what the router reads: the mean of the prompt | first (token)
-        key_weight: float = 1.0  # λ, weight of the two key terms
-        key_lr: float = 1e-2  # learning rate of the keys
-        samples: int = 256  # records of a task by which its most used branches are found
+        rank: int = Field(16, ge=1)  # of A and of every B
+        alpha: float = Field(32.0, gt=0)
+        branches: int = Field(8, ge=2)  # N, in every adapted linear
+        top_k: int = Field(2, ge=1)  # K, branches of a sample
+        freeze: int = Field(1, ge=0)  # branches frozen after each task, per linear
+        reads: Literal["prompt", "first"] = "prompt"  # what the router reads: the mean of the prompt | first (token)
+        key_weight: float = Field(1.0, ge=0)  # λ, weight of the two key terms
+        key_lr: float = Field(1e-2, gt=0)  # learning rate of the keys
+        samples: int = Field(256, ge=1)  # records of a task by which its most used branches are found
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            one_of(self, reads=("prompt", "first"))
-            at_least(self, branches=2, top_k=1, freeze=0, key_weight=0, samples=1)
-            above_zero(self, "key_lr")
-            rule(self, "top_k", self.top_k <= self.branches, f"must be at most branches={self.branches}")
-            rule(self, "freeze", self.freeze < self.branches, f"must be below branches={self.branches}")
+        @model_validator(mode="after")
+        def _enough_branches(self) -> Self:
+            if self.top_k > self.branches:
+                raise ValueError(f"top_k={self.top_k}: must be at most branches={self.branches}")
+            if self.freeze >= self.branches:
+                raise ValueError(f"freeze={self.freeze}: must be below branches={self.branches}")
+            return self
 
     def setup(self) -> None:
         self.branches = [f"branch-{i + 1:02d}" for i in range(self.config.branches)]

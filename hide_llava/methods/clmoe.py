@@ -21,19 +21,20 @@ Differences from published code and the option that restores them (no public cod
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from hide_llava.adapters.observe import from_main, observe
 from hide_llava.adapters.token_gates import Mixture, per_rank
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.moelora import MoELora
-from hide_llava.values import at_least, between, one_of, rule
 
 MOMENTUM = {"shared": 0.7, "old": 0.7, "new": 0.3, "neither": 0.7}
 SCRIPT = {"shared": 0.7, "old": 0.3, "new": 0.7, "neither": 0.7}
@@ -44,28 +45,30 @@ class ClMoe(MoELora):
     name = "clmoe"
     inference_options = frozenset({"beta", "task_gate"})
 
-    @dataclass
     class Config(MoELora.Config):
-        REFERENCES: ClassVar[tuple[str, ...]] = ("none", "script")
-        top_k: int = 2  # K, experts that count as a task's own
-        beta: float = 0.5  # β, share of the instance gate at inference
-        momentum: dict[str, float] = field(default_factory=lambda: dict(MOMENTUM))  # λ by role
-        task_gate: str = "mean"  # mean (of the learned tasks) | oracle
-        samples: int = 256  # records of a task whose tokens are counted
+        reference: Literal["none", "script"] = "none"
+        top_k: int = Field(2, ge=1)  # K, experts that count as a task's own
+        beta: float = Field(0.5, ge=0, le=1)  # β, share of the instance gate at inference
+        momentum: dict[str, Annotated[float, Field(ge=0, le=1)]] = MOMENTUM  # λ by role
+        task_gate: Literal["mean", "oracle"] = "mean"  # mean (of the learned tasks) | oracle
+        samples: int = Field(256, ge=1)  # records of a task whose tokens are counted
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            one_of(self, task_gate=("mean", "oracle"))
-            at_least(self, top_k=1, samples=1)
-            rule(self, "top_k", self.top_k <= self.experts, f"must be at most experts={self.experts}")
-            between(self, 0, 1, "beta", *(f"momentum.{role}" for role in self.momentum))
-            keys = self.momentum.keys() == MOMENTUM.keys()
-            rule(self, "momentum", keys, f"needs a value for each of {', '.join(MOMENTUM)}")
+        @model_validator(mode="after")
+        def _experts_and_momentum(self) -> Self:
+            if self.top_k > self.experts:
+                raise ValueError(f"top_k={self.top_k}: must be at most experts={self.experts}")
+            if self.momentum.keys() != MOMENTUM.keys():
+                raise ValueError(f"momentum={self.momentum}: needs a value for each of shared, old, new, neither")
             if self.reference == "script":
-                own = self.momentum in (MOMENTUM, SCRIPT)
-                rule(self, "momentum", own, f"reference=script has its own, {SCRIPT}")
+                if self.momentum not in (MOMENTUM, SCRIPT):
+                    raise ValueError(
+                        f"momentum={self.momentum}: reference=script has its own: "
+                        "shared 0.7, old 0.3, new 0.7, neither 0.7"
+                    )
+                if self.task_gate != "mean":
+                    raise ValueError(f"task_gate={self.task_gate}: reference=script answers without a task gate")
                 self.momentum = dict(SCRIPT)
-                rule(self, "task_gate", self.task_gate == "mean", "reference=script answers without a task gate")
+            return self
 
     def setup(self) -> None:
         super().setup()

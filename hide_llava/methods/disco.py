@@ -12,13 +12,14 @@ a weight of exactly 0 leaves the block of the call before switched on. Its scale
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
+from pydantic import Field
+
 from hide_llava.adapters.core import LoraSpec
+from hide_llava.adapters.spec import Targets
 from hide_llava.methods.base import Task, register
-from hide_llava.methods.hide import PROJECTORS, HiDe
-from hide_llava.values import above_zero, one_of
+from hide_llava.methods.hide import HiDe, Projector
 
 
 @register
@@ -26,22 +27,16 @@ class Disco(HiDe):
     name = "disco"
     inference_options = frozenset({"temperature"})
 
-    @dataclass
     class Config(LoraSpec):
-        rank: int = 16  # of one subspace
-        alpha: float = 32.0
-        init_std: float | None = 0.01
-        targets: str = "ffn"
-        temperature: float = 0.05  # τ, of the softmax over experts
-        projector: str = "shared"  # shared (trained, carried from task to task) | frozen | per_task (mixed by w)
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            one_of(self, projector=PROJECTORS)
-            above_zero(self, "temperature")
+        rank: int = Field(16, ge=1)  # of one subspace
+        alpha: float = Field(32.0, gt=0)
+        init_std: float | None = Field(0.01, ge=0)
+        targets: Targets = "ffn"
+        temperature: float = Field(0.05, gt=0)  # τ, of the softmax over experts
+        projector: Projector = "shared"  # shared (trained, carried from task to task) | frozen | per_task (mixed by w)
 
     def __init__(self, config: Any, core: Any, tasks: list[Task]):
-        shape = {name: getattr(config, name) for name in LoraSpec.__dataclass_fields__}
+        shape = {name: getattr(config, name) for name in LoraSpec.model_fields}
         rest = {"temperature": config.temperature, "projector": config.projector}
         super().__init__(HiDe.Config(**shape, **rest, image_weight=0.0, text_weight=1.0), core, tasks)
 

@@ -11,17 +11,16 @@ prefixes into the keys and values of layers 0–1 and 2–4; here both are token
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from hide_llava.adapters.prompt_pool import best, chosen_weights, resize, word_prompts
 from hide_llava.methods.base import Features, Route, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.prompts import Keyed
-from hide_llava.values import at_least
 
 
 @register
@@ -29,14 +28,9 @@ class DualPrompt(Keyed):
     name = "dualprompt"
     reads_logits = False
 
-    @dataclass
     class Config(Keyed.Config):
-        general_length: int = 5  # L_g, tokens of the general prompt; `length` is that of E_t
-        strength: float = 1.0  # λ, weight of the key's pull
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            at_least(self, general_length=1)
+        general_length: int = Field(5, ge=1)  # L_g, tokens of the general prompt; `length` is that of E_t
+        strength: float = Field(1.0, ge=0)  # λ, weight of the key's pull
 
     def setup(self) -> None:
         super().setup()

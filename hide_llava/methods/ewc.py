@@ -17,10 +17,10 @@ gradient; it is smaller than the Fisher by about the batch size.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
@@ -31,7 +31,6 @@ from hide_llava.adapters.probe import without_dropout
 from hide_llava.methods.base import Context, Features, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.lora import SequentialLora
-from hide_llava.values import above_zero, at_least, one_of
 
 
 @register
@@ -40,19 +39,12 @@ class Ewc(SequentialLora):
     reads_parameters = True
     reads_logits = False
 
-    @dataclass
     class Config(SequentialLora.Config):
-        strength: float = 5000.0  # λ, weight of the penalty
-        mode: str = "per_task"  # per_task (a penalty per past task) | online (one)
-        gamma: float = 1.0  # γ, decay of the Fisher per task; online only
-        fisher_examples: int | None = None  # drawn uniformly from the task; None: all of them, one backward each
-        fisher_batch: int = 1  # examples whose mean gradient is squared; more than 1: as Prism
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            one_of(self, mode=("per_task", "online"))
-            at_least(self, strength=0, fisher_examples=1, fisher_batch=1)
-            above_zero(self, "gamma", most=1)
+        strength: float = Field(5000.0, ge=0)  # λ, weight of the penalty
+        mode: Literal["per_task", "online"] = "per_task"  # per_task (a penalty per past task) | online (one)
+        gamma: float = Field(1.0, gt=0, le=1)  # γ, decay of the Fisher per task; online only
+        fisher_examples: int | None = Field(None, ge=1)  # drawn uniformly from the task; None: all, one backward each
+        fisher_batch: int = Field(1, ge=1)  # examples whose mean gradient is squared; more than 1: as Prism
 
     def setup(self) -> None:
         self.fisher: list[Tensor] = []  # F, per trained parameter; nothing before the end of the first task

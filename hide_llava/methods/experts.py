@@ -5,8 +5,8 @@ Task t trains a fresh expert (A_t, B_t); experts of past tasks are frozen.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -14,6 +14,8 @@ from hide_llava.adapters.projectors import restore_projectors, stored_projectors
 from hide_llava.methods.base import Context, Features, Route, Task
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.lora import SequentialLora
+
+OwnProjector = Literal["per_task", "shared", "frozen"]
 
 
 class TaskExperts(SequentialLora):
@@ -77,11 +79,8 @@ class IndependentExperts(TaskExperts):
     """Experts that know nothing of each other. `projector: per_task`: the projector too starts from the base model's
     with every task, and its copy answers together with the expert of that name."""
 
-    @dataclass
     class Config(TaskExperts.Config):
-        projector: str = "per_task"  # per_task | shared (trained, carried from task to task) | frozen
-
-        projectors = ("per_task", "shared", "frozen")
+        projector: OwnProjector = "per_task"  # per_task | shared (trained, carried from task to task) | frozen
 
     def setup(self) -> None:
         super().setup()

@@ -16,22 +16,21 @@ Differences from published code and the option that restores each (hide.md §1.7
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from hide_llava.adapters.anchors import Anchors, ReferenceAnchors, similarities
 from hide_llava.adapters.core import LoraSpec
-from hide_llava.adapters.folding import MODES
 from hide_llava.adapters.projectors import restore_projectors, stored_projectors
 from hide_llava.methods.base import Context, Features, Method, Route, Task, is_main, register
 from hide_llava.methods.cost import Cost
-from hide_llava.values import above_zero, at_least, one_of, rule
 
-ROUTINGS = ("softmax_learned", "softmax_all", "top1", "oracle")
-PROJECTORS = ("shared", "frozen", "per_task")
+Routing = Literal["softmax_learned", "softmax_all", "top1", "oracle"]
+Projector = Literal["shared", "frozen", "per_task"]
 
 
 @register
@@ -42,35 +41,27 @@ class HiDe(Method):
         "fusion", "fusion_weight", "routing", "image_weight", "text_weight", "temperature", "expanded_layers", "slots",
     })  # fmt: skip
 
-    @dataclass
     class Config(LoraSpec):
-        rank: int = 8  # of one expert; the papers state rank × number of tasks
-        alpha: float = 16.0
-        init_std: float | None = 0.01
-        fusion: str = "delta_sum"  # delta_sum (the paper) | factor_sum (the authors' code)
-        fusion_weight: float | None = 1.0  # ε; None: 1/t, the mean of the t experts learned so far
-        routing: str = "softmax_learned"  # w: softmax_learned | softmax_all (slots) | top1 | oracle (task id)
-        image_weight: float = 0.5  # α, weight of the image's cosine
-        text_weight: float = 0.5  # β, weight of the text's cosine
-        temperature: float = 0.1  # τ, of the softmax over experts
-        expanded_layers: list[int] = field(default_factory=lambda: [-1])  # decoder layers that are routed
-        projector: str = "shared"  # shared (trained, carried from task to task) | frozen | per_task (mixed by w)
-        anchors: str = "exact"  # exact (means) | reference (the authors' running mean)
-        text_only: str = "text"  # text (routed by text alone) | reference
-        slots: int | None = None  # softmax_all: number of slots; None: number of tasks (experts beyond get weight 0)
+        rank: int = Field(8, ge=1)  # of one expert; the papers state rank × number of tasks
+        alpha: float = Field(16.0, gt=0)
+        init_std: float | None = Field(0.01, ge=0)
+        fusion: Literal["delta_sum", "factor_sum"] = "delta_sum"  # delta_sum (the paper) | factor_sum (authors' code)
+        fusion_weight: float | None = Field(1.0, ge=0)  # ε; None: 1/t, the mean of the t experts learned so far
+        routing: Routing = "softmax_learned"  # w: softmax_learned | softmax_all (slots) | top1 | oracle (task id)
+        image_weight: float = Field(0.5, ge=0)  # α, weight of the image's cosine
+        text_weight: float = Field(0.5, ge=0)  # β, weight of the text's cosine
+        temperature: float = Field(0.1, gt=0)  # τ, of the softmax over experts
+        expanded_layers: list[int] = [-1]  # decoder layers that are routed
+        projector: Projector = "shared"  # shared (trained, carried from task to task) | frozen | per_task (mixed by w)
+        anchors: Literal["exact", "reference"] = "exact"  # exact (means) | reference (the authors' running mean)
+        text_only: Literal["text", "reference"] = "text"  # text (routed by text alone) | reference
+        slots: int | None = Field(None, ge=1)  # of softmax_all; None: as many as tasks (experts beyond get weight 0)
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            one_of(self, fusion=MODES, routing=ROUTINGS, projector=PROJECTORS)
-            one_of(self, anchors=("exact", "reference"), text_only=("text", "reference"))
-            at_least(self, fusion_weight=0, image_weight=0, text_weight=0, slots=1)
-            rule(
-                self,
-                "image_weight",
-                self.image_weight + self.text_weight > 0,
-                "must not be 0 together with text_weight",
-            )
-            above_zero(self, "temperature")
+        @model_validator(mode="after")
+        def _some_weight(self) -> Self:
+            if self.image_weight + self.text_weight == 0:
+                raise ValueError(f"image_weight={self.image_weight}: must not be 0 together with text_weight")
+            return self
 
     def __init__(self, config: Any, core: Any, tasks: list[Task]):
         super().__init__(config, core, tasks)

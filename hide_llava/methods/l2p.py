@@ -12,17 +12,17 @@ Not offered: the selection by majority of a batch, with which an answer depends 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from hide_llava.adapters.prompt_pool import best, chosen_weights, word_prompts
 from hide_llava.methods.base import Features, Route, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.prompts import Keyed
-from hide_llava.values import at_least, rule
 
 
 @register
@@ -30,15 +30,15 @@ class L2P(Keyed):
     name = "l2p"
     reads_logits = False
 
-    @dataclass
     class Config(Keyed.Config):
-        size: int = 10  # M, prompts in the pool
-        top_k: int = 5  # k, prompts of a sample
+        size: int = Field(10, ge=1)  # M, prompts in the pool
+        top_k: int = Field(5, ge=1)  # k, prompts of a sample
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            at_least(self, size=1, top_k=1)
-            rule(self, "top_k", self.top_k <= self.size, f"must be in [1, size={self.size}]")
+        @model_validator(mode="after")
+        def _enough_prompts(self) -> Self:
+            if self.top_k > self.size:
+                raise ValueError(f"top_k={self.top_k}: must be at most size={self.size}")
+            return self
 
     def build(self) -> None:
         if "pool" not in self.modules:

@@ -20,15 +20,17 @@ LoRA in place of full fine-tuning. The projector is frozen; with `projector: sha
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn.functional import kl_div
 from torch.nn.utils.rnn import pad_sequence
+from typing_extensions import Self
 
 from hide_llava.adapters.consolidation import by_energy, constant, rescaled, soft
 from hide_llava.adapters.observe import from_main
@@ -39,7 +41,6 @@ from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.experts import SummedExperts
 from hide_llava.storage import read_json
-from hide_llava.values import above_zero, at_least, one_of, rule
 
 
 def distance(kind: str, now: Tensor, then: Tensor, mask: Tensor) -> Tensor:
@@ -58,25 +59,23 @@ class LlavaC(SummedExperts):
     reads_logits = False
     labels = ("reconstruction",)
 
-    @dataclass
     class Config(SummedExperts.Config):
-        projector: str = "frozen"
-        spectrum: str = "soft"  # g: soft | energy | constant
-        mix: float = 0.5  # α, factor of energy and constant
-        energy: float = 0.9  # share of Σ σ² that spectrum=energy leaves as it is
-        softness: float = 1.0  # c of spectrum=soft
-        strength: float = 1.0  # λ, weight of the inquiry term
-        distance: str = "mse"  # D: mse | kl
+        projector: Literal["shared", "frozen"] = "frozen"
+        spectrum: Literal["soft", "energy", "constant"] = "soft"  # g: soft | energy | constant
+        mix: float = Field(0.5, gt=0, le=1)  # α, factor of energy and constant
+        energy: float = Field(0.9, gt=0, le=1)  # share of Σ σ² that spectrum=energy leaves as it is
+        softness: float = Field(1.0, ge=0)  # c of spectrum=soft
+        strength: float = Field(1.0, ge=0)  # λ, weight of the inquiry term
+        distance: Literal["mse", "kl"] = "mse"  # D: mse | kl
         layer: int = -1  # whose output is compared: 1 the first decoder layer, -1 the last
-        anchor: str = "base"  # what the model is held near: the base | the previous model
+        anchor: Literal["base", "previous"] = "base"  # what the model is held near: the base | the previous model
         inquiries: str | None = None  # JSON file with a list of questions; none: the record's own
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            one_of(self, spectrum=("soft", "energy", "constant"), distance=("mse", "kl"), anchor=("base", "previous"))
-            at_least(self, softness=0, strength=0)
-            above_zero(self, "mix", "energy", most=1)
-            rule(self, "layer", self.layer != 0, "must be a decoder layer from 1 on, or from −1 back")
+        @model_validator(mode="after")
+        def _a_layer(self) -> Self:
+            if self.layer == 0:
+                raise ValueError(f"layer={self.layer}: must be a decoder layer from 1 on, or from −1 back")
+            return self
 
     def setup(self) -> None:
         super().setup()

@@ -5,12 +5,12 @@ y = W x + s B A x, cross-entropy only; optimizer and schedule restart with every
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field
 
 from hide_llava.adapters.core import LoraSpec
 from hide_llava.methods.base import Context, Features, Method, Route, Task, register
-from hide_llava.values import one_of
 
 
 @register
@@ -18,17 +18,10 @@ class SequentialLora(Method):
     name = "lora"
     adapter = "sequential"
 
-    @dataclass
     class Config(LoraSpec):
-        rank: int = 16
-        alpha: float = 32.0
-        projector: str = "shared"  # shared (trained, carried from task to task) | frozen
-
-        projectors = ("shared", "frozen")  # what `projector` may be, here and in subclasses
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            one_of(self, projector=self.projectors)
+        rank: int = Field(16, ge=1)
+        alpha: float = Field(32.0, gt=0)
+        projector: Literal["shared", "frozen"] = "shared"  # shared (trained, carried from task to task) | frozen
 
     def before_task(self, task: Task, context: Context) -> None:
         if self.adapter not in self.core.names():

@@ -9,10 +9,10 @@ tables have LwF rows without code (methods.md §3.6, §9). The teacher is never 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import kl_div
 
@@ -21,7 +21,6 @@ from hide_llava.data.conversation import IGNORE
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.lora import SequentialLora
-from hide_llava.values import above_zero, at_least
 
 
 @register
@@ -31,15 +30,9 @@ class Lwf(SequentialLora):
     reads_logits = True
     teacher = "teacher"
 
-    @dataclass
     class Config(SequentialLora.Config):
-        strength: float = 0.5  # α, weight of the distillation
-        temperature: float = 2.0  # T, of both distributions
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            at_least(self, strength=0)
-            above_zero(self, "temperature")
+        strength: float = Field(0.5, ge=0)  # α, weight of the distillation
+        temperature: float = Field(2.0, gt=0)  # T, of both distributions
 
     def setup(self) -> None:
         self.taught = False

@@ -16,13 +16,13 @@ base model's: the experts must be independent of each other.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import Literal
 
 import torch
+from pydantic import Field
 
 from hide_llava.methods.base import register
 from hide_llava.methods.experts import TaskExperts
-from hide_llava.values import above_zero, at_least, one_of
 
 DENSE = ("cat", "linear", "svd")  # these take no density
 SPARSE = ("magnitude_prune", "ties", "dare_linear", "dare_ties")
@@ -35,22 +35,12 @@ class Merge(TaskExperts):
     inference_options = frozenset({"combination", "weight", "density", "seed"})
     merged = "routed-merged"  # of one inference: the engine deletes it
 
-    @dataclass
     class Config(TaskExperts.Config):
-        projector: str = "frozen"  # the base model's
-        combination: str = "linear"  # how the experts become one, see above
-        weight: float | None = None  # w, of every expert; None: see above
-        density: float = 0.2  # fraction of values that survive
-        seed: int = 0  # of the random drop
-
-        projectors = ("frozen",)
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            one_of(self, combination=COMBINATIONS)
-            above_zero(self, "weight")
-            above_zero(self, "density", most=1)
-            at_least(self, seed=0)
+        projector: Literal["frozen"] = "frozen"  # the base model's
+        combination: Literal[COMBINATIONS] = "linear"  # how the experts become one, see above
+        weight: float | None = Field(None, gt=0)  # w, of every expert; None: see above
+        density: float = Field(0.2, gt=0, le=1)  # fraction of values that survive
+        seed: int = Field(0, ge=0)  # of the random drop
 
     def prepare_inference(self) -> None:
         how = self.config.combination

@@ -18,10 +18,10 @@ never learned; Prism never adds the two alignment terms, and lets the first samp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 
 from hide_llava.adapters.anchors import similarities
@@ -30,7 +30,6 @@ from hide_llava.adapters.prompt_pool import best, chosen_weights, resize, word_p
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.prompts import Prompted
-from hide_llava.values import at_least, between, one_of
 
 
 @register
@@ -38,18 +37,11 @@ class ModalPrompt(Prompted):
     name = "modalprompt"
     reads_logits = False
 
-    @dataclass
     class Config(Prompted.Config):
-        length: int = 10  # p, tokens of a task's prompt
-        top_k: int = 3  # K, past prompts per sample in training, prompts at inference
-        image_share: float = 0.5  # λ, share of the image in the guidance
-        reference: str = "none"  # none (the paper) | mcitlib
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            at_least(self, top_k=1)
-            one_of(self, reference=("none", "mcitlib"))
-            between(self, 0, 1, "image_share")
+        length: int = Field(10, ge=1)  # p, tokens of a task's prompt
+        top_k: int = Field(3, ge=1)  # K, past prompts per sample in training, prompts at inference
+        image_share: float = Field(0.5, ge=0, le=1)  # λ, share of the image in the guidance
+        reference: Literal["none", "mcitlib"] = "none"  # none (the paper) | mcitlib
 
     def setup(self) -> None:
         super().setup()

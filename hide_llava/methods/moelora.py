@@ -13,18 +13,18 @@ router reads the dropped-out input: equal to ours only without dropout.)
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any, Literal
 
+from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from hide_llava.adapters.route import RankMap
 from hide_llava.adapters.token_gates import Mixture, Routers, per_rank, product_of_sums, weighted
 from hide_llava.methods.base import Features, Route, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.lora import SequentialLora
-from hide_llava.values import at_least, one_of, rule
 
 
 @register
@@ -32,20 +32,18 @@ class MoELora(SequentialLora):
     name = "moelora"
     adapter = "experts"
 
-    @dataclass
     class Config(SequentialLora.Config):
-        REFERENCES: ClassVar[tuple[str, ...]] = ("none", "prism")
-        rank: int = 128  # r, of all experts together
-        alpha: float = 256.0
-        init_std: float | None = 0.01
-        experts: int = 8  # E, in every adapted linear
-        reference: str = "none"  # none (the paper) | what published code computes, see above
+        rank: int = Field(128, ge=1)  # r, of all experts together
+        alpha: float = Field(256.0, gt=0)
+        init_std: float | None = Field(0.01, ge=0)
+        experts: int = Field(8, ge=1)  # E, in every adapted linear
+        reference: Literal["none", "prism"] = "none"  # none (the paper) | what published code computes, see above
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            one_of(self, reference=self.REFERENCES)
-            at_least(self, experts=1)
-            rule(self, "rank", self.rank % self.experts == 0, f"must be a multiple of experts={self.experts}")
+        @model_validator(mode="after")
+        def _rank_of_experts(self) -> Self:
+            if self.rank % self.experts:
+                raise ValueError(f"rank={self.rank}: must be a multiple of experts={self.experts}")
+            return self
 
     def setup(self) -> None:
         self.core.add(self.adapter, self.config)

@@ -11,12 +11,13 @@ so there is no illegal answer (published code then picks an expert at random), a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from string import ascii_uppercase
 from typing import TYPE_CHECKING, Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
@@ -35,7 +36,6 @@ from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.experts import IndependentExperts
 from hide_llava.model.load import image_tokens
 from hide_llava.training.fit import fit
-from hide_llava.values import above_zero, at_least
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,24 +48,17 @@ class MrLora(IndependentExperts):
     name = "mrlora"
     router = "router"
 
-    @dataclass
     class Config(IndependentExperts.Config):
-        rank: int = 32
-        alpha: float = 64.0
-        descriptions: dict[str, str] = field(default_factory=dict)  # task id → what the router reads; default: the id
-        router_samples: int = 20  # records kept of each task, for the router
-        router_rank: int = 128  # of the router's LoRA; its alpha is twice that
-        router_lr: float = 5e-6  # learning rate of the router
-        router_epochs: int = 40  # over its samples
-        router_batch: int = 4  # samples per step of the router
-        router_merge: float = 0.2  # weight of every expert under the router
-        router_seed: int = 0  # of its samples, weights and order
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            at_least(self, router_samples=1, router_rank=1, router_epochs=1, router_batch=1, router_seed=0)
-            at_least(self, router_merge=0)
-            above_zero(self, "router_lr")
+        rank: int = Field(32, ge=1)
+        alpha: float = Field(64.0, gt=0)
+        descriptions: dict[str, str] = {}  # task id → what the router reads; default: the id
+        router_samples: int = Field(20, ge=1)  # records kept of each task, for the router
+        router_rank: int = Field(128, ge=1)  # of the router's LoRA; its alpha is twice that
+        router_lr: float = Field(5e-6, gt=0)  # learning rate of the router
+        router_epochs: int = Field(40, ge=1)  # over its samples
+        router_batch: int = Field(4, ge=1)  # samples per step of the router
+        router_merge: float = Field(0.2, ge=0)  # weight of every expert under the router
+        router_seed: int = Field(0, ge=0)  # of its samples, weights and order
 
     def setup(self) -> None:
         super().setup()
@@ -163,7 +156,7 @@ class MrLora(IndependentExperts):
         rank = self.config.router_rank
         with torch.random.fork_rng():
             torch.manual_seed(self.config.router_seed)
-            self.core.add(self.router, LoraSpec(rank, 2.0 * rank, 0.0, self.config.targets))
+            self.core.add(self.router, LoraSpec(rank=rank, alpha=2.0 * rank, dropout=0.0, targets=self.config.targets))
 
         def loss(places: list[int]) -> Tensor:
             return context.forward(next(iter(context.loader(Subset(items, places), len(places))))).loss

@@ -12,16 +12,16 @@ MCITlib's penalty also moves the past A_i, which it neither freezes nor detaches
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from hide_llava.methods.base import Features, Route, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.experts import SummedExperts
-from hide_llava.values import at_least, one_of
 
 NORMS = {"fro2": lambda product: product.square().sum(), "l1": lambda product: product.abs().sum()}
 
@@ -32,16 +32,10 @@ class OLora(SummedExperts):
     reads_parameters = True
     reads_logits = False
 
-    @dataclass
     class Config(SummedExperts.Config):
-        strength: float = 0.5  # λ, weight of the orthogonality term
-        norm: str = "fro2"  # of A_t A_iᵀ: fro2 | l1
+        strength: float = Field(0.5, ge=0)  # λ, weight of the orthogonality term
+        norm: Literal["fro2", "l1"] = "fro2"  # of A_t A_iᵀ: fro2 | l1
         forward_past: bool = True  # past experts are present while the new one trains
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            at_least(self, strength=0)
-            one_of(self, norm=tuple(NORMS))
 
     def route(self, batch: dict, features: Features, train: bool) -> Route:
         if train and not self.config.forward_past:

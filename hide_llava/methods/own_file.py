@@ -66,7 +66,7 @@ def _execute(file: Path, name: str, sha256: str) -> None:
     module = importlib.util.module_from_spec(spec)
     module.file_sha256 = sha256
     before = sys.modules.get(name)
-    sys.modules[name] = module  # dataclasses look their module up while it is executed
+    sys.modules[name] = module  # pydantic looks the module of a Config up while it is executed
     if str(file.parent) not in sys.path:
         sys.path.append(str(file.parent))
     try:

@@ -5,15 +5,14 @@ The prompts stand after BOS. Decoder, CLIP and, unless `projector: shared`, the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import Field
 from torch import Tensor, nn
 
 from hide_llava.adapters.anchors import similarities
 from hide_llava.adapters.prompt_pool import query_of
-from hide_llava.methods.base import Context, Features, Method, Task
-from hide_llava.values import above_zero, at_least, one_of
+from hide_llava.methods.base import Context, Features, Method, MethodConfig, Task
 
 
 class Prompted(Method):
@@ -22,16 +21,10 @@ class Prompted(Method):
     needs = frozenset({"clip_image", "clip_text"})
     reads_parameters = True
 
-    @dataclass
-    class Config:
-        length: int = 5  # tokens of a prompt
-        lr: float | None = None  # of prompts and what belongs to them; None: train.learning_rate
-        projector: str = "frozen"  # frozen | shared (trained, carried from task to task)
-
-        def __post_init__(self) -> None:
-            at_least(self, length=1)
-            above_zero(self, "lr")
-            one_of(self, projector=("frozen", "shared"))
+    class Config(MethodConfig):
+        length: int = Field(5, ge=1)  # tokens of a prompt
+        lr: float | None = Field(None, gt=0)  # of prompts and what belongs to them; None: train.learning_rate
+        projector: Literal["frozen", "shared"] = "frozen"  # frozen | shared (trained, carried from task to task)
 
     def setup(self) -> None:
         self.learned = 0  # tasks begun
@@ -66,16 +59,10 @@ class Keyed(Prompted):
     `query`: image, or image_text for the two features side by side. Keys start uniform in (−1, 1).
     """
 
-    @dataclass
     class Config(Prompted.Config):
-        lr: float | None = 7.5e-3  # .03 · batch / 256 at a batch of 64
-        strength: float = 0.1  # λ, weight of the pull between queries and keys
-        query: str = "image_text"  # what is compared with the keys: image_text | image
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            at_least(self, strength=0)
-            one_of(self, query=("image_text", "image"))
+        lr: float | None = Field(7.5e-3, gt=0)  # .03 · batch / 256 at a batch of 64
+        strength: float = Field(0.1, ge=0)  # λ, weight of the pull between queries and keys
+        query: Literal["image_text", "image"] = "image_text"  # what is compared with the keys: image_text | image
 
     def setup(self) -> None:
         super().setup()

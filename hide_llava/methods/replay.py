@@ -12,33 +12,33 @@ and that win a coin toss) is not offered: it is not a sample of the task, and de
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from typing_extensions import Self
 
 from hide_llava.adapters.observe import sample
 from hide_llava.methods.base import Context, Task, register
 from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.lora import SequentialLora
-from hide_llava.values import above_zero, at_least, one_of, rule
 
 
 @register
 class Replay(SequentialLora):
     name = "replay"
 
-    @dataclass
     class Config(SequentialLora.Config):
-        buffer: float = 180  # C, size of the memory in `unit`
-        unit: str = "records"  # records (of all tasks together) | percent (of each task)
-        buffer_seed: int = 0  # of the draw of the records
+        buffer: float = Field(180.0, gt=0)  # C, size of the memory in `unit`
+        unit: Literal["records", "percent"] = "records"  # records (of all tasks together) | percent (of each task)
+        buffer_seed: int = Field(0, ge=0)  # of the draw of the records
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            one_of(self, unit=("records", "percent"))
-            above_zero(self, "buffer", most=100 if self.unit == "percent" else math.inf)
-            at_least(self, buffer_seed=0)
-            whole = self.unit != "records" or self.buffer % 1 == 0
-            rule(self, "buffer", whole, "must be a whole number of records, with unit=records")
+        @model_validator(mode="after")
+        def _buffer_of_unit(self) -> Self:
+            if self.unit == "percent" and self.buffer > 100:
+                raise ValueError(f"buffer={self.buffer:g}: must be at most 100, with unit=percent")
+            if self.unit == "records" and self.buffer % 1:
+                raise ValueError(f"buffer={self.buffer:g}: must be a whole number of records, with unit=records")
+            return self
 
     def setup(self) -> None:
         self.buffer: dict[int, list[int]] = {}  # past task → places of the records to replay

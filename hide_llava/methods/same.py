@@ -21,20 +21,22 @@ projection.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from hide_llava.adapters.fused import source
 from hide_llava.adapters.observe import from_main, observe
+from hide_llava.adapters.spec import Targets
 from hide_llava.adapters.spectrum import Spectrum, add_all, leading
 from hide_llava.adapters.token_gates import per_rank
 from hide_llava.methods.base import Context, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.moelora import MoELora
-from hide_llava.values import above_zero, at_least, between, one_of
 
 
 def router_factors(values: Tensor, window: int, low: float, high: float) -> Tensor:
@@ -59,29 +61,24 @@ def unit_range(values: Tensor) -> Tensor:
 class Same(MoELora):
     name = "same"
 
-    @dataclass
     class Config(MoELora.Config):
-        rank: int = 64  # of all experts together
-        alpha: float = 128.0
-        targets: str = "ffn"
-        energy: float = 0.9  # δ, share of the inputs' energy that the directions in use hold
-        components: int = 64  # directions kept per linear at most
-        window: int = 3  # values in the trailing mean of σ̃
-        mu: float = 0.9  # μ, damping of the experts' update
-        tau: float = 0.1  # τ, score below which an expert is frozen for a task
-        applies_to: str = "update"  # what is transformed: the optimizer's update | the gradient
-        samples: int = 256  # records by which a task's inputs and experts are measured
-        tokens: int = 64  # of each record, evenly spaced, that enter C
+        rank: int = Field(64, ge=1)  # of all experts together
+        alpha: float = Field(128.0, gt=0)
+        targets: Targets = "ffn"
+        energy: float = Field(0.9, gt=0, le=1)  # δ, share of the inputs' energy that the directions in use hold
+        components: int = Field(64, ge=1)  # directions kept per linear at most
+        window: int = Field(3, ge=1)  # values in the trailing mean of σ̃
+        mu: float = Field(0.9, gt=0)  # μ, damping of the experts' update
+        tau: float = Field(0.1, ge=-1, le=1)  # τ, score below which an expert is frozen for a task
+        applies_to: Literal["update", "gradient"] = "update"  # what is changed: the optimizer's update | the gradient
+        samples: int = Field(256, ge=1)  # records by which a task's inputs and experts are measured
+        tokens: int = Field(64, ge=1)  # of each record, evenly spaced, that enter C
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            one_of(self, applies_to=("update", "gradient"))
-            at_least(self, components=1, window=1, samples=1, tokens=1)
-            between(self, -1, 1, "tau")
-            above_zero(self, "energy", most=1)
-            above_zero(self, "mu")
+        @model_validator(mode="after")
+        def _as_prism(self) -> Self:
             if self.reference == "prism":
                 self.applies_to = "gradient"
+            return self
 
     def setup(self) -> None:
         super().setup()

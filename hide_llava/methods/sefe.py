@@ -14,10 +14,11 @@ reference: authors   an element selected by two tasks counts twice in the mean, 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
+from typing import Any, Literal
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from hide_llava.adapters.key_elements import OncePerStep, key_mean, pack, select
@@ -25,7 +26,6 @@ from hide_llava.data.answer_styles import diversify
 from hide_llava.methods.base import Context, Features, Task, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.experts import SummedExperts
-from hide_llava.values import above_zero, at_least, between, one_of
 
 
 @register
@@ -34,20 +34,12 @@ class Sefe(SummedExperts):
     reads_parameters = True
     reads_logits = False
 
-    @dataclass
     class Config(SummedExperts.Config):
-        strength: float = 2500.0  # λ, weight of the penalty
-        fraction: float = 0.02  # M, share of a linear's elements that are key
-        rewritten: float = 20.0  # X, percent of the records; 0: RegLoRA alone
-        style_seed: int = 0  # of the draw of records and styles
-        reference: str = "none"  # none | authors
-
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            at_least(self, strength=0, style_seed=0)
-            above_zero(self, "fraction", most=1)
-            between(self, 0, 100, "rewritten")
-            one_of(self, reference=("none", "authors"))
+        strength: float = Field(2500.0, ge=0)  # λ, weight of the penalty
+        fraction: float = Field(0.02, gt=0, le=1)  # M, share of a linear's elements that are key
+        rewritten: float = Field(20.0, ge=0, le=100)  # X, percent of the records; 0: RegLoRA alone
+        style_seed: int = Field(0, ge=0)  # of the draw of records and styles
+        reference: Literal["none", "authors"] = "none"  # none | authors
 
     def setup(self) -> None:
         super().setup()

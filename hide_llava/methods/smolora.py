@@ -21,24 +21,27 @@ The reference also puts experts on the projector and draws one dropout mask per 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.utils.data import Subset
+from typing_extensions import Self
 
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.observe import from_main, sample
 from hide_llava.adapters.route import RankMap
+from hide_llava.adapters.spec import Targets
 from hide_llava.adapters.token_gates import Mixture, PromptView, Routers, per_rank, straight_through
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.lora import SequentialLora
 from hide_llava.precision import full_precision
-from hide_llava.values import at_least, one_of, rule
+
+Instruction = Literal["line", "question", "oracle"]
 
 
 @register
@@ -47,25 +50,23 @@ class SMoLora(SequentialLora):
     adapter = "experts"
     reads_parameters = True  # B and the fusion heads, in the gate
 
-    @dataclass
     class Config(SequentialLora.Config):
-        rank: int = 128  # r, of all experts together
-        alpha: float = 256.0
-        targets: str = "ffn"
-        experts: int = 8  # E, half of them visual
-        gates: str = "trained"  # trained | random (published code)
-        pool: str = "prompt"  # prompt | call (published code)
-        instruction: str = "line"  # line, the last of the question | question, all of it | oracle (published code)
-        samples: int = 256  # instruction: oracle, the number of records whose instructions are averaged
+        rank: int = Field(128, ge=1)  # r, of all experts together
+        alpha: float = Field(256.0, gt=0)
+        targets: Targets = "ffn"
+        experts: int = Field(8, ge=2)  # E, half of them visual
+        gates: Literal["trained", "random"] = "trained"  # trained | random (published code)
+        pool: Literal["prompt", "call"] = "prompt"  # prompt | call (published code)
+        instruction: Instruction = "line"  # line, the question's last | question, all of it | oracle (published code)
+        samples: int = Field(256, ge=1)  # instruction: oracle, the number of records whose instructions are averaged
 
-        def __post_init__(self) -> None:
-            super().__post_init__()
-            one_of(
-                self, gates=("trained", "random"), pool=("prompt", "call"), instruction=("line", "question", "oracle")
-            )
-            at_least(self, experts=2, samples=1)
-            rule(self, "experts", self.experts % 2 == 0, "must be even, half of them for each gate")
-            rule(self, "rank", self.rank % self.experts == 0, f"must be a multiple of experts={self.experts}")
+        @model_validator(mode="after")
+        def _pairs_of_experts(self) -> Self:
+            if self.experts % 2:
+                raise ValueError(f"experts={self.experts}: must be even, half of them for each gate")
+            if self.rank % self.experts:
+                raise ValueError(f"rank={self.rank}: must be a multiple of experts={self.experts}")
+            return self
 
     def __init__(self, config: Any, core: Core, tasks: list[Task]):
         super().__init__(config, core, tasks)

@@ -6,14 +6,14 @@ that a 7B in 4 bits gave says nothing about one that a 13B in bf16 gave.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
 from hide_llava.config import flatten
 from hide_llava.errors import UserError
 from hide_llava.results.run_reader import Run
-from hide_llava.schema import SECTIONS, RunConfig
+from hide_llava.schema import SECTIONS
+from hide_llava.settings import Settings
 from hide_llava.training.run_folder import FREE
 
 # labels that decide nothing, places on one machine, and what the order of tasks says already
@@ -33,7 +33,7 @@ def configuration(run: Run) -> dict[str, str]:
     if isinstance(benchmark := tree.pop("benchmark", None), dict):  # tasks by id: their order is not a difference
         tasks = [t for t in benchmark.get("tasks") or [] if isinstance(t, dict) and "id" in t]
         tree["tasks_of"] = {t["id"]: {k: v for k, v in t.items() if k not in TEXTS} for t in tasks}
-    for section, schema in SECTIONS[RunConfig].items():
+    for section, schema in SECTIONS.items():
         if isinstance(own := tree.get(section), dict) and section != "benchmark":
             tree[section] = {**_defaults(schema), **own}
     if isinstance(method := tree.get("method"), dict):
@@ -41,17 +41,15 @@ def configuration(run: Run) -> dict[str, str]:
     return {k: str(v) for k, v in flatten(tree).items() if k not in SILENT and not k.startswith(("eval.", "caption."))}
 
 
-def _defaults(schema: type) -> dict[str, Any]:
-    return {
-        f.name: f.default for f in dataclasses.fields(schema) if f.default is not dataclasses.MISSING and f.default != "???"
-    }
+def _defaults(section: type[Settings]) -> dict[str, Any]:
+    return {name: field.default for name, field in section.model_fields.items() if not field.is_required()}
 
 
 def _method_defaults(name: Any) -> dict[str, Any]:
     from hide_llava.methods.base import method_class
 
     try:
-        return dataclasses.asdict(method_class(str(name)).Config())
+        return method_class(str(name)).Config().model_dump()
     except (UserError, TypeError, ValueError):  # a method of somebody's own, or one without defaults
         return {}
 

@@ -7,7 +7,6 @@ mistaken for one of other weights, and a stage whose past was replaced is refuse
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -34,7 +33,7 @@ def training_part(config: RunConfig) -> dict[str, Any]:
     """The values that decide what is trained, by their names in the configuration; the model by the hash of its files."""
     aside = tuple(f"method.{name}" for name in method_class(config.method["name"]).inference_options)
     found: dict[str, Any] = {"model_sha256": model_sha256(config)}
-    for key, value in flatten(dataclasses.asdict(config)).items():
+    for key, value in flatten(config.model_dump()).items():
         if key in aside or any(key == part or (part[-1] == "." and key.startswith(part)) for part in ASIDE):
             continue
         if key.startswith(("benchmark.general", "benchmark.tasks")):

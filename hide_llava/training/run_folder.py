@@ -227,7 +227,7 @@ def _refuse_foreign(path: Path) -> None:
 
 
 def _refuse_other(run: RunFolder, config: RunConfig, existing: bool) -> None:
-    old, new = (flatten(dataclasses.asdict(c)) for c in (run.config, config))
+    old, new = (flatten(c.model_dump()) for c in (run.config, config))
     free = tuple(k for k in new if k in FREE or (existing and k.startswith("eval.")))
     if _skips_now(old, new):
         free = (*free, "train.on_bad_sample")

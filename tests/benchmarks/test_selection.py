@@ -102,14 +102,14 @@ def test_a_benchmark_that_extends_another(write) -> None:
     assert compose([f"benchmark={again}", "model=mini", "method=hide"]).benchmark.tasks == config.benchmark.tasks
     for text, says in {"extends: ucti, name: x": "Did you mean 'ucit'", "extends: self.yaml, name: x": "in a circle",
                        "extends: ucit, name: x, titel: y": "'benchmark.titel'",
-                       "extends: ucit, name: x, tasks: 3": "takes a list of mappings"}.items():  # fmt: skip
+                       "extends: ucit, name: x, tasks: 3": "expected a list of mappings"}.items():  # fmt: skip
         with pytest.raises(UserError, match=says):
             compose([f"benchmark={write('self.yaml', f'benchmark: {{{text}}}')}", "model=mini", "method=hide"])
 
 
 def test_the_legacy_section_is_checked(write) -> None:
     task = "id: a, title: A, test: t.json, metric: exact_upper"
-    for text, says in {"legacy: {resaon: x}": "'benchmark.tasks[0].legacy.resaon'", "legacy: yes": "must be a mapping",
+    for text, says in {"legacy: {resaon: x}": "'benchmark.tasks[0].legacy.resaon'", "legacy: yes": "expected a mapping",
                        "legacy: {workers: 2}": "reason"}.items():  # fmt: skip
         path = write("b.yaml", f"benchmark: {{name: b, tasks: [{{{task}, {text}}}]}}")
         with pytest.raises(UserError) as caught:

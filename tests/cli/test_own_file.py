@@ -19,8 +19,6 @@ from tests.tiny import arguments
 
 ROOT = Path(__file__).parent.parent.parent
 CODE = """
-from dataclasses import dataclass
-
 from hide_llava.methods.base import register
 from hide_llava.methods.lora import SequentialLora
 
@@ -29,7 +27,6 @@ from hide_llava.methods.lora import SequentialLora
 class Mine(SequentialLora):
     name = "mine"
 
-    @dataclass
     class Config(SequentialLora.Config):
         strength: float = 0.5
 """

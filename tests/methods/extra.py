@@ -1,6 +1,5 @@
 """Three methods that exist in the tests only: they show that the contract carries what later methods need."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from hide_llava.adapters.core import LoraSpec
-from hide_llava.methods.base import Route, register
+from hide_llava.methods.base import MethodConfig, Route, register
 from hide_llava.methods.lora import SequentialLora
 
 
@@ -18,7 +17,6 @@ class TokenGatedExperts(SequentialLora):
 
     name = "test_token_gate"
 
-    @dataclass
     class Config(LoraSpec):
         rank: int = 8
         experts: int = 4
@@ -54,8 +52,7 @@ class PromptPool(SequentialLora):
     reads_logits = False
     needs = frozenset({"clip_image", "clip_text"})
 
-    @dataclass
-    class Config:
+    class Config(MethodConfig):
         size: int = 4
         length: int = 3
         pull: float = 0.1
@@ -97,7 +94,6 @@ class FisherPenalty(SequentialLora):
 
     name = "test_fisher"
 
-    @dataclass
     class Config(SequentialLora.Config):
         rank: int = 4
         alpha: float = 8.0

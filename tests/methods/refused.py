@@ -10,4 +10,4 @@ def assert_refused(method: str, field: str, value: object, says: str, **others: 
     """The message names the field with its value, and the allowed range."""
     with pytest.raises(UserError) as caught:
         method_config({"name": method, **others, field: value})
-    assert f"{field}={value}" in str(caught.value) and says in str(caught.value)
+    assert f"method.{field}={value}" in str(caught.value) and says in str(caught.value)

@@ -273,7 +273,7 @@ def test_size_at_7b() -> None:
         ({"freeze": 9}, "freeze=9: must be below branches=8"),
         ({"branches": 1}, "branches=1: must be at least 2"),
         ({"reads": "last"}, "reads=last: expected one of prompt, first"),
-        ({"key_lr": 0.0}, "key_lr=0.0: must be in"),
+        ({"key_lr": 0.0}, "key_lr=0.0: must be greater than 0"),
         ({"key_weight": -1.0}, "key_weight=-1.0: must be at least 0"),
     ],
 )

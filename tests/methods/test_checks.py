@@ -11,7 +11,7 @@ import torch
 import hide_llava.methods.all  # noqa: F401
 from hide_llava.errors import UserError
 from hide_llava.listing import listing
-from hide_llava.methods.base import REGISTRY, Method, Route, method_class, register
+from hide_llava.methods.base import REGISTRY, Method, Route, method_class, method_config, register
 from hide_llava.methods.lora import SequentialLora
 from hide_llava.pipeline import run
 from hide_llava.training.run_folder import new_manifest
@@ -133,3 +133,84 @@ def test_one_name_is_one_method(package: Callable) -> None:
 def test_an_unknown_method_says_where_own_ones_come_from() -> None:
     with pytest.raises(UserError, match=r"Did you mean 'lora'.*announces it as an entry point"):
         method_class("lorra")
+
+
+PLAIN = """from dataclasses import dataclass
+from hide_llava.methods.lora import SequentialLora
+
+
+class Own(SequentialLora):
+    name = 'own-method'
+
+    @dataclass
+    class Config{base}:
+        strength: float = 0.5
+"""
+
+
+@pytest.mark.parametrize("base", ["", "(SequentialLora.Config)"])
+def test_a_config_that_is_a_dataclass_is_refused_with_what_to_write(base: str, package: Callable) -> None:
+    package("own-method", "plug_dataclass" + str(len(base)), PLAIN.format(base=base))
+    with pytest.raises(UserError, match=r"'own-method': plug_dataclass.*Own.Config is no MethodConfig. Write `cl"):
+        method_class("own-method")
+
+
+OPTIONS = """from typing import Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from hide_llava.methods.base import MethodConfig, Method
+
+
+class Own(Method):
+    name = 'own-method'
+
+    class Config(MethodConfig):
+        weights: dict[str, float] = {"a": 1}
+        share: float | None = Field(1, ge=0, le=1)
+        parts: list[Literal["x", "y"]] = ["x"]
+        even: int = Field(2, multiple_of=2)
+        word: str
+
+        @field_validator("parts")
+        @classmethod
+        def _once(cls, parts: list) -> list:
+            if len(set(parts)) < len(parts):
+                raise ValueError("each at most once")
+            return parts
+
+        @model_validator(mode="after")
+        def _together(self):
+            if self.even == 4 and self.share == 1:
+                raise ValueError("with even=4, share must be below 1.")
+            return self
+"""
+
+
+def test_options_of_a_plug_in_are_read_and_refused_as_those_of_any_method(package: Callable) -> None:
+    package("own-method", "plug_options", OPTIONS)
+
+    def options(**values: Any) -> Any:
+        return method_config({"name": "own-method", "word": 7, **values})
+
+    assert repr(options().model_dump()) == repr(
+        {"weights": {"a": 1.0}, "share": 1.0, "parts": ["x"], "even": 2, "word": "7"}
+    )
+    assert options(weights={"b": 2}, share="0.5").weights == {"a": 1.0, "b": 2.0}
+    wrong = {
+        "method.weights.b=[]: expected a number.": {"weights": {"b": []}},
+        "method.share=2: must be in [0, 1].": {"share": 2},
+        "method.share='x': expected a number or null.": {"share": "x"},
+        "method.parts[1]=z: expected one of x, y.": {"parts": ["x", "z"]},
+        "method.parts='x': expected a list, each one of x, y.": {"parts": "x"},
+        "method.parts=['x', 'x']: each at most once.": {"parts": ["x", "x"]},
+        "method.even=3: must be a multiple of 2.": {"even": 3},
+        "method: with even=4, share must be below 1.": {"even": 4},
+        "unknown key 'method.evn' for method 'own-method'. Did you mean 'method.even'?": {"evn": 3},
+    }
+    for says, values in wrong.items():
+        with pytest.raises(UserError) as caught:
+            options(**values)
+        assert str(caught.value) == says
+    with pytest.raises(UserError, match=r"^the configuration lacks method\.word\.$"):
+        method_config({"name": "own-method"})

@@ -1,6 +1,5 @@
 """The contract of DESIGN §3, for every preset of every method, and for three methods that live in the tests only."""
 
-import dataclasses
 import hashlib
 import json
 import os
@@ -330,7 +329,7 @@ def comparable(method: str) -> tuple[str, ...]:
 
 
 def fields(method: str) -> list[str]:
-    return [f.name for f in dataclasses.fields(method_class(method_name(method)).Config)]
+    return list(method_class(method_name(method)).Config.model_fields)
 
 
 @pytest.mark.parametrize("method", each(TESTED))

@@ -179,7 +179,7 @@ def test_size_at_7b() -> None:
     "values, message",
     [
         ({"rank": 0}, "rank=0: must be at least 1"),
-        ({"temperature": 0.0}, "temperature=0.0: must be in"),
+        ({"temperature": 0.0}, "temperature=0.0: must be greater than 0"),
         ({"projector": "copied"}, "projector=copied: expected one of shared, frozen, per_task"),
         ({"fusion": "factor_sum"}, "unknown key 'method.fusion' for method 'disco'"),
     ],

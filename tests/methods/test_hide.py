@@ -18,6 +18,7 @@ from hide_llava.model.embed import splice
 from hide_llava.pipeline import run
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.session import Session
+from tests.methods.refused import assert_refused
 from tests.tiny import configuration
 
 WIDTH = 16
@@ -165,8 +166,7 @@ def test_text_only_records_do_not_touch_the_image_anchor() -> None:
     "option", ["fusion", "routing", "projector", "anchors", "text_only", "temperature"], ids=lambda o: o
 )
 def test_impossible_options_name_the_field(option: str) -> None:
-    with pytest.raises(ValueError, match=f"^{option}="):
-        HiDe.Config(**{option: -1.0 if option == "temperature" else "nonsense"})
+    assert_refused("hide", option, -1.0 if option == "temperature" else "nonsense", "")
 
 
 # ----------------------------------------------------------------------------------------------------------- end to end

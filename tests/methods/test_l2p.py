@@ -94,10 +94,10 @@ def test_size_at_7b() -> None:
 
 
 def test_settings_that_are_refused() -> None:
-    assert_refused("l2p", "top_k", 11, "[1, size=10]")
+    assert_refused("l2p", "top_k", 11, "at most size=10")
     assert_refused("l2p", "size", 0, "at least 1")
     assert_refused("l2p", "length", 0, "at least 1")
     assert_refused("l2p", "strength", -0.1, "at least 0")
-    assert_refused("l2p", "lr", 0.0, "(0, inf)")
+    assert_refused("l2p", "lr", 0.0, "greater than 0")
     assert_refused("l2p", "query", "text", "image_text, image")
     assert_refused("l2p", "projector", "per_task", "frozen, shared")

@@ -86,5 +86,5 @@ def test_the_teacher_stays_while_the_student_moves() -> None:
 
 
 def test_settings_that_are_refused() -> None:
-    assert_refused("lwf", "temperature", 0.0, "(0, inf)")
+    assert_refused("lwf", "temperature", 0.0, "greater than 0")
     assert_refused("lwf", "strength", -0.5, "at least 0")

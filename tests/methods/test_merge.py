@@ -153,5 +153,5 @@ def test_settings_that_are_refused() -> None:
     assert_refused("merge", "combination", "average", "linear")
     assert_refused("merge", "density", 0.0, "(0, 1]")
     assert_refused("merge", "density", 1.5, "(0, 1]")
-    assert_refused("merge", "weight", -1.0, "(0, inf)")
+    assert_refused("merge", "weight", -1.0, "greater than 0")
     assert_refused("merge", "projector", "shared", "frozen")

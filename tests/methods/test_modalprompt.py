@@ -249,7 +249,7 @@ def test_settings_that_are_refused() -> None:
     assert_refused("modalprompt", "image_share", 1.5, "[0, 1]")
     assert_refused("modalprompt", "reference", "prism", "none, mcitlib")
     assert_refused("modalprompt", "length", 0, "at least 1")
-    assert_refused("modalprompt", "lr", -1.0, "(0, inf)")
+    assert_refused("modalprompt", "lr", -1.0, "greater than 0")
 
 
 def test_features_of_different_widths_have_a_part_of_the_prototype_each() -> None:

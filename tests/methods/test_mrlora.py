@@ -137,5 +137,5 @@ def test_fit_is_adamw_with_a_cosine_over_shuffled_batches() -> None:
 def test_settings_that_are_refused() -> None:
     assert_refused("mrlora", "router_samples", 0, "at least 1")
     assert_refused("mrlora", "router_rank", -1, "at least 1")
-    assert_refused("mrlora", "router_lr", 0.0, "(0, inf)")
+    assert_refused("mrlora", "router_lr", 0.0, "greater than 0")
     assert_refused("mrlora", "router_merge", -0.2, "at least 0")

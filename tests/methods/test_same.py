@@ -379,7 +379,7 @@ def test_size_at_7b() -> None:
         ({"rank": -8}, "rank=-8: must be at least 1"),
         ({"experts": 7}, "rank=64: must be a multiple of experts=7"),
         ({"energy": 1.5}, "energy=1.5: must be in"),
-        ({"mu": 0.0}, "mu=0.0: must be in"),
+        ({"mu": 0.0}, "mu=0.0: must be greater than 0"),
         ({"window": 0}, "window=0: must be at least 1"),
         ({"components": 0}, "components=0: must be at least 1"),
         ({"applies_to": "weights"}, "applies_to=weights: expected one of update, gradient"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import itertools
 import json
 import shutil
@@ -170,7 +169,7 @@ def resolved(preset: str, seed: int = 0, order: list[str] | None = None, **chang
     """A whole config.yaml, with values replaced by their dotted keys (`__` for the dot)."""
     config = compose(["benchmark=ucit", f"method={preset}", "model=llava-1.5-7b", f"seed={seed}",
                       *([f"task_order=[{','.join(order)}]", f"tasks=[{','.join(order)}]"] if order else [])])  # fmt: skip
-    tree = dataclasses.asdict(config)
+    tree = config.model_dump()
     for key, value in changes.items():
         section, _, name = key.partition("__")
         tree[section][name] = value

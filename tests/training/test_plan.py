@@ -6,6 +6,7 @@ import re
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal, get_args, get_origin
 
 import pytest
 import torch
@@ -25,7 +26,6 @@ from hide_llava.training.flops import Flops
 from hide_llava.training.plan import plan
 from hide_llava.training.session import Session
 from hide_llava.training.sizes import Sizes, sizes, sizes_of_alike_layers
-from hide_llava.values import rules
 
 SHAPE = ModelShape(published("7b"), "")
 TASKS = [Task(i, f"task-{i}", 6) for i in range(6)]
@@ -350,9 +350,10 @@ def test_text_of_the_small_model(method: str, no_data: str) -> None:
 def test_every_choice_can_be_planned(method: str, no_data: str) -> None:
     """Each value of each option that takes one of several, without data and without weights."""
     kind = REGISTRY[method].Config
-    choices = {name: words for name, words in rules(kind) if words.startswith("expected one of ")}
-    for name, words in choices.items():
-        for value in words.removeprefix("expected one of ").split(", "):
+    choices = {name: get_args(field.annotation) for name, field in kind.model_fields.items()
+               if get_origin(field.annotation) is Literal}  # fmt: skip
+    for name, values in choices.items():
+        for value in values:
             if value != getattr(kind(), name):
                 words = [no_data, *(["method.buffer=10"] if method == "replay" else [])]  # also a percentage
                 text = plan(compose(["benchmark=mini-ucit", f"method={method}", f"method.{name}={value}", *words]))

@@ -1,6 +1,5 @@
 """What a recipe says and what is done: warm-up, steps, a task's own values, one GPU, reporting, a diverged stage."""
 
-import dataclasses
 import json
 import math
 import shutil
@@ -181,7 +180,8 @@ def test_methods_that_zero3_would_break_are_refused(
     config = configuration(world, "lwf", tmp_path, "train.engine=zero3")
     with pytest.raises(UserError, match=r"method .lwf. reads them whole; use train"):
         check_engine(config, method_class("lwf"))
-    check_engine(dataclasses.replace(config, train=dataclasses.replace(config.train, engine="zero2")), method_class("lwf"))
+    config.train.engine = "zero2"
+    check_engine(config, method_class("lwf"))
 
 
 @pytest.mark.parametrize("wrote, world_size, engine, fits", [(1, 2, "ddp", True), (2, 1, "ddp", True), (2, 2, "zero2", True),

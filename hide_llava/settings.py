@@ -1,0 +1,201 @@
+"""What every section of the configuration is: a pydantic model, which reads YAML's values and refuses in sentences."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic.fields import FieldInfo
+
+from hide_llava.errors import UserError
+
+M = TypeVar("M", bound=BaseModel)
+Unknown = Callable[[str, str, list[str]], str]  # (prefix of the key, key, known keys) → what to say of an unknown key
+TRUTH = {"true": True, "yes": True, "y": True, "on": True, "false": False, "no": False, "n": False, "off": False}
+READ: dict[type, Callable[[str], Any]] = {int: int, float: float, bool: lambda text: TRUTH[text.lower()]}
+NAMES = {int: ["a whole number"], float: ["a number"], bool: ["true", "false"], str: ["a text"], NoneType: ["null"]}
+LIMITS = ("ge", "gt", "le", "lt")
+UNKNOWN = ("extra_forbidden", "invalid_key")  # pydantic's names of an unknown key; the latter is no text
+
+
+class Settings(BaseModel):
+    """A section: no unknown keys, no values of another type, no number that is infinite or none."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        allow_inf_nan=False,
+        validate_default=True,  # 1 is 1.0 for a float, as where it is given
+        protected_namespaces=(),  # keys may begin with model_
+    )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_written(cls, value: Any, info: ValidationInfo) -> Any:
+        return as_written(value, cls.model_fields[info.field_name].annotation)
+
+
+class MethodConfig(Settings):
+    """The options of a method: a subclass, named `Config` inside the method, has a field for each.
+
+    Types and `Field(ge=…, gt=…, le=…, lt=…)` say which values are allowed. What holds between fields is checked by a
+    `@model_validator(mode="after")` that raises ValueError("field=value: must …").
+    """
+
+
+class Lacking(UserError):
+    """Nothing is wrong but that keys without a default are not there."""
+
+
+class Wrong(UserError):
+    """Keys and values that do not fit: a sentence for each, of which the first is the message."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__(problems[0])
+        self.problems = problems
+
+
+def kinds(kind: Any) -> tuple[Any, ...]:
+    """The types that a value may have, of a union or not."""
+    if get_origin(kind) is Annotated:
+        return kinds(kind.__origin__)
+    return sum(map(kinds, get_args(kind)), ()) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def as_written(value: Any, kind: Any) -> Any:
+    """What YAML's value means to a field of that type: `seed: 010` is ten, `id: 2020` a text, `tf32: yes` true.
+
+    A value that does not fit stays as it is, so that it is refused.
+    """
+    types = kinds(kind)
+    for one in types:
+        if get_origin(one) is list and isinstance(value, list):
+            return [as_written(item, *get_args(one)) for item in value]
+        if get_origin(one) is dict and isinstance(value, dict):
+            of_key, of_value = get_args(one)
+            return {as_written(key, of_key): as_written(item, of_value) for key, item in value.items()}
+    if isinstance(value, str) and str not in types:
+        for read in (READ[one] for one in READ if one in types):
+            with contextlib.suppress(ValueError, KeyError):
+                return read(value)
+    elif isinstance(value, (int, float)) and not {float, int, type(value)} & set(types):
+        if str in types:
+            return str(value)
+        if bool in types and isinstance(value, int):
+            return bool(value)
+    return value
+
+
+def expected(kind: Any) -> str:
+    """The values of a type in words: `one of pad, crop`, `a whole number or null`, `a list of texts`."""
+    types = kinds(kind)
+    words = [word for one in types for word in _words(one)]
+    if any(get_origin(one) is Literal for one in types) and all(" " not in word for word in words):
+        return f"one of {', '.join(words)}"
+    return " or ".join([", ".join(words[:-1]), words[-1]] if words[1:] else words)
+
+
+def _words(one: Any) -> list[str]:
+    if get_origin(one) is Literal:
+        return [str(value) for value in get_args(one)]
+    if get_origin(one) is list:
+        item = expected(*get_args(one))
+        return [f"a list of {item[2:]}s" if item.startswith("a ") and " or " not in item else f"a list, each {item}"]
+    return NAMES.get(one, ["a mapping"])
+
+
+def bounds(field: FieldInfo) -> str:
+    """The range of a number in words: `at least 1`, `in [0, 1)`; empty where there is none."""
+    return _range({k: getattr(m, k) for m in field.metadata for k in LIMITS if getattr(m, k, None) is not None})
+
+
+def _range(limits: dict[str, float]) -> str:
+    said = {k: f"{value:g}" for k, value in limits.items()}
+    low, high = said.get("ge", said.get("gt")), said.get("le", said.get("lt"))
+    if low and high:
+        return f"in {'[' if 'ge' in said else '('}{low}, {high}{']' if 'le' in said else ')'}"
+    words = {"ge": "at least", "gt": "greater than", "le": "at most", "lt": "less than"}
+    return " ".join(f"{words[k]} {value}" for k, value in said.items())
+
+
+def validated(kind: type[M], tree: dict[str, Any], unknown: Unknown, section: str = "") -> M:
+    """The tree as settings of that kind.
+
+    section: what the keys begin with in a message.
+
+    Raises:
+        Lacking: keys without a default are not there.
+        Wrong: unknown keys, and values that do not fit.
+    """
+    try:
+        return kind.model_validate(tree)
+    except ValidationError as error:
+        problems = sorted(error.errors(), key=lambda problem: problem["type"] not in UNKNOWN)
+    wrong = [problem for problem in problems if problem["type"] != "missing"]
+    if not wrong:
+        raise Lacking(f"the configuration lacks {', '.join(sorted(_key(p['loc'], section) for p in problems))}.")
+    raise Wrong([_sentence(problem, kind, section, unknown) for problem in wrong])
+
+
+def _sentence(problem: Any, kind: type[BaseModel], section: str, unknown: Unknown) -> str:
+    if problem["type"] not in UNKNOWN:
+        return _misfit(problem, kind, section)
+    *above, key = problem["loc"]
+    (model,) = (one for one in kinds(_place(kind, above)[1].annotation) if one is not NoneType)
+    prefix = _key(above, section)
+    return unknown(prefix and f"{prefix}.", str(key), list(model.model_fields))
+
+
+def _place(kind: type[BaseModel], loc: list[str | int] | tuple[str | int, ...]) -> tuple[list[str | int], FieldInfo]:
+    """The part of an error's place that is one in the configuration (a union's branches are not), and what is there."""
+    keys, field = [], FieldInfo.from_annotation(kind)
+    for key in loc:
+        inner = [one for one in kinds(field.annotation) if one is not NoneType]
+        if len(inner) != 1:
+            break
+        if get_origin(inner[0]) in (list, dict):
+            field = FieldInfo.from_annotation(get_args(inner[0])[-1])
+        elif key in getattr(inner[0], "model_fields", {}):
+            field = inner[0].model_fields[key]
+        else:
+            break
+        keys.append(key)
+    return keys, field
+
+
+def _key(loc: list[str | int] | tuple[str | int, ...], section: str) -> str:
+    """`benchmark.tasks[0].id`."""
+    text = section + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in loc)
+    return text.removeprefix(".")
+
+
+def _misfit(problem: Any, kind: type[BaseModel], section: str) -> str:
+    keys, field = _place(kind, problem["loc"])
+    key, value, type_ = _key(keys, section), problem["input"], problem["type"]
+    own = str(problem["ctx"]["error"]).removesuffix(".") if type_ in ("value_error", "assertion_error") else ""
+    if own and not keys:
+        begins = re.match(r"\w+", own)  # with a field, as a rule: then it is named as every other
+        return f"{section}{'.' if begins and begins[0] in kind.model_fields else ': '}{own}."
+    if own:
+        return f"{key}={value}: {own}."
+    if type_ == "finite_number":
+        return f"{key}={value}: must be a finite number."
+    if limits := {k: limit for k, limit in problem.get("ctx", {}).items() if k in LIMITS}:
+        return f"{key}={value}: must be {bounds(field) or _range(limits)}."
+    said = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
+    if type_ == "literal_error" and isinstance(value, str) and value.isprintable():
+        return f"{key}={value}: expected {expected(field.annotation)}{comma_hint(value)}."
+    if re.search(r"_(type|parsing|from_float|error|required)$", type_):
+        return f"{key}={said}: expected {expected(field.annotation)}{comma_hint(value)}."
+    return f"{key}={said}: {problem['msg'].replace('Input should', 'must')}."  # a constraint that only others use
+
+
+def comma_hint(value: Any) -> str:
+    """What a refused text with commas may have been meant as."""
+    if not isinstance(value, str) or "," not in value:
+        return ""
+    return f"; a list is written [{value}], and several values, one run for each, are for the verbs run, train and eval"
