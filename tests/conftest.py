@@ -1,5 +1,6 @@
 """Shared fixtures: quiet upstream, one thread (recordings and bit-for-bit tests need a fixed summation order)."""
 
+import gc
 import os
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -22,6 +23,12 @@ def pytest_configure(config: pytest.Config) -> None:
     """Tests of a group must share a process, else two DeepSpeed launches meet: pytest 9.2 drops xdist 3.8's groups."""
     if config.getoption("dist", "no") == "loadgroup" and pytest.version_tuple >= (9, 2):
         raise pytest.UsageError("xdist_group has no effect under pytest 9.2; install what constraints.txt names.")
+
+
+def pytest_collection_finish() -> None:
+    """What importing has made is never searched for garbage again: accelerate collects at the start of every task."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True, scope="session")

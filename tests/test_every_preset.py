@@ -1,4 +1,7 @@
-"""Every preset through the real command line on the embedded benchmark, from `run` to the report."""
+"""Every preset through the real command line on the embedded benchmark, from `run` to the report.
+
+The first preset of a method in fp32, its others in bf16: so all are run, and half of them in each precision.
+"""
 
 from pathlib import Path
 
@@ -7,7 +10,9 @@ import pytest
 from hide_llava.cli import main
 from hide_llava.config import names
 from hide_llava.results.run_reader import read_run
+from tests.methods.test_contract import one_of_each
 
+PRESETS = names("method")
 QUICK = {  # records that are looked at again after a task, and epochs of a router of its own: more only take time
     **dict.fromkeys(["mrlora", "mrlora-mini"], ("method.router_epochs=1",)),
     **dict.fromkeys(["branchlora", "clmoe", "same"], ("method.samples=4",)),
@@ -19,10 +24,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("mini")
 
 
-@pytest.mark.parametrize("preset", names("method"))
+@pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_runs_on_mini_ucit(preset: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    dtype = "float32" if preset in one_of_each(PRESETS) else "bfloat16"
     words = ["benchmark=mini-ucit", f"method={preset}", "tasks=[imagenet-r,iconqa]", "limit=16", f"data_root={data}"]
-    main(["run", *words, *QUICK.get(preset, ()), f"output={tmp_path / 'run'}"])
+    main(["run", *words, f"model.dtype={dtype}", "train.max_steps=1", *QUICK.get(preset, ()), f"output={tmp_path / 'run'}"])
     printed = capsys.readouterr().out
     assert "Last" in printed and f"report: {tmp_path / 'run'}" in printed
     run = read_run(tmp_path / "run")

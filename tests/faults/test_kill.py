@@ -1,7 +1,7 @@
 """A run killed or stopped anywhere and started again ends bit for bit like one that was never disturbed.
 
-In CI every seam of a run is tried, and about twenty deaths are drawn at random. The nightly suite draws
-HIDE_FAULT_TRIALS=N more.
+In the gate every seam of a run is tried, and about ten deaths are drawn at random; `-m slow` draws ten more, and a long test
+HIDE_FAULT_TRIALS=N.
 """
 
 import os
@@ -30,7 +30,9 @@ SCRIPTS: dict[str, list[tuple[str, int]]] = {
 ANY = "any moment"  # a fault that the clock brings; its visit is in milliseconds
 DEATHS_PER_RUN = 2  # at least, on average
 TRIALS = int(os.environ.get("HIDE_FAULT_TRIALS", "0"))
-SEEDS = range(8 + TRIALS // DEATHS_PER_RUN)
+GATE, SLOW = 4, 8
+SEEDS = [*range(GATE), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(GATE, SLOW))]
+SEEDS += range(SLOW, SLOW + TRIALS // DEATHS_PER_RUN)
 
 
 def draw(seed: int) -> list[Fault]:

@@ -48,13 +48,9 @@ def method_name(preset: str) -> str:
     return compose(["benchmark=mini-ucit", f"method={preset}"]).method["name"]
 
 
-def each(methods: list[str]) -> list:
-    """All tests of a method in one process, so that its undisturbed run is made once."""
-    return [pytest.param(m, marks=pytest.mark.xdist_group(m)) for m in methods]
-
-
 def in_gate(methods: list[str]) -> list:
-    """As `each`; the gate has one preset of each method, the others are `slow` (tests/test_every_preset.py runs them all)."""
+    """The gate has one preset of each method, the others are `slow` (tests/test_every_preset.py runs them all). All tests
+    of a method in one process, so that its undisturbed run is made once."""
     return [pytest.param(m, marks=_in_gate(m, one_of_each(methods))) for m in methods]
 
 
@@ -85,6 +81,11 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def setup(world: Path, method: str, output: Path, *more: str) -> RunConfig:
     return configuration(world, preset(world, method), output, *small(method), *more)
+
+
+def in_dtype(dtype: str) -> tuple[str, ...]:
+    """Overrides: three tasks in fp32, where every rule of a method for earlier tasks shows, and two in bf16."""
+    return (f"model.dtype={dtype}", *(("tasks=[task0,task1]",) if dtype == "bfloat16" else ()))
 
 
 def preset(world: Path, method: str) -> str:
@@ -136,7 +137,7 @@ class Finished(dict):
     def __missing__(self, key: tuple[str, str]) -> Path:
         method, dtype = key
         self[key] = self.folder / f"{Path(method).stem}-{dtype}"
-        run(setup(self.world, method, self[key], f"model.dtype={dtype}"), report=False)
+        run(setup(self.world, method, self[key], *in_dtype(dtype)), report=False)
         return self[key]
 
 
@@ -145,7 +146,7 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Finished:
     return Finished(world, tmp_path_factory.mktemp("runs"))
 
 
-@pytest.mark.parametrize("method", each(TESTED))
+@pytest.mark.parametrize("method", in_gate(TESTED))
 def test_a_run_is_complete_and_idempotent(method: str, finished: Finished, world: Path) -> None:
     folder = finished[method, "float32"]
     assert all(s["status"] == "complete" for s in RunFolder(folder).manifest["stages"])
@@ -156,7 +157,7 @@ def test_a_run_is_complete_and_idempotent(method: str, finished: Finished, world
             assert score["n_scored"] == score["n_expected"] == 6
     stamps = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
     answers = {p: p.stat().st_mtime_ns for p in folder.rglob("predictions.jsonl")}
-    run(setup(world, method, folder, "model.dtype=float32"), report=False)
+    run(setup(world, method, folder, *in_dtype("float32")), report=False)
     assert stamps == {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
     assert answers == {p: p.stat().st_mtime_ns for p in folder.rglob("predictions.jsonl")}
 
@@ -170,7 +171,7 @@ def test_batch_of_eight_answers_as_batch_of_one(method: str, dtype: str, finishe
     if session.method.trains:
         session.restore(folder, len(session.stages) - 1)
     data = questions(session, world, 1)
-    items = [data[i] for i in range(6)] + [questions(session, world, 2)[i] for i in (0, 5)]
+    items = [data[i] for i in range(6)] + [questions(session, world, 0)[i] for i in (0, 5)]
     if dtype == "bfloat16":
         with session:
             together, alone = first_logits(session, items), torch.cat([first_logits(session, [i]) for i in items])
@@ -261,7 +262,7 @@ def test_resumed_equals_uninterrupted(
         return trainer, callback
 
     monkeypatch.setattr(sequence, "build_trainer", stopping)
-    config = setup(world, method, tmp_path / "run", f"model.dtype={dtype}")
+    config = setup(world, method, tmp_path / "run", *in_dtype(dtype))
     stops = 0
     for _ in range(20):
         try:
@@ -332,7 +333,7 @@ def fields(method: str) -> list[str]:
     return list(method_class(method_name(method)).Config.model_fields)
 
 
-@pytest.mark.parametrize("method", each(TESTED))
+@pytest.mark.parametrize("method", in_gate(TESTED))
 def test_no_task_id_at_inference(method: str, finished: Finished, world: Path) -> None:
     folder = RunFolder(finished[method, "float32"])
     session = Session(folder.config)
@@ -361,14 +362,3 @@ def test_first_task_equals_plain_lora(method: str, world: Path, tmp_path: Path) 
         for n in (method, "lora")
     )
     assert_same(a, b)
-
-
-@pytest.mark.parametrize("method", each(sorted({*TRAINED} - {*one_of_each(TRAINED)})))
-def test_loss_is_finite_in_bf16(method: str, world: Path, tmp_path: Path) -> None:
-    short = ("train.max_steps=1", "tasks=[task0,task1]")  # the second task is where penalties and past experts begin
-    run(setup(world, method, tmp_path / "run", "model.dtype=bfloat16", *short), evaluate=False, report=False)
-    logs = list((tmp_path / "run").glob("stages/*/trainer_log.jsonl"))
-    assert logs
-    for log in logs:
-        losses = [json.loads(x)["loss"] for x in log.read_text().splitlines() if '"loss"' in x]
-        assert losses and all(torch.isfinite(torch.tensor(losses)))
