@@ -121,9 +121,9 @@ def test_broken_plug_ins(module: str, code: str, says: str, package: Callable) -
 def test_one_name_is_one_method(package: Callable) -> None:
     package("own-method", "plug_one", GOOD.format("own-method"))
     package("own-method", "plug_two", GOOD.format("own-method"))
+    package("lora", "plug_lora", GOOD.format("lora"))
     with pytest.raises(UserError, match=r"offered by plug_(one|two):Own .* and plug_(one|two):Own .*; uninstall one"):
         method_class("own-method")
-    package("lora", "plug_lora", GOOD.format("lora"))
     with pytest.raises(UserError, match=r"'lora' is both hide_llava.methods.lora:SequentialLora and plug_lora:Own"):
         method_class("lora")
     with pytest.raises(UserError, match="'ewc' is both"):
