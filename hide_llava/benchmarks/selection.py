@@ -63,7 +63,7 @@ def _check_roles(tasks: list[TaskConfig], general: list[TaskConfig]) -> None:
     trained = [task.id for task in tasks if task.train is not None]
     for task in [*tasks, *general]:
         files = task.test if isinstance(task.test, list) else [task.test]
-        if not files or not all(isinstance(file, str) and file for file in files):
+        if not files or not all(files):
             raise UserError(f"task '{task.id}': test={task.test!r}; it takes a file, or a list of files.")
         if len({PurePath(file).stem for file in files}) < len(files):
             raise UserError(f"task '{task.id}': the test files need different names, which begin their questions' ids.")

@@ -88,8 +88,8 @@ def test_one_file_is_as_it_always_was(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("test, says", [
-    ([], "a file, or a list of files"), ([3], "a file, or a list of files"), (["a/x.json", "b/x.json"], "different names"),
-    ({"a": 1}, "a file, or a list of files"),
+    ([], "a file, or a list of files"), ([[3]], "expected a text or a list of texts"), ("", "a file, or a list of files"),
+    (["a/x.json", "b/x.json"], "different names"), ({"a": 1}, "expected a text or a list of texts"),
 ])  # fmt: skip
 def test_a_list_that_means_nothing_is_refused(model: Path, tmp_path: Path, test: Any, says: str) -> None:
     with pytest.raises(UserError, match=says):

@@ -68,7 +68,7 @@ def test_the_seed_decides_and_the_state_says() -> None:
 
 def test_settings_that_are_refused() -> None:
     assert_refused("replay", "buffer", 0.0, "greater than 0")
-    assert_refused("replay", "buffer", 101.0, "(0, 100]", unit="percent")
+    assert_refused("replay", "buffer", 101, "at most 100", unit="percent")
     assert_refused("replay", "buffer", 2.5, "whole number")
     assert_refused("replay", "unit", "rows", "records, percent")
     assert_refused("replay", "rank", -1, "at least 1")
