@@ -226,11 +226,9 @@ def _checked(tree: dict, method: Any) -> RunConfig:
 
 def _against(tree: dict, method: Any = None) -> list[str]:
     """All that is wrong with the tree but what it lacks."""
-    from hide_llava.methods.base import method_config
-
     found: list[str] = []
     named = tree["method"].keys() & {"name", "preset"}  # else another layer has the name
-    for check in (lambda: _checked(tree, method), *([lambda: method_config(tree["method"])] if named else [])):
+    for check in (lambda: _checked(tree, method), *([lambda: _method_values(tree["method"])] if named else [])):
         try:
             check()
         except Lacking:
