@@ -386,7 +386,7 @@ def _method_values(section: dict) -> dict[str, Any]:
 
     values = {**section, **method_config(section).model_dump()}
     if values.get("file"):
-        values["file"] = str(Path(values["file"]).resolve())
+        values["file"] = str(Path(str(values["file"])).resolve())
     return values
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -110,11 +110,8 @@ def _words(one: Any) -> list[str]:
 
 def bounds(field: FieldInfo) -> str:
     """The range of a number in words: `at least 1`, `in [0, 1)`; empty where there is none."""
-    return _range({k: getattr(m, k) for m in field.metadata for k in LIMITS if getattr(m, k, None) is not None})
-
-
-def _range(limits: dict[str, float]) -> str:
-    said = {k: f"{value:g}" for k, value in limits.items()}
+    found = {k: getattr(m, k) for m in field.metadata for k in LIMITS if getattr(m, k, None) is not None}
+    said = {k: f"{value:g}" for k, value in found.items()}
     low, high = said.get("ge", said.get("gt")), said.get("le", said.get("lt"))
     if low and high:
         return f"in {'[' if 'ge' in said else '('}{low}, {high}{']' if 'le' in said else ')'}"
@@ -141,16 +138,7 @@ def validated(kind: type[M], tree: dict[str, Any], unknown: Unknown, section: st
     raise Wrong([_sentence(problem, kind, section, unknown) for problem in wrong])
 
 
-def _sentence(problem: Any, kind: type[BaseModel], section: str, unknown: Unknown) -> str:
-    if problem["type"] not in UNKNOWN:
-        return _misfit(problem, kind, section)
-    *above, key = problem["loc"]
-    (model,) = (one for one in kinds(_place(kind, above)[1].annotation) if one is not NoneType)
-    prefix = _key(above, section)
-    return unknown(prefix and f"{prefix}.", str(key), list(model.model_fields))
-
-
-def _place(kind: type[BaseModel], loc: list[str | int] | tuple[str | int, ...]) -> tuple[list[str | int], FieldInfo]:
+def _place(kind: type[BaseModel], loc: Sequence[str | int]) -> tuple[list[str | int], FieldInfo]:
     """The part of an error's place that is one in the configuration (a union's branches are not), and what is there."""
     keys, field = [], FieldInfo.from_annotation(kind)
     for key in loc:
@@ -167,31 +155,31 @@ def _place(kind: type[BaseModel], loc: list[str | int] | tuple[str | int, ...]) 
     return keys, field
 
 
-def _key(loc: list[str | int] | tuple[str | int, ...], section: str) -> str:
+def _key(loc: Sequence[str | int], section: str) -> str:
     """`benchmark.tasks[0].id`."""
     text = section + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in loc)
     return text.removeprefix(".")
 
 
-def _misfit(problem: Any, kind: type[BaseModel], section: str) -> str:
+def _sentence(problem: Any, kind: type[BaseModel], section: str, unknown: Unknown) -> str:
     keys, field = _place(kind, problem["loc"])
-    key, value, type_ = _key(keys, section), problem["input"], problem["type"]
-    own = str(problem["ctx"]["error"]).removesuffix(".") if type_ in ("value_error", "assertion_error") else ""
+    key, value, type_, context = _key(keys, section), problem["input"], problem["type"], problem.get("ctx", {})
+    if type_ in UNKNOWN:
+        model = next(one for one in kinds(field.annotation) if one is not NoneType)
+        return unknown(key and f"{key}.", str(problem["loc"][-1]), list(model.model_fields))
+    own = str(context["error"]).removesuffix(".") if type_ in ("value_error", "assertion_error") else ""
     if own and not keys:
         begins = re.match(r"\w+", own)  # with a field, as a rule: then it is named as every other
         return f"{section}{'.' if begins and begins[0] in kind.model_fields else ': '}{own}."
-    if own:
-        return f"{key}={value}: {own}."
-    if type_ == "finite_number":
-        return f"{key}={value}: must be a finite number."
-    if limits := {k: limit for k, limit in problem.get("ctx", {}).items() if k in LIMITS}:
-        return f"{key}={value}: must be {bounds(field) or _range(limits)}."
-    said = {"None": "null", "True": "true", "False": "false"}.get(repr(value), repr(value))
-    if type_ == "literal_error" and isinstance(value, str) and value.isprintable():
-        return f"{key}={value}: expected {expected(field.annotation)}{comma_hint(value)}."
-    if re.search(r"_(type|parsing|from_float|error|required)$", type_):
-        return f"{key}={said}: expected {expected(field.annotation)}{comma_hint(value)}."
-    return f"{key}={said}: {problem['msg'].replace('Input should', 'must')}."  # a constraint that only others use
+    if any(limit in context for limit in LIMITS) and bounds(field):
+        own = f"must be {bounds(field)}"
+    elif type_ == "finite_number":
+        own = "must be a finite number"
+    elif re.search(r"_(type|parsing|from_float|literal_error|required)$", f"_{type_}"):
+        own = f"expected {expected(field.annotation)}{comma_hint(value)}"
+    said = str(value) if type_ == "literal_error" and str(value).isprintable() else repr(value)
+    said = {"None": "null", "True": "true", "False": "false"}.get(said, said)
+    return f"{key}={said}: {own or problem['msg'].replace('Input should', 'must')}."
 
 
 def comma_hint(value: Any) -> str:

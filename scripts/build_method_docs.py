@@ -19,7 +19,7 @@ import tokenize
 from functools import cache
 from pathlib import Path
 from types import NoneType
-from typing import Annotated, Literal, get_args, get_origin
+from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -56,36 +56,32 @@ def doc(cls: type[Method]) -> str:
     return inspect.getdoc(inspect.getmodule(cls)) or ""
 
 
-@cache
-def tree(cls: type) -> tuple[str, ast.ClassDef]:
-    """The source of a class, and its statements."""
-    source = textwrap.dedent(inspect.getsource(cls))
-    return source, ast.parse(source).body[0]
+def lineage(config: type[MethodConfig]) -> list[tuple[str, ast.ClassDef]]:
+    """The source of a class and of those it inherits options from, the nearest first, and its statements."""
+    classes = (c for c in config.__mro__ if issubclass(c, MethodConfig) and c is not MethodConfig)
+    sources = [textwrap.dedent(inspect.getsource(c)) for c in classes]
+    return [(source, ast.parse(source).body[0]) for source in sources]
 
 
-def comments(cls: type) -> dict[str, str]:
+def comments(source: str, body: ast.ClassDef) -> dict[str, str]:
     """Field → trailing comment, of the fields that this class itself declares."""
-    source, body = tree(cls)
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     found = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}
     lines = {n.target.id: n.end_lineno for n in body.body if isinstance(n, ast.AnnAssign)}
     return {name: found[line] for name, line in lines.items() if line in found}
 
 
-def lineage(config: type[MethodConfig]) -> list[type[MethodConfig]]:
-    return [c for c in config.__mro__ if issubclass(c, MethodConfig) and c is not MethodConfig]
-
-
-def meaning(config: type[MethodConfig], field: str) -> str:
-    """The comment of the nearest class in the line of inheritance that has one."""
-    return next((said[field] for said in map(comments, lineage(config)) if field in said), "")
+@cache
+def meanings(config: type[MethodConfig]) -> dict[str, str]:
+    """Field → the comment of the nearest class in the line of inheritance that has one."""
+    return {name: said for one in reversed(lineage(config)) for name, said in comments(*one).items()}
 
 
 @cache
 def refused(config: type[MethodConfig]) -> list[tuple[str, str]]:
     """(field, what else is required of it) of every `raise ValueError("field=…: must be …")`, at the defaults."""
     default, found = config(), []
-    for node in (node for cls in lineage(config) for node in ast.walk(tree(cls)[1]) if isinstance(node, ast.Raise)):
+    for node in (node for _, body in lineage(config) for node in ast.walk(body) if isinstance(node, ast.Raise)):
         parts = node.exc.args[0].values  # of an f-string: texts, and `self.field`s
         text = "".join(p.value if isinstance(p, ast.Constant) else str(getattr(default, p.value.attr)) for p in parts)
         found.append(re.match(r"(\w+)=(?:{.*?}|.*?): (.*)", text).groups())
@@ -104,13 +100,10 @@ def allowed(config: type[MethodConfig], name: str, field: FieldInfo) -> str:
 
 def type_of(kind: object) -> str:
     """`int | None`, `dict[str, float]`, and `str` where it is one of several."""
-    if get_origin(kind) is Annotated:
-        return type_of(get_args(kind)[0])
     if get_origin(kind) in (list, dict):
         return f"{get_origin(kind).__name__}[{', '.join(map(type_of, get_args(kind)))}]"
-    return " | ".join(
-        "str" if get_origin(one) is Literal else "None" if one is NoneType else one.__name__ for one in kinds(kind)
-    )
+    names = ("str" if get_origin(one) is Literal else one.__name__ for one in kinds(kind))
+    return " | ".join(names).replace("NoneType", "None")
 
 
 def cell(text: str) -> str:
@@ -162,7 +155,7 @@ def parameters(cls: type[Method]) -> str:
     for name, field in cls.Config.model_fields.items():
         value = getattr(default, name)
         value = "null" if value is None else cell(str(value).lower() if isinstance(value, bool) else str(value))
-        what = cell(meaning(cls.Config, name).replace("None:", "null:"))
+        what = cell(meanings(cls.Config).get(name, "").replace("None:", "null:"))
         kind = cell(type_of(field.annotation))
         rows.append(f"| `{name}` | `{kind}` | `{value}` | {cell(allowed(cls.Config, name, field))} | {what} |")
     return "\n".join(rows) if len(rows) > 2 else "None."

@@ -193,7 +193,8 @@ def method_class(name: str) -> type[Method]:
     """Find a method by name, here or through the entry-point group `hide_llava.methods`.
 
     Raises:
-        UserError: unknown name, with the nearest known one; a plug-in that cannot be imported or is no method.
+        UserError: unknown name, with the nearest known one; a plug-in that cannot be imported or is no method;
+            a Config that is no MethodConfig.
     """
     import hide_llava.methods.all  # noqa: F401  (registers the built-in methods)
     from hide_llava.config import nearest
@@ -264,7 +265,7 @@ def method_config(tree: dict[str, Any]) -> Any:
     if tree.get("file"):
         from hide_llava.methods.own_file import load_file
 
-        load_file(Path(tree["file"]), name, tree.get("file_sha256"))
+        load_file(Path(str(tree["file"])), name, tree.get("file_sha256"))
     options = method_class(name).Config
     values = {k: v for k, v in tree.items() if k not in ("name", "preset", "file", "file_sha256")}
     for key, option in options.model_fields.items():
