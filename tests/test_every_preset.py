@@ -3,6 +3,8 @@
 The first preset of a method in fp32, its others in bf16: so all are run, and half of them in each precision.
 """
 
+import json
+import math
 from pathlib import Path
 
 import pytest
@@ -34,4 +36,8 @@ def test_a_preset_runs_on_mini_ucit(preset: str, data: Path, tmp_path: Path, cap
     run = read_run(tmp_path / "run")
     assert not run.problems and run.evaluated_stages == len(run.manifest["stages"]) > 0
     assert all(cell is not None for cell in run.matrix.cells[-1])
+    for stage in run.manifest["stages"]:
+        log = tmp_path / "run" / "stages" / stage["name"] / "trainer_log.jsonl"
+        losses = [json.loads(line)["loss"] for line in log.read_text().splitlines() if '"loss"' in line] if log.exists() else []
+        assert bool(losses) == bool(stage["train_tasks"]) and all(map(math.isfinite, losses))
     assert (tmp_path / "run" / "results" / "report.html").stat().st_size > 10_000

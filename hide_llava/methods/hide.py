@@ -25,6 +25,7 @@ from typing_extensions import Self
 
 from hide_llava.adapters.anchors import Anchors, ReferenceAnchors, similarities
 from hide_llava.adapters.core import LoraSpec
+from hide_llava.adapters.folding import MODES
 from hide_llava.adapters.projectors import restore_projectors, stored_projectors
 from hide_llava.methods.base import Context, Features, Method, Route, Task, is_main, register
 from hide_llava.methods.cost import Cost
@@ -45,7 +46,7 @@ class HiDe(Method):
         rank: int = Field(8, ge=1)  # of one expert; the papers state rank × number of tasks
         alpha: float = Field(16.0, gt=0)
         init_std: float | None = Field(0.01, ge=0)
-        fusion: Literal["delta_sum", "factor_sum"] = "delta_sum"  # delta_sum (the paper) | factor_sum (authors' code)
+        fusion: Literal[MODES] = "delta_sum"  # delta_sum (the paper) | factor_sum (authors' code)
         fusion_weight: float | None = Field(1.0, ge=0)  # ε; None: 1/t, the mean of the t experts learned so far
         routing: Routing = "softmax_learned"  # w: softmax_learned | softmax_all (slots) | top1 | oracle (task id)
         image_weight: float = Field(0.5, ge=0)  # α, weight of the image's cosine

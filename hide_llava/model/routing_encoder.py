@@ -63,9 +63,7 @@ class ClipRoutingEncoder(TextEncoder):
         return normed @ self.visual_projection.T
 
     def encode(self, texts: list[str]) -> Tensor:
-        longest = self.text_model.config.max_position_embeddings
-        tokens = self.tokenizer(texts, padding="longest", truncation=True, max_length=longest, return_tensors="pt")
-        tokens = tokens.to(self.visual_projection.device)
+        tokens = self.tokens(texts, self.text_model.config.max_position_embeddings)
         return self.text_model(tokens["input_ids"], tokens["attention_mask"]).pooler_output.float()
 
 

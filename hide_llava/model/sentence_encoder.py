@@ -43,8 +43,7 @@ class SentenceEncoder(TextEncoder):
         self.requires_grad_(False).eval()
 
     def encode(self, texts: list[str]) -> Tensor:
-        tokens = self.tokenizer(texts, padding="longest", truncation=True, max_length=self.max_length, return_tensors="pt")
-        tokens = tokens.to(self.encoder.device)
+        tokens = self.tokens(texts, self.max_length)
         states = self.encoder(**tokens).last_hidden_state.float()
         mask = tokens["attention_mask"].unsqueeze(-1)
         mean = (states * mask).sum(1) / mask.sum(1)

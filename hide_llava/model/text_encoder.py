@@ -45,6 +45,11 @@ class TextEncoder(nn.Module, ABC):
         with torch.no_grad(), torch.autocast(device.type, enabled=False), full_precision():
             return self.encode(texts)
 
+    def tokens(self, texts: list[str], longest: int) -> dict[str, Tensor]:
+        """What a tokenizer of transformers makes of texts, each [n, N] long, brought to the encoder's device in one copy."""
+        found = self.tokenizer(texts, padding="longest", truncation=True, max_length=longest, return_tensors="pt")
+        return dict(zip(found, torch.stack([*found.values()]).to(next(self.parameters()).device)))
+
     def train(self, mode: bool = True) -> TextEncoder:
         """Stays in eval mode when the model around it trains: an encoder may have dropout."""
         return super().train(False)

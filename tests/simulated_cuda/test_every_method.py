@@ -25,13 +25,13 @@ REST = [preset for preset in PRESETS if preset not in ONE_EACH]
 # A batch: its tensors go there, answers come back. A token, of four: which one it is, and two looks of upstream's forward at
 # the mask, one of them also before the first.
 STEP, BATCH, TOKEN = 4, 6, 3.5
-# CLIP features in a step: two tensors of text go there and upstream looks at its mask; rows without an image are left out.
-CLIP_STEP = 7
+# CLIP features in a step: the text goes there and upstream looks at its mask; rows without an image are left out.
+CLIP_STEP = 6
 # Beside those: what a method asks for in a step, and in a batch of answers.
 MORE_STEP = {"disco": CLIP_STEP, "dualprompt": CLIP_STEP, "hide": CLIP_STEP, "l2p": CLIP_STEP, "branchlora": CLIP_STEP,
-             "modalprompt": CLIP_STEP + 1, "smolora": 8, "llavac": 7, "lwf": 9, "same": 8, "ewc": 1, "olora": 1,
+             "modalprompt": CLIP_STEP + 1, "smolora": 6, "llavac": 7, "lwf": 9, "same": 8, "ewc": 1, "olora": 1,
              "sefe": 1}  # fmt: skip
-MORE_BATCH = {"disco": 14, "dualprompt": 7, "hide": 14, "l2p": 7, "branchlora": 7, "modalprompt": 7, "mrlora": 14, "smolora": 4,
+MORE_BATCH = {"disco": 13, "dualprompt": 6, "hide": 13, "l2p": 6, "branchlora": 6, "modalprompt": 6, "mrlora": 14, "smolora": 2,
               "individual": 30}  # fmt: skip  # the first of a cell folds its expert and measures what is kept, twice a linear
 
 

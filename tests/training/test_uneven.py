@@ -27,7 +27,7 @@ RECORDS = 7  # in batches of four: a full one, and one of three
 STEPS = 3 * 2
 ONE_TASK = ("tasks=[task0]", "train.epochs=3", "method.dropout=0")
 DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("g++") is not None
-RESUMED = ["hide", "ewc", *(["zero2"] if DEEPSPEED else [])]
+RESUMED = ["lora", "hide", "ewc", *(["zero2"] if DEEPSPEED else [])]
 
 
 def stop_after(steps: list[int]) -> Any:
@@ -115,7 +115,7 @@ def test_two_processes_equal_one_through_uneven_epochs(name: str, world: Path, i
 
 
 @pytest.mark.xdist_group("deepspeed")
-@pytest.mark.parametrize("name", ["hide", "ewc"])
+@pytest.mark.parametrize("name", ["lora", "hide"])
 def test_begun_by_two_processes_and_ended_by_one(name: str, world: Path, in_two: Path) -> None:
     """Inside the second epoch: the global batches that come next are the same in any layout."""
     folder = in_two / f"{name}-begun"
