@@ -11,8 +11,9 @@ import torch
 import hide_llava.methods.all  # noqa: F401
 from hide_llava.errors import UserError
 from hide_llava.listing import listing
-from hide_llava.methods.base import REGISTRY, Method, Route, method_class, method_config, register
+from hide_llava.methods.base import REGISTRY, Method, Route, register
 from hide_llava.methods.lora import SequentialLora
+from hide_llava.methods.registry import method_class, method_config
 from hide_llava.pipeline import run
 from hide_llava.training.run_folder import new_manifest
 from tests.tiny import configuration
@@ -121,9 +122,9 @@ def test_broken_plug_ins(module: str, code: str, says: str, package: Callable) -
 def test_one_name_is_one_method(package: Callable) -> None:
     package("own-method", "plug_one", GOOD.format("own-method"))
     package("own-method", "plug_two", GOOD.format("own-method"))
+    package("lora", "plug_lora", GOOD.format("lora"))
     with pytest.raises(UserError, match=r"offered by plug_(one|two):Own .* and plug_(one|two):Own .*; uninstall one"):
         method_class("own-method")
-    package("lora", "plug_lora", GOOD.format("lora"))
     with pytest.raises(UserError, match=r"'lora' is both hide_llava.methods.lora:SequentialLora and plug_lora:Own"):
         method_class("lora")
     with pytest.raises(UserError, match="'ewc' is both"):
@@ -159,7 +160,7 @@ OPTIONS = """from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hide_llava.methods.base import MethodConfig, Method
+from hide_llava.methods.base import Method, MethodConfig
 
 
 class Own(Method):
