@@ -50,7 +50,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def _no_verb(words: list[str], verbs: list[str]) -> str:
-    from hide_llava.config import nearest
+    from hide_llava.errors import nearest
 
     if "=" in words[0]:
         return f"the verb is missing, for example: hide-llava run {' '.join(words)}"

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _sweep(args: argparse.Namespace) -> None:
-    from hide_llava.adapters.anchors import is_main
+    from hide_llava.distributed import is_main
     from hide_llava.sweep import sweep
 
     outcome = sweep(args.overrides, train=args.verb != "eval", evaluate=args.verb != "train")

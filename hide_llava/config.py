@@ -11,14 +11,13 @@ import contextlib
 import difflib
 import math
 import re
-from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from hide_llava.errors import UserError
+from hide_llava.errors import UserError, known_as, nearest
 from hide_llava.naming import default_output
 from hide_llava.schema import (
     BEFORE,
@@ -33,27 +32,10 @@ from hide_llava.schema import (
 from hide_llava.settings import Lacking, validated
 
 __all__ = ["BenchmarkConfig", "ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "compose", "configs_folder",
-           "flatten", "from_yaml", "names", "nearest", "read_group", "read_yaml", "to_yaml"]  # fmt: skip
+           "flatten", "from_yaml", "names", "read_group", "read_yaml", "to_yaml"]  # fmt: skip
 
 Layers = list[tuple[str, dict]]  # partials of the tree, later ones winning, and where each was said
 GROUPS = ("model", "benchmark", "train", "method")
-# names that other programs give to what is called otherwise here; where several are known, the first that fits is meant
-OTHER_NAMES = {
-    "lr": ("learning_rate",), "batch_size": ("global_batch_size",), "bs": ("global_batch_size", "batch_size"),
-    "batch": ("global_batch_size", "batch_size"), "train_batch_size": ("global_batch_size",),
-    "per_device_train_batch_size": ("per_device_batch_size",), "micro_batch_size": ("per_device_batch_size",),
-    "gradient_accumulation_steps": ("global_batch_size",), "num_epochs": ("epochs",), "num_train_epochs": ("epochs",),
-    "steps": ("max_steps",), "wd": ("weight_decay",), "warmup": ("warmup_ratio",), "mm_projector_lr": ("projector_lr",),
-    "lr_scheduler_type": ("schedule",), "scheduler": ("schedule",), "optim": ("optimizer",), "clip_grad": ("max_grad_norm",),
-    "model_max_length": ("max_length",), "max_seq_length": ("max_length",), "cutoff_len": ("max_length",),
-    "deepspeed": ("engine",), "zero": ("engine",), "bf16": ("dtype",), "fp16": ("dtype",), "precision": ("dtype",),
-    "torch_dtype": ("dtype",), "load_in_4bit": ("quantization",), "bits": ("quantization",), "quant": ("quantization",),
-    "attn_implementation": ("attention",), "model_name_or_path": ("path",), "r": ("rank",), "lora_r": ("rank",),
-    "lora_rank": ("rank",), "lora_alpha": ("alpha",), "lora_dropout": ("dropout",), "target_modules": ("targets",),
-    "lora_target_modules": ("targets",), "max_tokens": ("max_new_tokens",), "max_length": ("max_new_tokens",),
-    "random_seed": ("seed",), "output_dir": ("output",), "out": ("output",), "data_dir": ("data_root",),
-    "data_path": ("data_root",), "dataset": ("benchmark",), "max_samples": ("limit",), "order": ("task_order",),
-}  # fmt: skip
 
 
 def configs_folder() -> Path:
@@ -65,20 +47,6 @@ def configs_folder() -> Path:
 def names(group: str) -> list[str]:
     """Names that `group=` accepts without a path."""
     return sorted(p.stem for p in (configs_folder() / group).glob("*.yaml"))
-
-
-def nearest(word: str, known: list[str], prefix: str = "") -> str:
-    """`Did you mean '<prefix>x'?`, whatever the case, or the list of what is known."""
-    if not known:
-        return "It has no options." if prefix else "There is none."
-    spelt = {name.lower(): name for name in known}
-    close = _known_as(word, spelt) or difflib.get_close_matches(word.lower(), spelt, 1, 0.5)
-    return f"Did you mean '{prefix}{spelt[close[0]]}'?" if close else f"Known: {', '.join(sorted(known))}."
-
-
-def _known_as(word: str, known: Iterable[str]) -> list[str]:
-    """What that word of other programs is called here, if it is among the known names."""
-    return [name for name in OTHER_NAMES.get(word.lower(), ()) if name in known]
 
 
 def read_yaml(path: Path) -> dict:
@@ -244,7 +212,7 @@ def _unknown(method: Any, prefix: str, key: str, known: list[str]) -> str:
 
 def _nearest_of_all(word: str, method: Any) -> str:
     """`nearest` among the top level and, the section being forgotten, among the keys of the sections and the method."""
-    from hide_llava.methods.base import method_class
+    from hide_llava.methods.registry import method_class
 
     places = {name: [name] for name in RunConfig.model_fields}
     sections: dict[str, Any] = {key: schema for key, schema in SECTIONS.items() if key != "benchmark"}
@@ -255,7 +223,7 @@ def _nearest_of_all(word: str, method: Any) -> str:
         for name in schema.model_fields:
             if name not in ("name", "preset"):
                 places.setdefault(name, []).append(f"{section}.{name}")
-    close = _known_as(word, places) or difflib.get_close_matches(word.lower(), places, 1, 0.5)
+    close = known_as(word, places) or difflib.get_close_matches(word.lower(), places, 1, 0.5)
     if not close:
         return nearest(word, list(RunConfig.model_fields))
     return f"Did you mean {' or '.join(map(repr, places[close[0]]))}?"
@@ -375,14 +343,14 @@ def _above_tasks(layers: Layers) -> Layers:
 
 def _is_plugin(method: str) -> bool:
     """Whether it is a method of an installed package, whose name stands for its defaults, and no preset of ours."""
-    from hide_llava.methods.base import plugins
+    from hide_llava.methods.registry import plugins
 
     return method in {entry.name for entry in plugins()} - set(names("method"))
 
 
 def _method_values(section: dict) -> dict[str, Any]:
     """The `method:` section with every option of the method."""
-    from hide_llava.methods.base import method_config
+    from hide_llava.methods.registry import method_config
 
     values = {**section, **method_config(section).model_dump()}
     if values.get("file"):

@@ -1,4 +1,4 @@
-"""Work that one process does for all."""
+"""Several processes: who one is, sums over all, values of the main one, and work that it does for all."""
 
 from __future__ import annotations
 
@@ -6,11 +6,38 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
-from hide_llava.adapters.anchors import is_main, ranks
 from hide_llava.errors import UserError
 
 T = TypeVar("T")
+
+
+def ranks() -> tuple[int, int]:
+    """(this process, number of processes)."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1
+
+
+def is_main() -> bool:
+    """True in the one process that writes files."""
+    return ranks()[0] == 0
+
+
+def all_reduce(*tensors: Tensor) -> None:
+    """Sum tensors over all processes in place; nothing to do for one process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
+
+
+def from_main(*tensors: Tensor) -> None:
+    """Give every process the main one's values, in place."""
+    for tensor in tensors:
+        if not is_main():
+            tensor.zero_()
+        all_reduce(tensor)
 
 
 def on_main(work: Callable[[], T]) -> T:

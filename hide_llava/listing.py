@@ -32,7 +32,7 @@ def _first_sentence(text: str) -> str:
 
 
 def _methods() -> list[tuple[str, ...]]:
-    from hide_llava.methods.base import method_class, plugins  # torch and peft: seconds that no other list needs
+    from hide_llava.methods.registry import method_class, plugins  # torch and peft: seconds that no other list needs
 
     rows = []
     for name in names("method"):

@@ -9,14 +9,14 @@ from typing import Any
 
 import torch
 
-from hide_llava.adapters.anchors import is_main
 from hide_llava.adapters.folding import ENOUGH
 from hide_llava.config import RunConfig, TaskConfig, as_begun
-from hide_llava.distributed import on_main
+from hide_llava.distributed import is_main, on_main
 from hide_llava.errors import UserError
 from hide_llava.evaluation.binding import answered_with, differences, refuse_other, scored_with, stored_settings
 from hide_llava.evaluation.cells import Cell, cell_of, evaluate_cells, score_cell
-from hide_llava.methods.base import Stage, method_class
+from hide_llava.methods.base import Stage
+from hide_llava.methods.registry import method_class
 from hide_llava.metrics import ALL_EMPTY
 from hide_llava.preflight import preflight
 from hide_llava.storage import read_json, write_json

@@ -9,12 +9,12 @@ from typing import Any
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
-from hide_llava.adapters.anchors import is_main
 from hide_llava.benchmarks.places import image_root, train_file
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.dataset import check_place
 from hide_llava.data.records import load_records
+from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
 from hide_llava.evaluation.questions import (
     check_scoring,

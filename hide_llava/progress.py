@@ -7,7 +7,7 @@ import time
 
 from tqdm import tqdm
 
-from hide_llava.adapters.anchors import is_main
+from hide_llava.distributed import is_main
 
 SECONDS = 10.0  # between two plain lines
 

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 
 from hide_llava import pipeline
-from hide_llava.adapters.anchors import is_main
 from hide_llava.config import RunConfig, compose
+from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
 from hide_llava.results.comparison import write_comparison
 

@@ -26,7 +26,8 @@ from pydantic.fields import FieldInfo
 import hide_llava.methods.all  # noqa: F401
 from hide_llava.config import configs_folder, names, read_yaml
 from hide_llava.listing import comment
-from hide_llava.methods.base import REGISTRY, Method, Task, method_config
+from hide_llava.methods.base import REGISTRY, Method, Task
+from hide_llava.methods.registry import method_config
 from hide_llava.model.shapes import ModelShape, published
 from hide_llava.settings import MethodConfig, bounds, expected, kinds
 from hide_llava.storage import write_text

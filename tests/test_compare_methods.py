@@ -8,7 +8,8 @@ import pytest
 
 import hide_llava.methods.all  # noqa: F401
 from hide_llava.config import compose
-from hide_llava.methods.base import REGISTRY, method_config
+from hide_llava.methods.base import REGISTRY
+from hide_llava.methods.registry import method_config
 
 SCRIPT = (Path(__file__).parent.parent / "scripts" / "compare_methods.sh").read_text()
 PRESETS = re.search(r"METHODS:-([^}]*)", SCRIPT)[1].split()

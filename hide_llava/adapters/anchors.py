@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from hide_llava.distributed import all_reduce
+
 
 class Anchors:
     """Per-task feature means as fp64 sums and int64 counts; tasks are added on demand, without an upper limit."""
@@ -70,25 +72,6 @@ class ReferenceAnchors(Anchors):
 
     def reduced(self, task: int) -> tuple[Tensor, Tensor]:
         return self.sums[task], self.counts[task]  # every rank keeps its own; rank 0's is saved
-
-
-def all_reduce(*tensors: Tensor) -> None:
-    """Sum tensors over all processes in place; nothing to do for one process."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        for tensor in tensors:
-            torch.distributed.all_reduce(tensor)
-
-
-def ranks() -> tuple[int, int]:
-    """(this process, number of processes)."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1
-
-
-def is_main() -> bool:
-    """True in the one process that writes files."""
-    return ranks()[0] == 0
 
 
 def similarities(features: Tensor, anchors: list[Tensor]) -> Tensor:

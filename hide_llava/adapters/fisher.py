@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from hide_llava.adapters.anchors import all_reduce
+from hide_llava.distributed import all_reduce
 
 
 def fisher_diagonal(losses: Iterable[Tensor], parameters: list[nn.Parameter]) -> list[Tensor]:

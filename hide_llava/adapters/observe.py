@@ -2,7 +2,7 @@
 
 Statistics of a mixture (which experts a task uses, how its inputs are spread) come from here and never from a forward
 that trains: activation recomputation would count twice, and batches would have to be gathered over processes. Every
-process sees the same sample, so nothing needs to be summed; `from_main` makes the results equal to the last bit.
+process sees the same sample, so nothing needs to be summed; `distributed.from_main` makes the results equal to the last bit.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Subset
 
-from hide_llava.adapters.anchors import all_reduce, is_main
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.probe import without_dropout
 
@@ -43,11 +42,3 @@ def observe(
     finally:
         for handle in handles:
             handle.remove()
-
-
-def from_main(*tensors: Tensor) -> None:
-    """Give every process the main one's values, in place."""
-    for tensor in tensors:
-        if not is_main():
-            tensor.zero_()
-        all_reduce(tensor)

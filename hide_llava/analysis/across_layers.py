@@ -19,8 +19,7 @@ from hide_llava.analysis.cka import (
     median_sigma2,
 )
 from hide_llava.analysis.representations import probe_of, represent
-from hide_llava.config import nearest
-from hide_llava.errors import UserError
+from hide_llava.errors import UserError, nearest
 from hide_llava.evaluation.batches import automatic_batch_size
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.session import Session

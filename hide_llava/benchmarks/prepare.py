@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from hide_llava.adapters.anchors import is_main
 from hide_llava.benchmarks.mini.generate import generate
 from hide_llava.config import RunConfig
+from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from pathlib import PurePath
 
-from hide_llava.config import RunConfig, TaskConfig, nearest
-from hide_llava.errors import UserError
+from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.errors import UserError, nearest
 
 
 def select_tasks(config: RunConfig) -> None:

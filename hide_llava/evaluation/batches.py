@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import LlavaForConditionalGeneration, PretrainedConfig
 
-from hide_llava.adapters.anchors import ranks
+from hide_llava.distributed import ranks
 from hide_llava.errors import UserError
 
 ON_CPU = 16

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hide_llava.adapters.anchors import ranks
 from hide_llava.benchmarks.places import image_root
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.collator import Collator
 from hide_llava.data.conversation import encode_question
 from hide_llava.data.dataset import QuestionDataset
+from hide_llava.distributed import ranks
 from hide_llava.errors import UserError
 from hide_llava.evaluation.batches import automatic_batch_size, within_memory
 from hide_llava.evaluation.binding import refuse_other, scored_with, shrinks, stored_settings

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from hide_llava.config import RunConfig, TaskConfig, nearest
+from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.data.records import load_questions
-from hide_llava.errors import UserError
+from hide_llava.errors import UserError, nearest
 from hide_llava.evaluation.binding import answered_with, stored_settings
 from hide_llava.evaluation.cells import Cell, answer, read_part
 from hide_llava.storage import sha256, write_jsonl

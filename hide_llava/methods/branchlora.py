@@ -28,8 +28,9 @@ from torch.nn.functional import cosine_similarity, one_hot
 from typing_extensions import Self
 
 from hide_llava.adapters.fused import Shared
-from hide_llava.adapters.observe import from_main, observe
+from hide_llava.adapters.observe import observe
 from hide_llava.adapters.token_gates import OfPrompt, PromptView, Routers, top_k_softmax
+from hide_llava.distributed import from_main
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.lora import SequentialLora

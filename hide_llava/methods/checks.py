@@ -15,7 +15,7 @@ RATES = ("adapter", "projector")
 
 def check_needs(method: Method) -> None:
     """Raises UserError for a feature that the engine does not know."""
-    from hide_llava.config import nearest
+    from hide_llava.errors import nearest
 
     for need in sorted(method.needs):
         if need not in NEEDS:

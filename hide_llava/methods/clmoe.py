@@ -30,8 +30,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from hide_llava.adapters.observe import from_main, observe
+from hide_llava.adapters.observe import observe
 from hide_llava.adapters.token_gates import Mixture, per_rank
+from hide_llava.distributed import from_main
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.moelora import MoELora

@@ -24,10 +24,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from hide_llava.adapters.anchors import ranks
 from hide_llava.adapters.fisher import fisher_diagonal
 from hide_llava.adapters.observe import sample
 from hide_llava.adapters.probe import without_dropout
+from hide_llava.distributed import ranks
 from hide_llava.methods.base import Context, Features, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.lora import SequentialLora

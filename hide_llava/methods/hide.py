@@ -27,7 +27,8 @@ from hide_llava.adapters.anchors import Anchors, ReferenceAnchors, similarities
 from hide_llava.adapters.core import LoraSpec
 from hide_llava.adapters.folding import MODES
 from hide_llava.adapters.projectors import restore_projectors, stored_projectors
-from hide_llava.methods.base import Context, Features, Method, Route, Task, is_main, register
+from hide_llava.distributed import is_main
+from hide_llava.methods.base import Context, Features, Method, Route, Task, register
 from hide_llava.methods.cost import Cost
 
 Routing = Literal["softmax_learned", "softmax_all", "top1", "oracle"]

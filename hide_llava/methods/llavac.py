@@ -33,9 +33,9 @@ from torch.nn.utils.rnn import pad_sequence
 from typing_extensions import Self
 
 from hide_llava.adapters.consolidation import by_energy, constant, rescaled, soft
-from hide_llava.adapters.observe import from_main
 from hide_llava.adapters.probe import without_dropout
 from hide_llava.data.conversation import encode_question
+from hide_llava.distributed import from_main
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass

@@ -30,10 +30,11 @@ from torch import Tensor
 from typing_extensions import Self
 
 from hide_llava.adapters.fused import source
-from hide_llava.adapters.observe import from_main, observe
+from hide_llava.adapters.observe import observe
 from hide_llava.adapters.spec import Targets
 from hide_llava.adapters.spectrum import Spectrum, add_all, leading
 from hide_llava.adapters.token_gates import per_rank
+from hide_llava.distributed import from_main
 from hide_llava.methods.base import Context, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.moelora import MoELora

@@ -32,10 +32,11 @@ from torch.utils.data import Subset
 from typing_extensions import Self
 
 from hide_llava.adapters.core import Core
-from hide_llava.adapters.observe import from_main, sample
+from hide_llava.adapters.observe import sample
 from hide_llava.adapters.route import RankMap
 from hide_llava.adapters.spec import Targets
 from hide_llava.adapters.token_gates import Mixture, PromptView, Routers, per_rank, straight_through
+from hide_llava.distributed import from_main
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.lora import SequentialLora

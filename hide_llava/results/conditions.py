@@ -46,7 +46,7 @@ def _defaults(section: type[Settings]) -> dict[str, Any]:
 
 
 def _method_defaults(name: Any) -> dict[str, Any]:
-    from hide_llava.methods.base import method_class
+    from hide_llava.methods.registry import method_class
 
     try:
         return method_class(str(name)).Config().model_dump()

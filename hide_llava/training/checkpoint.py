@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from hide_llava.adapters.anchors import is_main
+from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
 from hide_llava.methods.routed import RoutedLlava
 from hide_llava.storage import load_state, load_tensors, save_state, write_text, writing

@@ -20,8 +20,8 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from hide_llava.adapters.anchors import all_reduce
 from hide_llava.config import RunConfig, configs_folder
+from hide_llava.distributed import all_reduce
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Method
 from hide_llava.storage import read_json

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from hide_llava.adapters.anchors import all_reduce, ranks
+from hide_llava.distributed import all_reduce, ranks
 
 
 def fit(

@@ -14,7 +14,7 @@ from typing import Any
 
 from hide_llava.config import RunConfig, flatten
 from hide_llava.errors import UserError
-from hide_llava.methods.base import method_class
+from hide_llava.methods.registry import method_class
 from hide_llava.model.identity import model_sha256
 from hide_llava.storage import check_stage, read_json, sha256, stage_hash, write_json
 

@@ -14,8 +14,9 @@ from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError
 from hide_llava.evaluation.questions import question_files, read_questions
-from hide_llava.methods.base import Method, Stage, method_class, method_config, reads_logits
+from hide_llava.methods.base import Method, Stage, reads_logits
 from hide_llava.methods.cost import Pass
+from hide_llava.methods.registry import method_class, method_config
 from hide_llava.model.load import device_of, dtype_of
 from hide_llava.model.shapes import ModelShape, model_shape, skeleton
 from hide_llava.training.batching import micro_batches

@@ -12,8 +12,8 @@ from transformers.integrations.integration_utils import (
     get_available_reporting_integrations,
 )
 
-from hide_llava.config import RunConfig, nearest
-from hide_llava.errors import UserError
+from hide_llava.config import RunConfig
+from hide_llava.errors import UserError, nearest
 
 PROJECT = "hide-llava"  # under which wandb and trackio list the runs; wandb: unless WANDB_PROJECT says another
 

@@ -19,7 +19,8 @@ import torch
 from hide_llava.benchmarks.selection import partial_label
 from hide_llava.config import RunConfig, TaskConfig, flatten, from_yaml, to_yaml
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Stage, Task, method_class, plugins
+from hide_llava.methods.base import Stage, Task
+from hide_llava.methods.registry import method_class, plugins
 from hide_llava.storage import read_json, write_json, write_text
 from hide_llava.training.batching import task_recipe
 

@@ -15,7 +15,6 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from hide_llava.adapters.anchors import is_main, ranks
 from hide_llava.benchmarks.places import image_root, table_root, train_file
 from hide_llava.benchmarks.selection import draw
 from hide_llava.config import RunConfig
@@ -24,7 +23,7 @@ from hide_llava.data.dataset import TrainingDataset, pictures_of
 from hide_llava.data.decoded import undecodable
 from hide_llava.data.records import load_records, readable
 from hide_llava.data.sampler import ModalityLengthSampler
-from hide_llava.distributed import on_main
+from hide_llava.distributed import is_main, on_main, ranks
 from hide_llava.errors import Interrupted, UserError
 from hide_llava.methods.base import Stage
 from hide_llava.storage import publish, sha256, writing

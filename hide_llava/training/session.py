@@ -12,13 +12,14 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import set_seed
 
-from hide_llava.adapters.anchors import is_main
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.peft_folder import replace_values
 from hide_llava.config import RunConfig
+from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Context, Method, Stage, method_class, method_config
+from hide_llava.methods.base import Context, Method, Stage
 from hide_llava.methods.checks import check_needs, check_training
+from hide_llava.methods.registry import method_class, method_config
 from hide_llava.methods.routed import RoutedLlava
 from hide_llava.model.load import Loaded, load, resolve
 from hide_llava.model.routing_encoder import ClipRoutingEncoder

@@ -7,7 +7,8 @@ import pytest
 import torch
 import torch.multiprocessing as multiprocessing
 
-from hide_llava.adapters.anchors import Anchors, ReferenceAnchors, all_reduce, is_main, similarities
+from hide_llava.adapters.anchors import Anchors, ReferenceAnchors, similarities
+from hide_llava.distributed import all_reduce, is_main
 
 WIDTH = 16
 CPU = torch.device("cpu")

@@ -3,7 +3,7 @@
 import pytest
 
 from hide_llava.errors import UserError
-from hide_llava.methods.base import method_config
+from hide_llava.methods.registry import method_config
 
 
 def assert_refused(method: str, field: str, value: object, says: str, **others: object) -> None:

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Context, Features, method_config
+from hide_llava.methods.base import Context, Features
 from hide_llava.methods.branchlora import BranchLora, SharedDropout
+from hide_llava.methods.registry import method_config
 from tests.methods.host import LAYER, assert_near, fill, layer_of, on_one_linear, run_linear, tasks, trainable_at_7b
 
 SHAPE = {"rank": 2, "alpha": 6.0, "branches": 4}

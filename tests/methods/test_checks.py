@@ -11,8 +11,9 @@ import torch
 import hide_llava.methods.all  # noqa: F401
 from hide_llava.errors import UserError
 from hide_llava.listing import listing
-from hide_llava.methods.base import REGISTRY, Method, Route, method_class, method_config, register
+from hide_llava.methods.base import REGISTRY, Method, Route, register
 from hide_llava.methods.lora import SequentialLora
+from hide_llava.methods.registry import method_class, method_config
 from hide_llava.pipeline import run
 from hide_llava.training.run_folder import new_manifest
 from tests.tiny import configuration
@@ -159,7 +160,7 @@ OPTIONS = """from typing import Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from hide_llava.methods.base import MethodConfig, Method
+from hide_llava.methods.base import Method, MethodConfig
 
 
 class Own(Method):

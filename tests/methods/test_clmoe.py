@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Context, method_config
+from hide_llava.methods.base import Context
 from hide_llava.methods.clmoe import ClMoe
+from hide_llava.methods.registry import method_config
 from tests.methods.host import (
     LAYER,
     assert_experts,

@@ -17,7 +17,8 @@ from hide_llava.data.dataset import QuestionDataset
 from hide_llava.data.records import load_questions
 from hide_llava.evaluation.cells import _Collate, answer_batch
 from hide_llava.evaluation.questions import generation_settings
-from hide_llava.methods.base import REGISTRY, method_class
+from hide_llava.methods.base import REGISTRY
+from hide_llava.methods.registry import method_class
 from hide_llava.pipeline import run
 from hide_llava.training import sequence
 from hide_llava.training.run_folder import RunFolder, open_run

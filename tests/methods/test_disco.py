@@ -8,8 +8,9 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Context, Features, method_config
+from hide_llava.methods.base import Context, Features
 from hide_llava.methods.disco import Disco
+from hide_llava.methods.registry import method_config
 from tests.methods.host import (
     LAYER,
     assert_near,

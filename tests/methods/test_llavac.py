@@ -12,8 +12,9 @@ from hide_llava.adapters.consolidation import by_energy, constant, rescaled, sof
 from hide_llava.errors import UserError
 from hide_llava.listing import listing
 from hide_llava.methods import llavac
-from hide_llava.methods.base import Context, Route, method_config
+from hide_llava.methods.base import Context, Route
 from hide_llava.methods.llavac import LlavaC, distance
+from hide_llava.methods.registry import method_config
 from hide_llava.methods.routed import RoutedLlava
 from tests.methods.host import assert_near, fill, layer_of, on_one_linear, recorded, run_linear, tasks
 from tests.methods.recorded import case, on_tiny_llama, put, trainable

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Route, method_config
+from hide_llava.methods.base import Route
 from hide_llava.methods.moelora import MoELora
+from hide_llava.methods.registry import method_config
 from tests.methods.host import (
     LAYER,
     assert_experts,

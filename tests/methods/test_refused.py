@@ -7,7 +7,8 @@ from pydantic.fields import FieldInfo
 
 import hide_llava.methods.all  # noqa: F401
 from hide_llava.errors import UserError
-from hide_llava.methods.base import REGISTRY, method_config
+from hide_llava.methods.base import REGISTRY
+from hide_llava.methods.registry import method_config
 from hide_llava.settings import bounds, expected, kinds
 from tests.methods.refused import assert_refused
 

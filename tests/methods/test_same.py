@@ -11,7 +11,8 @@ from hide_llava.adapters.route import Route
 from hide_llava.adapters.spectrum import Spectrum, add_all, leading
 from hide_llava.adapters.token_gates import product_of_sums
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Context, method_config
+from hide_llava.methods.base import Context
+from hide_llava.methods.registry import method_config
 from hide_llava.methods.same import Same, rescale, router_factors
 from tests.methods.host import (
     LAYER,

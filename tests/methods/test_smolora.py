@@ -8,7 +8,8 @@ from torch import Tensor
 
 from hide_llava.adapters.core import Core
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Context, Features, Route, method_config
+from hide_llava.methods.base import Context, Features, Route
+from hide_llava.methods.registry import method_config
 from hide_llava.methods.smolora import SMoLora
 from tests.methods.host import (
     LAYER,

@@ -14,7 +14,8 @@ import pytest
 
 from hide_llava.config import compose
 from hide_llava.errors import UserError
-from hide_llava.methods.base import Method, method_class
+from hide_llava.methods.base import Method
+from hide_llava.methods.registry import method_class
 from hide_llava.pipeline import run
 from hide_llava.training.engines import check_engine
 from tests.methods.test_contract import (

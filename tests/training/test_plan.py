@@ -18,7 +18,8 @@ import hide_llava.methods.all  # noqa: F401
 from hide_llava.adapters.core import Core
 from hide_llava.config import compose, names
 from hide_llava.errors import UserError
-from hide_llava.methods.base import REGISTRY, Context, Features, Method, Task, method_class, method_config
+from hide_llava.methods.base import REGISTRY, Context, Features, Method, Task
+from hide_llava.methods.registry import method_class, method_config
 from hide_llava.model.shapes import ModelShape, Tower, published
 from hide_llava.training.cards import CARDS
 from hide_llava.training.estimate import TEXT, Work, in_flops

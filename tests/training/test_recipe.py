@@ -13,8 +13,8 @@ from transformers import TrainingArguments
 
 from hide_llava.config import TrainConfig, compose, from_yaml, to_yaml
 from hide_llava.errors import UserError
-from hide_llava.methods.base import method_class
 from hide_llava.methods.lora import SequentialLora
+from hide_llava.methods.registry import method_class
 from hide_llava.pipeline import run
 from hide_llava.preflight import preflight
 from hide_llava.training import sequence
