@@ -22,7 +22,7 @@ def _compose(args: argparse.Namespace) -> object:
     `eval` takes other inference options of the method too: then it is the configuration of a variant of that run.
     """
     from hide_llava.config import compose, from_yaml
-    from hide_llava.training.run_folder import FREE, open_variant
+    from hide_llava.schema import FREE
 
     words = args.overrides
     if not names_a_run(words):
@@ -40,7 +40,17 @@ def _compose(args: argparse.Namespace) -> object:
                             "inference options of the method can be changed.")  # fmt: skip
     config = from_yaml(folder / "config.yaml", words[1:])
     config.output = str(folder)
-    return open_variant(folder, config) if options else config
+    if not options:
+        return config
+    from hide_llava.training.run import variant_of
+
+    return variant_of(folder, config)
+
+
+def _run_of(config: Any) -> Any:
+    from hide_llava.training.run import Run
+
+    return Run(config)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -94,7 +104,7 @@ def report(args: argparse.Namespace) -> None:
 def plan(args: argparse.Namespace) -> None:
     from hide_llava.training.plan import plan
 
-    print(plan(_compose(args), args.tflops, args.gpus, args.gpu))
+    print(plan(_run_of(_compose(args)), args.tflops, args.gpus, args.gpu))
 
 
 def predict(args: argparse.Namespace) -> None:
@@ -116,8 +126,6 @@ def score(args: argparse.Namespace) -> None:
 
 
 def preview(args: argparse.Namespace) -> None:
-    from hide_llava.benchmarks.places import image_root, train_file
-    from hide_llava.benchmarks.prepare import prepare
     from hide_llava.config import names
     from hide_llava.data.preview import preview
     from hide_llava.model.load import resolve
@@ -131,28 +139,27 @@ def preview(args: argparse.Namespace) -> None:
     model, clip = (Path(value) if value else None for value in (args.model, args.clip))
     if args.model in names("model") and not model.is_dir():
         words, model = [*words, f"model={args.model}"], None
-    config = _compose_data(words)
+    run = _run_of(_compose_data(words))
     if args.overrides:
-        prepare(config)
+        run.prepare()
     if model is None:
-        model = resolve(config.model.path, config.model_folder())
-        clip = clip or resolve(config.model.clip, config.model_folder())
+        model = resolve(run.model.path, run.model_root)
+        clip = clip or resolve(run.model.clip, run.model_root)
     files = [(Path(args.data), Path(args.images))] if args.data else [
-        (train_file(config, i), image_root(config, task))
-        for i, task in enumerate(config.benchmark.tasks) if task.train is not None
+        (task.train_file, task.images) for task in run.tasks if task.trained
     ]  # fmt: skip
     for data, images in files:
         if len(files) > 1 and not args.json:
             print(f"══ {data}")
-        for line in preview(data, images, model, clip, args.max_length or config.train.max_length, args.limit, args.json,
-                            args.label_masks or config.train.label_masks):  # fmt: skip
+        for line in preview(data, images, model, clip, args.max_length or run.train.max_length, args.limit, args.json,
+                            args.label_masks or run.train.label_masks):  # fmt: skip
             print(line)
 
 
 def doctor(args: argparse.Namespace) -> None:
     from hide_llava.doctor import report
 
-    text, healthy = report(_compose(args) if args.overrides else None)
+    text, healthy = report(_run_of(_compose(args)) if args.overrides else None)
     print(text)
     if not healthy:
         sys.exit(1)
@@ -169,7 +176,7 @@ def check(args: argparse.Namespace) -> None:
     from hide_llava.audit.check import check
     from hide_llava.audit.show import readable
 
-    report = check(_compose_data(args.overrides), args.deep)
+    report = check(_run_of(_compose_data(args.overrides)), args.deep)
     print(json.dumps(report.as_json(), ensure_ascii=False, indent=1) if args.json else readable(report))
     if not report.sound:
         sys.exit(1)
@@ -181,10 +188,10 @@ def leakage(args: argparse.Namespace) -> None:
     from hide_llava.results.run_reader import read_run
 
     runs = [read_run(Path(run)) for run in args.run]
-    config = _compose_data(args.overrides)
+    run = _run_of(_compose_data(args.overrides))
     images = Path(args.pretraining_images) if args.pretraining_images else None
-    audit = leakage(config, Path(args.pretraining), images)
-    folder = Path(args.output or f"leakage-{config.benchmark.name}")
+    audit = leakage(run, Path(args.pretraining), images)
+    folder = Path(args.output or f"leakage-{run.benchmark.name}")
     print(write_leakage(audit, runs, folder))
     print(f"written: {folder}")
 

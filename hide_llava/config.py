@@ -17,6 +17,7 @@ from typing import Any
 
 import yaml
 
+from hide_llava.benchmarks.selection import select_tasks
 from hide_llava.errors import UserError, known_as, nearest
 from hide_llava.naming import default_output
 from hide_llava.schema import (
@@ -28,6 +29,7 @@ from hide_llava.schema import (
     RunConfig,
     TaskConfig,
     TrainConfig,
+    flatten,
 )
 from hide_llava.settings import Lacking, validated
 
@@ -375,13 +377,11 @@ def finish(layers: Layers) -> RunConfig:
     Raises:
         UserError: what is wrong, and in which layer.
     """
-    from hide_llava.benchmarks.selection import select_tasks
-
     tree = _merged(layers)
     method = tree["method"].get("name")
     try:
         config = _checked(tree, method)
-        select_tasks(config)
+        config.tasks, config.task_order = select_tasks(config.benchmark, config.tasks, config.task_order)
         config.method = _method_values(config.method)
     except Lacking:
         raise
@@ -443,12 +443,3 @@ def _unstated(tree: dict) -> list[str]:
 def _get(config: RunConfig, key: str) -> Any:
     section, name = key.split(".")
     return getattr(getattr(config, section), name)
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """`{"a": {"b": 1}}` → `{"a.b": 1}`, for comparing two configurations."""
-    if isinstance(tree, dict):
-        return {k: v for key, value in tree.items() for k, v in flatten(value, f"{prefix}{key}.").items()}
-    if isinstance(tree, list) and any(isinstance(v, dict) for v in tree):
-        return {k: v for i, value in enumerate(tree) for k, v in flatten(value, f"{prefix}{i}.").items()}
-    return {prefix[:-1]: tree}

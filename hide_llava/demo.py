@@ -6,12 +6,12 @@ import shutil
 import time
 from pathlib import Path
 
-from hide_llava.config import RunConfig, compose
-from hide_llava.pipeline import run, say
+from hide_llava import pipeline
+from hide_llava.config import compose
 from hide_llava.results.report import write_comparison
 from hide_llava.results.run_reader import read_run
 from hide_llava.results.tables import format_matrix
-from hide_llava.training.run_folder import open_run
+from hide_llava.training.run import Run
 
 METHODS = {
     "lora": ["method=lora-mini"],
@@ -27,12 +27,12 @@ def demo(output: Path, seed: int = 0) -> None:
     start, folders = time.time(), []
     for name, words in METHODS.items():
         folder = output / name
-        say(f"=== {name}")
+        pipeline.say(f"=== {name}")
         words = [*words, "benchmark=mini-ucit", "model=mini", "train=mini", f"seed={seed}", f"output={folder}"]
         config = compose(words)
         if name.startswith("hide") and name != TRAINED_ONCE:
-            reuse_stages(output / TRAINED_ONCE, config)
-        run(config)
+            reuse_stages(output / TRAINED_ONCE, Run(config))
+        pipeline.run(config)
         folders.append(folder)
     for folder in folders:
         print(f"\n{folder.name}\n{format_matrix(read_run(folder).matrix)}")
@@ -40,9 +40,9 @@ def demo(output: Path, seed: int = 0) -> None:
     print(f"\nreport: {page}\ndone in {time.time() - start:.0f} s")
 
 
-def reuse_stages(trained: Path, config: RunConfig) -> None:
+def reuse_stages(trained: Path, run: Run) -> None:
     """Give a new run the trained stages of another one that differs from it at inference only."""
-    stages = open_run(config).path / "stages"
+    stages = run.open().path / "stages"
     if not stages.exists():
         temporary = stages.with_name(".stages.tmp")
         shutil.copytree(trained / "stages", temporary, dirs_exist_ok=True)

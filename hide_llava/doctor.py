@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from hide_llava.config import RunConfig
 from hide_llava.errors import UserError
 from hide_llava.metrics.ptb import java_available, java_version
+from hide_llava.training.run import Run
 
 EXTRAS = {
     "pycocoevalcap": "caption scores (VizWiz, Flickr30k): pip install -e '.[caption]'",
@@ -27,7 +27,7 @@ EXTRAS = {
 }
 
 
-def report(config: RunConfig | None) -> tuple[str, bool]:
+def report(run: Run | None) -> tuple[str, bool]:
     """Lines for people, and whether everything a run needs is there."""
     lines = [f"[ok]   python {sys.version.split()[0]}"]
     for package in ("torch", "transformers", "peft", "accelerate", "datasets"):
@@ -44,8 +44,8 @@ def report(config: RunConfig | None) -> tuple[str, bool]:
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     lines.append(f"[{'ok' if free > 5 else 'bad'}]   {free:.0f} GiB free here")
     healthy = free > 5
-    if config is not None:
-        more, fine = _of_config(config)
+    if run is not None:
+        more, fine = _of_run(run)
         lines, healthy = lines + more, healthy and fine
     return "\n".join(lines), healthy
 
@@ -70,7 +70,7 @@ def _gpus() -> list[str]:
     return lines
 
 
-def _of_config(config: RunConfig) -> tuple[list[str], bool]:
+def _of_run(run: Run) -> tuple[list[str], bool]:
     """Benchmark files, model folders and text tower of one configuration."""
     from hide_llava.model.load import resolve
     from hide_llava.preflight import preflight
@@ -88,11 +88,11 @@ def _of_config(config: RunConfig) -> tuple[list[str], bool]:
         lines.append(f"[ok]   {label}")
         return result
 
-    warnings = check(f"benchmark {config.benchmark.name}: files and metrics", lambda: preflight(config))
+    warnings = check(f"benchmark {run.benchmark.name}: files and metrics", lambda: preflight(run))
     lines += [f"[note] {warning}" for warning in warnings or []]
-    check(f"model {config.model.path}", lambda: resolve(config.model.path, config.model_folder()))
-    if config.model.clip is None:
+    check(f"model {run.model.path}", lambda: resolve(run.model.path, run.model_root))
+    if run.model.clip is None:
         lines.append("[note] no model.clip: needed to route by CLIP features (HiDe), and by an original-format model")
     else:
-        check(f"CLIP {config.model.clip}", lambda: resolve(config.model.clip, config.model_folder()))
+        check(f"CLIP {run.model.clip}", lambda: resolve(run.model.clip, run.model_root))
     return lines, healthy

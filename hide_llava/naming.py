@@ -16,7 +16,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from hide_llava.schema import RunConfig
+from hide_llava.schema import FREE, RunConfig, flatten
 
 LONGEST_VALUE, LONGEST = 32, 120  # characters of one value, and of all of them; what is longer is a hash
 NAMED = ("seed", "tasks", "task_order", "limit", "benchmark.name", "model.name", "method.name", "method.preset",
@@ -37,9 +37,6 @@ def default_output(config: RunConfig, plain: RunConfig | None, given: dict[str, 
 
 def differing(config: RunConfig, plain: RunConfig | None, given: dict[str, Any]) -> dict[str, Any]:
     """{short key: value} of what differs from `plain` and belongs into a name, in the order of the schema."""
-    from hide_llava.config import flatten
-    from hide_llava.training.run_folder import FREE
-
     values = flatten(config.model_dump())
     base = flatten(plain.model_dump()) if plain is not None else {k: v for k, v in values.items() if k not in given}
     kept = [k for k in values if k not in (*NAMED, *FREE) and not k.startswith(SILENT)]

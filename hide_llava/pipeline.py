@@ -10,19 +10,20 @@ from typing import Any
 import torch
 
 from hide_llava.adapters.folding import ENOUGH
-from hide_llava.config import RunConfig, TaskConfig, as_begun
+from hide_llava.benchmarks.files import BenchmarkTask
+from hide_llava.config import RunConfig, as_begun
 from hide_llava.distributed import is_main, on_main
 from hide_llava.errors import UserError
 from hide_llava.evaluation.binding import answered_with, differences, refuse_other, scored_with, stored_settings
 from hide_llava.evaluation.cells import Cell, cell_of, evaluate_cells, score_cell
 from hide_llava.methods.base import Stage
-from hide_llava.methods.registry import method_class
 from hide_llava.metrics import ALL_EMPTY
 from hide_llava.preflight import preflight
 from hide_llava.storage import read_json, write_json
 from hide_llava.training.engines import check_engine, start_processes
 from hide_llava.training.lineage import checked_chain
-from hide_llava.training.run_folder import RunFolder, general_tasks, open_run, stage_name, stages_of
+from hide_llava.training.run import Run
+from hide_llava.training.run_folder import RunFolder, stage_name
 from hide_llava.training.sequence import refuse_changed_data, train_stage
 from hide_llava.training.session import Session
 
@@ -43,15 +44,14 @@ def _peak_memory() -> float | None:
 
 
 class Pipeline:
-    """One run. The model is loaded when the first unfinished piece of work needs it."""
+    """The work of one run. The model is loaded when the first unfinished piece of it needs it."""
 
-    def __init__(self, config: RunConfig, existing: bool = False, again: bool = False):
-        self.config, self.again = config, again
+    def __init__(self, run: Run, existing: bool = False, again: bool = False):
+        self.run, self.again = run, again
+        self.folder: RunFolder = run.open(existing=existing) if is_main() else run.folder
         self.cells, self.scored = 0, 0  # all that were looked at, and those that were finished before
-        self.run: RunFolder = open_run(config, existing=existing) if is_main() else RunFolder(config.run_folder())
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
-        self.stages: list[Stage] = stages_of(config)
         self._session: Session | None = None
         self._at = -1  # the stage that the session stands at
         self._restored: float | None = None  # seconds that reading the stages took, until it is noted
@@ -61,36 +61,37 @@ class Pipeline:
     def session(self, at: int) -> Session:
         """The session as it was after stage `at`."""
         if self._session is None:
-            say(f"loading {self.config.model.name}")
-            self._session = Session(self.config)
+            say(f"loading {self.run.model.name}")
+            self._session = Session(self.run)
             self._at = -1
         if self._at != at:
             start = time.monotonic()
-            self._session.restore(self.run, at)
+            self._session.restore(at)
             self._at, self._restored = at, time.monotonic() - start
         return self._session
 
     def _check_stages(self) -> None:
         """Read the finished stages, as far as none is missing, and compare them with what was written."""
-        names = [stage_name(s) for s in self.stages if s.train and self._session_trains()]
-        there = [self.run.stage(name) for name in names if self.run.is_complete(name)]
+        names = [stage_name(s) for s in self.run.stages if s.train and self.run.trains]
+        there = [self.folder.stage(name) for name in names if self.folder.is_complete(name)]
+        training = self.run.training_part() if len(there) > len(self._chains) else {}
         for name in names[len(self._chains) :]:
-            if not self.run.is_complete(name):
+            if not self.folder.is_complete(name):
                 return
             i = len(self._chains)
-            self._chains.append(checked_chain(there, i, self._chains[-1] if i else None, self.config))
+            self._chains.append(checked_chain(there, i, self._chains[-1] if i else None, training))
 
     def train(self, stage: Stage) -> None:
         name = stage_name(stage)
-        if not stage.train or not self._session_trains() or self.run.is_complete(name):
+        if not stage.train or not self.run.trains or self.folder.is_complete(name):
             on_main(self._check_stages)  # a stage before it may have been trained again
             if is_main():
-                self.run.close_stage(name)  # also after a kill between the stage folder and its entry in the manifest
+                self.folder.close_stage(name)  # also after a kill between the stage folder and its entry in the manifest
             return
         session = self.session(stage.index - 1)
         say(f"{name}: training")
-        start, whole = time.monotonic(), not self.run.state(name).exists()
-        self._session = train_stage(session, self.run, stage)
+        start, whole = time.monotonic(), not self.folder.state(name).exists()
+        self._session = train_stage(session, stage)
         self._at = stage.index
         seconds = time.monotonic() - start
         self._took(name, train_seconds=seconds if whole else None, train_peak_gib=_peak_memory())
@@ -99,28 +100,24 @@ class Pipeline:
     def _took(self, stage: str, **measured: float | None) -> None:
         """Note in the manifest how long a piece of work took, None when it was done in several goes, and what it needed."""
         if is_main():
-            self.run.update_stage(stage, **{k: v and round(v, 2) for k, v in measured.items()})
-
-    def _session_trains(self) -> bool:
-        return method_class(self.config.method["name"]).trains
+            self.folder.update_stage(stage, **{k: v and round(v, 2) for k, v in measured.items()})
 
     def evaluate(self, stage: Stage) -> None:
         """All cells of a stage that are not scored yet, with the experts folded once."""
         name = stage_name(stage)
-        wanted = {t.id: t for t in [*(self.config.benchmark.tasks[j] for j in stage.evaluate),
-                                    *general_tasks(self.config, stage)]}  # fmt: skip
-        trained = self._session_trains() and bool(stage.train)
+        wanted = {task.id: task for task in self.run.asked_after(stage)}
+        trained = self.run.trains and bool(stage.train)
         todo = on_main(lambda: self._open_cells(stage, list(wanted.values()), trained))
         self.cells += len(wanted)
         if not todo:
             return
-        whole = not any(self.run.cell(name, task).exists() for task in wanted)
+        whole = not any(self.folder.cell(name, task).exists() for task in wanted)
         session, begun = self.session(stage.index if trained else -1), time.monotonic()
         with session:
             self._took(name, restore_seconds=self._restored, fold_seconds=time.monotonic() - begun)
             self._restored = None
             self._report_folding(name, session.core.kept)
-            cells = [cell_of(session, wanted[task], self.run.cell(name, task), settings, f"{name} on {task}")
+            cells = [cell_of(session, wanted[task], self.folder.cell(name, task), settings, f"{name} on {task}")
                      for task, settings in todo.items()]  # fmt: skip
 
             def scored(cell: Cell, result: dict[str, Any]) -> None:
@@ -131,19 +128,19 @@ class Pipeline:
         self._took(name, eval_seconds=asked - begun if whole else None, unfold_seconds=time.monotonic() - asked,
                    eval_peak_gib=_peak_memory())  # fmt: skip
 
-    def _open_cells(self, stage: Stage, tasks: list[TaskConfig], trained: bool) -> dict[str, dict[str, Any]]:
+    def _open_cells(self, stage: Stage, tasks: list[BenchmarkTask], trained: bool) -> dict[str, dict[str, Any]]:
         """Tasks whose questions are still to be asked, with what their answers depend on. Scores that only depend on
         something that has changed since, such as references, are made anew from the answers."""
         name, todo, weights = stage_name(stage), {}, None
         if trained:
             self._check_stages()
             if len(self._chains) <= stage.index:
-                raise UserError(f"{self.run.stage(name)}: this stage is not complete; train it first.")
+                raise UserError(f"{self.folder.stage(name)}: this stage is not complete; train it first.")
             weights = self._chains[stage.index]
         for task in tasks:
-            cell, settings = self.run.cell(name, task.id), answered_with(self.config, task, weights)
+            cell, settings = self.folder.cell(name, task.id), answered_with(self.run, task, weights)
             stored = stored_settings(cell)
-            wished = settings | ({"batch_size": self.config.eval.batch_size} if self.config.eval.batch_size else {})
+            wished = settings | ({"batch_size": self.run.eval.batch_size} if self.run.eval.batch_size else {})
             if stored is not None and self.again and differences(stored, wished):
                 self._put_aside(cell)
                 stored = None
@@ -155,16 +152,16 @@ class Pipeline:
                 todo[task.id] = settings
                 continue
             score = read_json(cell / "score.json") if (cell / "score.json").is_file() else None
-            why = ["its score was missing"] if score is None else differences(score, scored_with(self.config, task))
+            why = ["its score was missing"] if score is None else differences(score, scored_with(task))
             if why:
-                self._say_score(name, task.id, score_cell(self.config, task, cell), f"scored again: {'; '.join(why)}")
+                self._say_score(name, task.id, score_cell(task, cell), f"scored again: {'; '.join(why)}")
             else:
                 self.scored += 1
         return todo
 
     def _put_aside(self, cell: Path) -> None:
         """Keep what is there under `replaced/`, so that nothing is lost."""
-        place = self.run.path / "replaced" / cell.parent.name / cell.name
+        place = self.folder.path / "replaced" / cell.parent.name / cell.name
         number = 1 + len(list(place.parent.glob(f"{place.name}-*")))
         place.parent.mkdir(parents=True, exist_ok=True)
         cell.rename(place.with_name(f"{place.name}-{number}"))
@@ -180,18 +177,18 @@ class Pipeline:
             return
         apart = sum(share < ENOUGH for share in kept.values())
         summary = {"linears": len(kept), "kept_least": round(min(kept.values()), 4), "as_adapter": apart}
-        self.run.update_stage(stage, folding=summary)
-        write_json(self.run.path / "eval" / stage / "folding.json", {k: round(v, 5) for k, v in kept.items()})
+        self.folder.update_stage(stage, folding=summary)
+        write_json(self.folder.path / "eval" / stage / "folding.json", {k: round(v, 5) for k, v in kept.items()})
         if apart:
             say(f"{stage}: {apart} of {len(kept)} linears keep the fused update as a low-rank adapter: folded into the "
-                f"weights, {self.config.model.dtype} would hold as little as {100 * min(kept.values()):.0f} % of it")  # fmt: skip
+                f"weights, {self.run.model.dtype} would hold as little as {100 * min(kept.values()):.0f} % of it")  # fmt: skip
 
     def report(self) -> Path | None:
         if not is_main():
             return None
         from hide_llava.results.report import write_report
 
-        return write_report(self.run.path)
+        return write_report(self.folder.path)
 
 
 def run(
@@ -206,23 +203,24 @@ def run(
     Raises:
         UserError, Interrupted: see the parts.
     """
-    if train:
-        check_engine(config, method_class(config.method["name"]))
-    start_processes(config)
     config, taken = as_begun(config)
+    work = Run(config)
+    if train:
+        check_engine(work.train.engine, work.model, work.method)
+    start_processes(work.train, work.model.device)
     if taken:
         say(f"this run was begun before these keys existed and goes on as it did: {', '.join(taken)}")
-    for warning in preflight(config, train, evaluate):
+    for warning in preflight(work, train, evaluate):
         say(f"warning: {warning}")
-    with RunFolder(config.run_folder()).lock() if is_main() else contextlib.nullcontext():
-        pipeline = Pipeline(config, existing, again)
+    with work.folder.lock() if is_main() else contextlib.nullcontext():
+        pipeline = Pipeline(work, existing, again)
         if train and is_main():
-            refuse_changed_data(pipeline.run, config)
-        for stage in pipeline.stages:
+            refuse_changed_data(work)
+        for stage in work.stages:
             if train:
                 pipeline.train(stage)
             if evaluate:
                 pipeline.evaluate(stage)
         if pipeline.scored:
             say(f"{pipeline.scored} of {pipeline.cells} cells were scored already, and are kept")
-        return {"run": pipeline.run.path, "report": pipeline.report() if report else None}
+        return {"run": work.folder.path, "report": pipeline.report() if report else None}

@@ -182,6 +182,10 @@ SECTIONS: dict[str, type[Settings]] = {
 }  # fmt: skip
 # What a run did that was begun before the key existed: its config.yaml does not say it.
 BEFORE = {"benchmark.image_orientation": "ignore", "train.label_masks": "reference", "train.warmup": "reference"}
+# Keys that may differ between two calls of one run: they cannot change a result
+FREE = ("output", "data_root", "model_root", "eval.batch_size", "eval.num_workers", "train.num_workers",
+        "train.save_steps", "train.logging_steps", "train.report_to", "train.gradient_checkpointing", "model.device",
+        "method.file")  # fmt: skip
 # Keys of a task that stand above the training recipe's of the same name.
 TASK_RECIPE = ("epochs", "global_batch_size")
 
@@ -190,3 +194,12 @@ def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings read from a file, with what they mean where they were stored before a setting existed."""
     before = {key.partition(".")[2]: value for key, value in BEFORE.items() if key.startswith("benchmark.")}
     return {**before, **settings}
+
+
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """`{"a": {"b": 1}}` → `{"a.b": 1}`, for comparing two configurations."""
+    if isinstance(tree, dict):
+        return {k: v for key, value in tree.items() for k, v in flatten(value, f"{prefix}{key}.").items()}
+    if isinstance(tree, list) and any(isinstance(v, dict) for v in tree):
+        return {k: v for i, value in enumerate(tree) for k, v in flatten(value, f"{prefix}{i}.").items()}
+    return {prefix[:-1]: tree}

@@ -34,11 +34,11 @@ import torch
 from cpu_seconds import cpu_seconds
 from measure import machine, start, table
 
-from hide_llava.benchmarks.prepare import prepare
 from hide_llava.config import compose
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.evaluation import cells
 from hide_llava.evaluation.binding import answered_with
+from hide_llava.training.run import Run
 from hide_llava.training.sequence import _context, training_data
 from hide_llava.training.session import Session
 
@@ -78,8 +78,9 @@ def ready_session(folder: Path, overrides: list[str]) -> Session:
     """HiDe after all tasks, its experts random and its anchors from one batch of each task."""
     config = compose(["model=mini", "benchmark=mini-ucit", "train=mini", "method=hide-mini", "eval.num_workers=0",
                       f"data_root={folder / 'data'}", f"output={folder / 'runs'}", *overrides])  # fmt: skip
-    prepare(config)
-    session = Session(config)
+    run = Run(config)
+    run.prepare()
+    session = Session(run)
     for stage in session.stages:
         data = training_data(session, stage)
         context = _context(session, data)
@@ -95,7 +96,7 @@ def ready_session(folder: Path, overrides: list[str]) -> Session:
 def cell(session: Session, task: Any, folder: Path) -> tuple[dict[str, float], int]:
     """(CPU seconds by part, number of answers) of one cell, from nothing."""
     shutil.rmtree(folder, ignore_errors=True)
-    settings, results = answered_with(session.config, task, None), []
+    settings, results = answered_with(session.run, task, None), []
     meter, begun = Meter(), cpu_seconds()
     with meter.watch(session):
         one = cells.cell_of(session, task, folder, settings, task.id)
@@ -114,7 +115,7 @@ def main() -> None:
     args = parser.parse_args()
     start(1)
     session = ready_session(args.folder, args.overrides)
-    tasks = [t for t in session.config.benchmark.tasks if not args.task or t.id in args.task]
+    tasks = [t for t in session.run.tasks if not args.task or t.id in args.task]
     answers = args.folder / "answers"
     rows = []
     with session:
@@ -127,7 +128,7 @@ def main() -> None:
                          *(f"{100 * sums[part] / total:.1f} %" for part in PARTS)])  # fmt: skip
         if args.profile:
             profile(lambda: cell(session, tasks[0], answers))
-    print(f"evaluation of one cell: model=mini, {session.config.benchmark.name}\n{machine('cpu', 1)}")
+    print(f"evaluation of one cell: model=mini, {session.run.benchmark.name}\n{machine('cpu', 1)}")
     print(table(["task", "metric", "answers", "CPU ms/answer", *PARTS], rows))
 
 

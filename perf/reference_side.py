@@ -186,17 +186,16 @@ def ours_evaluation(marks: Marks, words: list[str]) -> None:
 
 def ours_training(marks: Marks, words: list[str]) -> None:
     from hide_llava.config import from_yaml
-    from hide_llava.training.run_folder import RunFolder
+    from hide_llava.training.run import Run
     from hide_llava.training.sequence import train_stage
     from hide_llava.training.session import Session
 
     marks.steps_of_trainer()
     folder, before, overrides = Path(words[0]), int(words[1]), words[2:]
     config = from_yaml(folder / "config.yaml", overrides)
-    config.output = str(folder)
-    session, run = Session(config), RunFolder(folder)
-    session.restore(run, before - 1)
-    train_stage(session, run, session.stages[before])
+    session = Session(Run(config, folder))
+    session.restore(before - 1)
+    train_stage(session, session.stages[before])
 
 
 def main() -> None:

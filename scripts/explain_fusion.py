@@ -20,6 +20,7 @@ from hide_llava.demo import reuse_stages
 from hide_llava.pipeline import Pipeline
 from hide_llava.results.matrix import last_row
 from hide_llava.results.run_reader import read_run
+from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.session import Session
 
@@ -44,8 +45,8 @@ def main() -> None:
     args = parser.parse_args()
     _quiet()
     config = RunFolder(args.run).config
-    session = Session(config)
-    session.restore(RunFolder(args.run), len(session.stages) - 1)
+    session = Session(Run(config, args.run))
+    session.restore(len(session.stages) - 1)
     print("relative weight change of each expert (median over its linears):")
     for task in session.method.learned:
         print(f"  {config.benchmark.tasks[task].title:<12} {relative_change(session, session.method.expert(task)):.3f}")
@@ -55,9 +56,9 @@ def main() -> None:
         changed.output = str(
             args.run / "ablation" / label.replace(" ", "-").replace(":", "").replace(",", "").replace("/", "-")
         )
-        reuse_stages(args.run, changed)
-        pipeline = Pipeline(changed)
-        pipeline.evaluate(pipeline.stages[-1])
+        run = Run(changed)
+        reuse_stages(args.run, run)
+        Pipeline(run).evaluate(run.stages[-1])
         row = last_row(read_run(Path(changed.output)).matrix)
         print(f"{label:<36} " + " ".join(f"{v:7.2f}" for v in row) + f"   Last {sum(row) / len(row):.2f}")
 

@@ -19,6 +19,8 @@ from transformers import (
 )
 
 from hide_llava.config import RunConfig, compose
+from hide_llava.training.run import Run
+from hide_llava.training.session import Session
 from tests.golden_reference import GOLDEN
 
 SIZE, PATCH = 28, 14
@@ -128,3 +130,10 @@ def arguments(world: Path, method: str, output: Path, *more: str) -> list[str]:
 
 def configuration(world: Path, method: str, output: Path, *more: str) -> RunConfig:
     return compose(arguments(world, method, output, *more))
+
+
+def opened(config: RunConfig) -> Session:
+    """A session at the beginning of a run whose folder is there."""
+    run = Run(config)
+    run.open()
+    return Session(run)

@@ -21,7 +21,7 @@ from hide_llava.analysis.cka import (
 from hide_llava.analysis.representations import probe_of, represent
 from hide_llava.errors import UserError, nearest
 from hide_llava.evaluation.batches import automatic_batch_size
-from hide_llava.training.run_folder import RunFolder
+from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 
 RESAMPLES, PERMUTATIONS, LEVEL = 100, 20, 0.95
@@ -72,19 +72,17 @@ def analyse(
     Raises:
         UserError: no run, no such stage or task, fewer than two models, or a stage that is not complete.
     """
-    folder = RunFolder(run)
-    session = Session(folder.config)
+    session = Session(Run.at(run))
     chosen = _stages(session, run, stage, tasks)
     if legacy:
         activation, pooling, kernel, samples = "mlp", "all", "rbf", LEGACY_SAMPLES
-    config = session.config
-    probes = [probe_of(config, config.benchmark.tasks[session.stages[t].train[0]], samples, legacy) for t in chosen]
+    probes = [probe_of(session.run.tasks[session.stages[t].train[0]], samples, legacy) for t in chosen]
     longest = max(len(question["text"]) for probe in probes for question in probe.questions)  # characters: above tokens
     automatic = automatic_batch_size(session.core.llava, lambda: session.loaded.image_tokens + longest)
-    size = batch_size or config.eval.batch_size or automatic
+    size = batch_size or session.run.eval.batch_size or automatic
     models = []
     for k, t in enumerate(chosen):
-        session.restore(folder, t)
+        session.restore(t)
         models.append(represent(session, probes[k : k + 1] if legacy else probes, activation, pooling, size))
     shortest = min(model.shape[1] for model in models)  # legacy, with a short test file
     sets = [[model[layer, :shortest] for model in models] for layer in range(len(models[0]))]
@@ -95,7 +93,7 @@ def analyse(
 
 
 def _stages(session: Session, run: Path, stage: int, tasks: list[str] | None) -> list[int]:
-    stages, ids = session.stages, [task.id for task in session.config.benchmark.tasks]
+    stages, ids = session.stages, [task.id for task in session.run.tasks]
     if not 1 <= stage <= len(stages):
         raise UserError(f"--stage {stage}: {run} has stages 1 to {len(stages)}; 1 is after its first task.")
     for task in tasks or []:

@@ -30,12 +30,11 @@ from hide_llava.audit.hashing import NONE, Hashes, as_hashes, combine, hash64, j
 from hide_llava.audit.pictures import Pictures, look_alike, pictures, same_content
 from hide_llava.audit.scan import Place
 from hide_llava.audit.texts import bare_question, questions_of
-from hide_llava.benchmarks.prepare import prepare
-from hide_llava.config import RunConfig
 from hide_llava.data.records import picture_of, stream
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.results.comparison import last_cell
-from hide_llava.results.run_reader import Run
+from hide_llava.results.run_reader import Run as FinishedRun
+from hide_llava.training.run import Run
 
 
 @dataclass
@@ -126,24 +125,24 @@ class Leakage:
         return Overlap("total", "all tasks", split or "both", **sums)
 
 
-def leakage(config: RunConfig, mix_file: Path, mix_images: Path | None = None) -> Leakage:
-    """Audit the training and test files of every task of `config.benchmark` against an instruction mix.
+def leakage(run: Run, mix_file: Path, mix_images: Path | None = None) -> Leakage:
+    """Audit the training and test files of every task of the run's benchmark against an instruction mix.
 
     mix_file: LLaVA JSON, a list of {id, image?, conversations}. mix_images: the folder its paths are relative to.
 
     Raises:
         UserError: a file is missing or damaged.
     """
-    prepare(config)
-    jobs = [(task, place) for task in [*config.benchmark.tasks, *config.benchmark.general]
-            for place in places(config, task) if place.split != "val"]  # fmt: skip
+    run.prepare()
+    jobs = [(task, place) for task in [*run.tasks, *run.all_general]
+            for place in places(task) if place.split != "val"]  # fmt: skip
     for _, place in jobs:
         if not place.file.is_file():
             raise UserError(f"{place.file} is missing; set data_root=, or choose tasks with tasks=[…].")
     if mix_images is not None and not mix_images.is_dir():
         raise UserError(f"--pretraining-images {mix_images}: no such folder.")
     mix = read(mix_file, None)
-    result = Leakage(config.benchmark.title or config.benchmark.name, mix_file.name, mix.records, len(mix.distinct), [])
+    result = Leakage(run.benchmark.title or run.benchmark.name, mix_file.name, mix.records, len(mix.distinct), [])
     shown = Pictures()
     if mix_images is None:
         result.notes.append("Images were compared by path only; --pretraining-images compares contents, too.")
@@ -154,7 +153,7 @@ def leakage(config: RunConfig, mix_file: Path, mix_images: Path | None = None) -
                 f"{absent:,} of the mix's images are missing or damaged and were compared by path only."
             )
     for task, place in jobs:
-        row, absent = compare(place, task.title, config.data_folder(), mix, shown)
+        row, absent = compare(place, task.title, run.data, mix, shown)
         result.rows.append(row)
         if absent:
             result.notes.append(f"{task.title}, {place.split}: {absent:,} images are missing or damaged and were "
@@ -231,7 +230,7 @@ def _pairs(asked: Asked, links: Hashes, mix: Asked) -> int:
     return len(np.unique(np.concatenate(hits))) if hits else 0
 
 
-def scores(runs: list[Run], tasks: list[str]) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
+def scores(runs: list[FinishedRun], tasks: list[str]) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
     """`{"zero_shot" | "multitask": {task: scores after the last stage}}` of these runs, and their labels.
 
     Raises:

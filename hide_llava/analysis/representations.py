@@ -19,11 +19,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from hide_llava.benchmarks.places import image_root
-from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.benchmarks.files import BenchmarkTask, with_suffix
 from hide_llava.data.collator import Collator
 from hide_llava.data.dataset import QuestionDataset
-from hide_llava.evaluation.questions import all_questions, generation_settings, with_suffix
 from hide_llava.training.session import Session
 
 ACTIVATIONS = ("layer", "mlp")
@@ -34,31 +32,30 @@ POOLING = ("last", "all")
 class Probe:
     """The prompts of one task: its questions as evaluation asks them."""
 
-    task: TaskConfig
+    task: BenchmarkTask
     split: str
     questions: list[dict[str, Any]]
 
 
-def probe_of(config: RunConfig, task: TaskConfig, samples: int, first: bool = False) -> Probe:
+def probe_of(task: BenchmarkTask, samples: int, first: bool = False) -> Probe:
     """`samples` questions of the validation split, or of the test split where there is none.
 
     Drawn by the seed, in file order; `first`: the first ones of the test file, as the published script takes them.
     """
-    split = "test" if first or task.val is None else "val"
-    config.eval.split = split
-    questions = all_questions(config, task)
+    split = "test" if first or task.entry.val is None else "val"
+    questions = task.on(split).all_questions()
     chosen = range(len(questions))
     if len(questions) > samples:
-        chosen = chosen[:samples] if first else sorted(random.Random(config.seed).sample(chosen, samples))
+        chosen = chosen[:samples] if first else sorted(random.Random(task.common.seed).sample(chosen, samples))
     return Probe(task, split, [questions[i] for i in chosen])
 
 
 def batches(session: Session, probe: Probe, size: int) -> Iterator[dict[str, Any]]:
     """The probe's prompts, left-padded, in order."""
-    settings = generation_settings(session.config, probe.task)
+    settings = probe.task.settings()
     routing = "reference" if "zero_image" in session.method.needs else "question"
     data = QuestionDataset(
-        with_suffix(probe.questions, settings["prompt_suffix"]), image_root(session.config, probe.task, test=True),
+        with_suffix(probe.questions, settings["prompt_suffix"]), probe.task.question_images,
         session.loaded.tokenizer, session.loaded.transform(settings["image_transform"]), session.loaded.image_tokens,
         routing, settings["image_orientation"],
     )  # fmt: skip

@@ -12,13 +12,11 @@ from hide_llava.audit.findings import ORDER, Finding
 from hide_llava.audit.overlap import overlap
 from hide_llava.audit.scan import Place, Scan, findings, scan
 from hide_llava.audit.texts import FORMATS, AnswerRoom, PromptLengths
-from hide_llava.benchmarks.places import image_root
-from hide_llava.benchmarks.prepare import prepare
-from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.errors import UserError
-from hide_llava.evaluation.questions import legacy_file, reference_file, score_options
 from hide_llava.metrics import get
 from hide_llava.preflight import check_references, join_questions
+from hide_llava.training.run import Run
 
 # Faults of a question file that its reader would only name again.
 READ_BEFORE = ("missing file", "broken JSON", "bad record", "duplicate id", "empty answer")
@@ -64,37 +62,36 @@ class CheckReport:
         return {**dataclasses.asdict(self), "sound": self.sound, "findings": rows}
 
 
-def places(config: RunConfig, task: TaskConfig) -> list[Place]:
+def places(task: BenchmarkTask) -> list[Place]:
     """The annotation files of a task, train first; a task that is never trained has no train file."""
-    folder = config.data_folder() / config.benchmark.instructions
-    metric = get(task.metric)
-    result = []
-    named = {"train": (task.train, task.n_train, None), "val": (task.val, None, task.val_references),
-             "test": (task.test, task.n_test, task.references)}  # fmt: skip
+    entry, metric, result = task.entry, get(task.metric), []
+    named = {"train": (entry.train, entry.n_train, None), "val": (entry.val, None, entry.val_references),
+             "test": (entry.test, entry.n_test, entry.references)}  # fmt: skip
     for split, (name, expected, references) in named.items():
         for one in [] if name is None else name if isinstance(name, list) else [name]:
             expected = None if isinstance(name, list) else expected  # of all files together
-            images, suffix = image_root(config, task, test=split != "train"), task.prompt_suffix or ""
+            images = task.images if split == "train" else task.question_images
             answered = metric.needs == "questions" and references is None
-            orientation = config.benchmark.image_orientation
-            result.append(Place(task.id, split, folder / one, images, expected, answered, suffix, orientation))
+            orientation, suffix = task.common.benchmark.image_orientation, entry.prompt_suffix or ""
+            file = task.common.folder / one
+            result.append(Place(task.id, split, file, images, expected, answered, suffix, orientation))
     return result
 
 
-def check(config: RunConfig, deep: bool = False) -> CheckReport:
+def check(run: Run, deep: bool = False) -> CheckReport:
     """Read every annotation file once and look at every image (deep: decode it and compare it by content).
 
     Raises:
         UserError: an unknown metric. Faults of the data are findings, not exceptions.
     """
-    prepare(config)
-    lengths, room = PromptLengths(config), AnswerRoom(config)
-    root = str(config.data_folder())
-    report = CheckReport(config.benchmark.name, root, deep, f"{lengths.how} (limit {lengths.limit})", room.how)
+    run.prepare()
+    lengths = PromptLengths(run.model, run.model_root)
+    room = AnswerRoom(run.model, run.model_root, run.train.max_length, run.train.label_masks)
+    report = CheckReport(run.benchmark.name, str(run.data), deep, f"{lengths.how} (limit {lengths.limit})", room.how)
     prompts: dict[str, dict[str, list[str]]] = defaultdict(dict)  # constant prompt -> task -> splits
-    for task in [*config.benchmark.tasks, *config.benchmark.general]:
+    for task in [*run.tasks, *run.all_general]:
         scans: dict[str, list[Scan]] = {}
-        for place in places(config, task):
+        for place in places(task):
             if not place.file.is_file():
                 report.findings.append(_missing(place.task, place.split, place.file))
                 continue
@@ -104,7 +101,7 @@ def check(config: RunConfig, deep: bool = False) -> CheckReport:
             scans.setdefault(place.split, []).append(found)
             if found.constant_prompt is not None:
                 prompts[found.constant_prompt].setdefault(task.id, []).append(place.split)
-        report.findings += [f for split in ("val", "test") for f in _scoring(config, task, split, report.findings)]
+        report.findings += [f for split in ("val", "test") for f in _scoring(task.on(split), report.findings)]
         for train in scans.get("train", []):
             report.findings += [finding for test in scans.get("test", []) for finding in overlap(train, test)]
     report.findings += [finding for prompt, owners in prompts.items() for finding in _constant(prompt, owners)]
@@ -138,25 +135,25 @@ def _summary(found: Scan) -> FileSummary:
     )  # fmt: skip
 
 
-def _scoring(config: RunConfig, task: TaskConfig, split: str, found: list[Finding]) -> list[Finding]:
+def _scoring(task: BenchmarkTask, found: list[Finding]) -> list[Finding]:
     """Whether the questions and their references can be joined, by the very function that a run calls first."""
-    if (task.test if split == "test" else task.val) is None:
+    split = task.common.eval.split
+    if (task.entry.test if split == "test" else task.entry.val) is None:
         return []
-    config = config.model_copy(update={"eval": config.eval.model_copy(update={"split": split})})
-    references, legacy = reference_file(config, task), legacy_file(config, task)
+    references, legacy = task.reference_file, task.other_answers
     if split == "val" and references is None and get(task.metric).needs == "coco":
         return []  # a split that nobody can score; eval.split=val refuses it
     result = [_missing(task.id, f"{split} references", f) for f in (references, legacy) if f is not None and not f.exists()]
     known = [f for f in found if (f.task, f.split) == (task.id, split) and f.kind in READ_BEFORE]
     if not result and not known:
         try:
-            check_references(config, task)
-            join_questions(config, task)
+            check_references(task)
+            join_questions(task)
         except UserError as error:
             result.append(Finding("cannot be scored", task.id, split, 1, str(error)))
     if split == "test":
         try:
-            get(task.metric).check(score_options(config, task))
+            get(task.metric).check(task.score_options())
         except UserError as error:
             result.append(Finding("metric not here", task.id, split, 1, str(error)))
     return result

@@ -5,12 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
-from hide_llava.config import RunConfig
 from hide_llava.data.conversation import IMAGE_TEXT, Turn
 from hide_llava.data.dataset import supervised
 from hide_llava.errors import UserError
+from hide_llava.schema import ModelConfig
 
 FORMATS = ("empty", "letter", "yes/no", "number", "list", "short", "sentence")
 SHORT = 5  # words
@@ -73,12 +74,12 @@ class PromptLengths:
     certain for what it finds; it misses long prompts made of rare words.
     """
 
-    def __init__(self, config: RunConfig):
+    def __init__(self, model: ModelConfig, root: Path):
         self.limit, self.tokenizer = 77, None
-        found = _clip_tokenizer(config)
+        found = _clip_tokenizer(model, root)
         if found is not None:
             self.tokenizer, self.limit = found
-        name = config.model.clip
+        name = model.clip
         self.how = f"tokens of {name}" if found else f"lower bound: the tokenizer of {name} is not on this machine"
         self._tokens = lru_cache(maxsize=1 << 16)(self._count_tokens)
 
@@ -99,13 +100,13 @@ class PromptLengths:
         return len(self.tokenizer(word, add_special_tokens=False)["input_ids"])
 
 
-def _clip_tokenizer(config: RunConfig) -> tuple[Any, int] | None:
+def _clip_tokenizer(model: ModelConfig, root: Path) -> tuple[Any, int] | None:
     """The tokenizer of model.clip and its encoder's positions, if it lies on this machine; nothing is downloaded."""
     from transformers import AutoConfig, AutoTokenizer
 
     from hide_llava.model.load import local
 
-    name = local(config.model.clip, config.model_folder()) or config.model.clip
+    name = local(model.clip, root) or model.clip
     if name is None:
         return None
     try:
@@ -122,10 +123,10 @@ class AnswerRoom:
     is, and nothing is downloaded.
     """
 
-    def __init__(self, config: RunConfig):
-        self.limit, self.masks = config.train.max_length, config.train.label_masks
-        self.model = _llava_tokenizer(config)
-        name = config.model.path
+    def __init__(self, model: ModelConfig, root: Path, limit: int, masks: str):
+        self.limit, self.masks = limit, masks  # train.max_length, train.label_masks
+        self.model = _llava_tokenizer(model, root)
+        name = model.path
         self.how = f"{self.limit} tokens of {name}" if self.model else f"not looked for, {name} is not on this machine"
 
     def check(self, turns: Sequence[Turn], has_image: bool) -> None:
@@ -138,13 +139,13 @@ class AnswerRoom:
             supervised(turns, has_image, tokenizer, image_tokens, self.limit, self.masks)
 
 
-def _llava_tokenizer(config: RunConfig) -> tuple[Any, int] | None:
+def _llava_tokenizer(model: ModelConfig, root: Path) -> tuple[Any, int] | None:
     """The model's tokenizer and its positions of one image, if it lies on this machine."""
     from hide_llava.data.preview import image_tokens
     from hide_llava.data.tokenizer import load_tokenizer
     from hide_llava.model.load import local
 
-    folders = [local(name, config.model_folder()) for name in (config.model.path, config.model.clip)]
+    folders = [local(name, root) for name in (model.path, model.clip)]
     if folders[0] is None:
         return None
     try:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from hide_llava.benchmarks.mini.generate import generate
-from hide_llava.config import RunConfig
 from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
+from hide_llava.schema import BenchmarkConfig
 
 
-def prepare(config: RunConfig) -> None:
-    """Write `mini-ucit` if the configured benchmark is generated and not there yet."""
-    if not config.benchmark.generated or not is_main():
+def prepare(benchmark: BenchmarkConfig, data: Path) -> None:
+    """Write `mini-ucit` into the data folder if that is the benchmark and it is not there yet."""
+    if not benchmark.generated or not is_main():
         return
-    if config.benchmark.name != "mini-ucit":
-        raise UserError(f"benchmark '{config.benchmark.name}' says generated: true, but only mini-ucit is embedded.")
-    generate(config.data_folder())
+    if benchmark.name != "mini-ucit":
+        raise UserError(f"benchmark '{benchmark.name}' says generated: true, but only mini-ucit is embedded.")
+    generate(data)

@@ -5,42 +5,44 @@ from __future__ import annotations
 import random
 from pathlib import PurePath
 
-from hide_llava.config import RunConfig, TaskConfig
 from hide_llava.errors import UserError, nearest
+from hide_llava.schema import BenchmarkConfig, TaskConfig
 
 
-def select_tasks(config: RunConfig) -> None:
+def select_tasks(
+    benchmark: BenchmarkConfig, tasks: list[str] | None, order: list[str] | None
+) -> tuple[list[str] | None, list[str] | None]:
     """Check the benchmark's tasks and bring them into the order of the run: trained ones first, in place.
 
-    `tasks` and `task_order` may use aliases; they are replaced by ids, so that a stored configuration resolves to itself.
+    tasks, order: as the user names them, perhaps by aliases. Returned are the ids, so that a stored configuration resolves
+    to itself.
 
     Raises:
         UserError: no or repeated tasks, an unknown id (with the nearest), or an order that leaves tasks out.
     """
-    benchmark = config.benchmark
     if not benchmark.tasks:
         raise UserError(f"benchmark '{benchmark.name}' has no tasks.")
     ids = [task.id for task in [*benchmark.tasks, *benchmark.general]]
     if len(set(ids)) != len(ids):
         raise UserError(f"benchmark '{benchmark.name}': task ids repeat ({', '.join(ids)}).")
     _check_roles(benchmark.tasks, benchmark.general)
-    if config.tasks is not None:
-        chosen = _resolve("tasks", config.tasks, benchmark.tasks)
+    if tasks is not None:
+        chosen = _resolve("tasks", tasks, benchmark.tasks)
         benchmark.tasks = [task for task in benchmark.tasks if task in chosen]
-    if config.task_order is not None:
-        chosen = _resolve("task_order", config.task_order, benchmark.tasks)
+    if order is not None:
+        chosen = _resolve("task_order", order, benchmark.tasks)
         left_out = [task.id for task in benchmark.tasks if task.train is not None and task not in chosen]
         if left_out:
             raise UserError(
                 f"task_order leaves out {', '.join(left_out)}; name every trained task, or choose with tasks=."
             )
-        config.task_order = [task.id for task in chosen]
+        order = [task.id for task in chosen]
         benchmark.tasks = [*chosen, *(task for task in benchmark.tasks if task not in chosen)]
     benchmark.tasks.sort(key=lambda task: task.train is None)  # stable
-    config.tasks = config.tasks and [task.id for task in benchmark.tasks]
     for task in [*benchmark.tasks, *benchmark.general]:
         if task.instruction_of not in [other.id for other in benchmark.tasks]:
             task.instruction_of = None  # the lender was left out
+    return tasks and [task.id for task in benchmark.tasks], order
 
 
 def _resolve(key: str, names: list[str], tasks: list[TaskConfig]) -> list[TaskConfig]:
@@ -77,15 +79,15 @@ def _check_roles(tasks: list[TaskConfig], general: list[TaskConfig]) -> None:
             raise UserError(f"general task '{task.id}' has a training file; list it under tasks, or remove 'train'.")
 
 
-def draw(config: RunConfig, count: int) -> list[int]:
+def draw(limit: int | None, seed: int, count: int) -> list[int]:
     """Indices of the records that `limit` keeps of a file of `count`: the first of a shuffle by the seed, in file order."""
-    if config.limit is None or config.limit >= count:
+    if limit is None or limit >= count:
         return list(range(count))
     order = list(range(count))
-    random.Random(config.seed).shuffle(order)  # a larger limit keeps what a smaller one has
-    return sorted(order[: config.limit])
+    random.Random(seed).shuffle(order)  # a larger limit keeps what a smaller one has
+    return sorted(order[:limit])
 
 
-def partial_label(config: RunConfig) -> str:
+def partial_label(limit: int) -> str:
     """What every number of a limited run must be marked with."""
-    return f"partial: limit={config.limit} training records and questions of each file"
+    return f"partial: limit={limit} training records and questions of each file"

@@ -13,20 +13,13 @@ from typing import Any
 import torch
 
 from hide_llava import __version__
-from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.errors import UserError
-from hide_llava.evaluation.questions import (
-    generation_settings,
-    legacy_file,
-    questions_sha256,
-    reference_file,
-    score_options,
-)
 from hide_llava.metrics import get
-from hide_llava.model.identity import model_sha256
 from hide_llava.model.load import attention_of, device_of, dtype_of
-from hide_llava.schema import as_stored
+from hide_llava.schema import EvalConfig, ModelConfig, as_stored
 from hide_llava.storage import read_json, sha256
+from hide_llava.training.run import Run
 
 ANSWERING = ("torch", "transformers", "peft", "tokenizers", "pillow")  # packages that decide answers
 SCORING = ("pycocoevalcap",)
@@ -35,30 +28,29 @@ WORDS = {"questions_sha256": "another question file", "weights_sha256": "other w
          "other_answers_sha256": "another file of another model's answers"}  # fmt: skip
 
 
-def answered_with(config: RunConfig, task: TaskConfig | None, weights: str | None) -> dict[str, Any]:
+def answered_with(run: Run, task: BenchmarkTask | None, weights: str | None) -> dict[str, Any]:
     """What decides the answers of a cell but the batch size, which is chosen when the first is given.
 
     weights: the chain of the stage (`training.lineage`), None for the untouched base. task: None for questions from
     outside a benchmark, whose file the caller adds.
     """
-    settings = generation_settings(config, task)
+    settings, model = run.common.settings(task and task.entry), run.model
     if task is not None:
-        settings["questions_sha256"] = questions_sha256(config, task)
+        settings["questions_sha256"] = task.questions_sha256()
     return {
-        **settings, "weights_sha256": weights, "model_sha256": model_sha256(config),
-        "dtype": str(dtype_of(config.model)).removeprefix("torch."), "device": device_of(config.model).type,
-        "attention": attention_of(config.model), "tf32": config.model.tf32, "shrink_batches": shrinks(config),
-        "static_cache": config.eval.static_cache, "versions": _versions(ANSWERING),
+        **settings, "weights_sha256": weights, "model_sha256": run.model_sha256(),
+        "dtype": str(dtype_of(model)).removeprefix("torch."), "device": device_of(model).type,
+        "attention": attention_of(model), "tf32": model.tf32, "shrink_batches": shrinks(run.eval, model),
+        "static_cache": run.eval.static_cache, "versions": _versions(ANSWERING),
     }  # fmt: skip
 
 
-def scored_with(config: RunConfig, task: TaskConfig) -> dict[str, Any]:
+def scored_with(task: BenchmarkTask) -> dict[str, Any]:
     """What decides the score of given answers."""
-    references, others = reference_file(config, task), legacy_file(config, task)
-    options = {k: v for k, v in score_options(config, task).items() if k != "allow_partial"}
+    options = {k: v for k, v in task.score_options().items() if k != "allow_partial"}
     return {
         "metric": get(task.metric).name, "metric_options": options,
-        "references_sha256": _hash(references), "other_answers_sha256": _hash(others),
+        "references_sha256": _hash(task.reference_file), "other_answers_sha256": _hash(task.other_answers),
         "scorer": {"hide_llava": __version__, **_versions(SCORING)},
     }  # fmt: skip
 
@@ -71,12 +63,12 @@ def _hash(path: Path | None) -> str | None:
     return sha256(path)
 
 
-def shrinks(config: RunConfig) -> bool:
+def shrinks(evaluation: EvalConfig, model: ModelConfig) -> bool:
     """Whether rows that have ended leave their batch: as `eval.shrink_batches` says, else in fp32 on a CPU, where the
     answers stay the same and each row costs its time."""
-    if config.eval.shrink_batches is not None:
-        return config.eval.shrink_batches
-    return dtype_of(config.model) == torch.float32 and device_of(config.model).type == "cpu"
+    if evaluation.shrink_batches is not None:
+        return evaluation.shrink_batches
+    return dtype_of(model) == torch.float32 and device_of(model).type == "cpu"
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:

@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from hide_llava.benchmarks.places import image_root
-from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.benchmarks.files import BenchmarkTask, with_suffix
 from hide_llava.data.collator import Collator
 from hide_llava.data.conversation import encode_question
 from hide_llava.data.dataset import QuestionDataset
@@ -24,14 +23,6 @@ from hide_llava.distributed import ranks
 from hide_llava.errors import UserError
 from hide_llava.evaluation.batches import automatic_batch_size, within_memory
 from hide_llava.evaluation.binding import refuse_other, scored_with, shrinks, stored_settings
-from hide_llava.evaluation.questions import (
-    mix_answers,
-    read_questions,
-    reference_file,
-    score_labels,
-    score_options,
-    with_suffix,
-)
 from hide_llava.metrics import score
 from hide_llava.progress import Progress
 from hide_llava.storage import read_json, sha256, write_bytes, write_json, write_jsonl, writing
@@ -55,7 +46,7 @@ class Cell:
     batch_size: int | None = None
     label: str = "answers"
     index: int | None = None
-    task: TaskConfig | None = None
+    task: BenchmarkTask | None = None
     seconds: float = 0.0  # that answering took
 
     @property
@@ -184,11 +175,11 @@ def answer_batch(
 ) -> list[dict[str, Any]]:
     """Rows {question_id, prompt, text, token_ids, routing} of one left-padded batch."""
     device = session.core.llava.device
-    config = session.config
+    run = session.run
     batch = {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
     if session.method.oracle:
         batch["task"] = task
-    ids, route = session.routed.generate(batch, max_new_tokens, shrinks(config), config.eval.static_cache)
+    ids, route = session.routed.generate(batch, max_new_tokens, shrinks(run.eval, run.model), run.eval.static_cache)
     tokenizer, rows = session.loaded.tokenizer, []
     names = list(route.weights)
     weights = torch.stack([route.weights[n] for n in names], 1).tolist() if names else [[]] * len(ids)  # one copy to the host
@@ -242,11 +233,10 @@ def merge(folder: Path, questions: list[dict[str, Any]]) -> None:
         part.unlink()
 
 
-def cell_of(session: Session, task: TaskConfig, folder: Path, settings: dict[str, Any], label: str) -> Cell:
+def cell_of(session: Session, task: BenchmarkTask, folder: Path, settings: dict[str, Any], label: str) -> Cell:
     """The cell of a task in `folder`; settings: of `answered_with`."""
-    config = session.config
-    questions, _ = read_questions(config, task)
-    return Cell(folder, questions, image_root(config, task, test=True), settings, config.eval.batch_size, label,
+    questions, _ = task.questions()
+    return Cell(folder, questions, task.question_images, settings, session.run.eval.batch_size, label,
                 oracle_task(session, task), task)  # fmt: skip
 
 
@@ -263,7 +253,7 @@ def evaluate_cells(session: Session, cells: list[Cell], scored: Callable[[Cell, 
 
     def score_one(cell: Cell) -> None:
         try:
-            scored(cell, score_cell(session.config, cell.task, cell.folder))
+            scored(cell, score_cell(cell.task, cell.folder))
         except UserError as error:
             raise UserError(f"{cell.label}: {error}") from None
         except Exception as error:
@@ -280,29 +270,29 @@ def evaluate_cells(session: Session, cells: list[Cell], scored: Callable[[Cell, 
             scores.append(pool.submit(score_one, cell))
 
     try:
-        answer(session, cells, session.config.eval.num_workers, answered)
+        answer(session, cells, session.run.eval.num_workers, answered)
         for future in scores:
             future.result()
     finally:
         pool.shutdown(cancel_futures=True)  # what is being scored is finished
 
 
-def score_cell(config: RunConfig, task: TaskConfig, folder: Path) -> dict[str, Any]:
+def score_cell(task: BenchmarkTask, folder: Path) -> dict[str, Any]:
     """Score the complete answers of a cell and write `score.json`, which also says all that the score depends on."""
-    questions, in_file = read_questions(config, task)
+    questions, in_file = task.questions()
     predictions = folder / "predictions.jsonl"
-    rows, labels = mix_answers(read_part(predictions), config, task)
-    labels += score_labels(config, task, len(questions), in_file)
-    options = score_options(config, task, partial=len(questions) < in_file)
-    result = score(task.metric, rows, questions, reference_file(config, task), options)
-    result |= {**read_json(folder / "settings.json"), **scored_with(config, task)}
+    rows, labels = task.mix_answers(read_part(predictions))
+    labels += task.score_labels(len(questions), in_file)
+    options = task.score_options(partial=len(questions) < in_file)
+    result = score(task.metric, rows, questions, task.reference_file, options)
+    result |= {**read_json(folder / "settings.json"), **scored_with(task)}
     result |= {"labels": [*labels, *result["labels"]], "predictions_sha256": sha256(predictions)}
     write_json(folder / "score.json", result)
     return result
 
 
-def oracle_task(session: Session, task: TaskConfig) -> int | None:
+def oracle_task(session: Session, task: BenchmarkTask) -> int | None:
     """The task id an oracle method is told: the task's own, or that of the task whose instruction it borrows."""
     names = [t.id for t in session.tasks]
-    name = task.instruction_of or task.id
+    name = task.entry.instruction_of or task.id
     return names.index(name) if name in names else None

@@ -5,14 +5,15 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.data.records import load_questions
 from hide_llava.errors import UserError, nearest
 from hide_llava.evaluation.binding import answered_with, stored_settings
 from hide_llava.evaluation.cells import Cell, answer, read_part
 from hide_llava.storage import sha256, write_jsonl
 from hide_llava.training.lineage import chains
-from hide_llava.training.run_folder import RunFolder, stage_name, stages_of
+from hide_llava.training.run import Run
+from hide_llava.training.run_folder import RunFolder, stage_name
 from hide_llava.training.session import Session
 
 
@@ -31,15 +32,16 @@ def predict(
     folder = RunFolder(run)
     config = folder.config
     config.model.dtype = dtype or config.model.dtype
-    stages = stages_of(config)
+    of_run = Run(config, run)
+    stages = of_run.stages
     if not 1 <= stage <= len(stages):
         raise UserError(f"--stage {stage}: {run} has stages 1 to {len(stages)}; 1 is after its first task.")
     rows = load_questions(questions, images)
-    session = Session(config)
+    session = Session(of_run)
     trained = session.method.trains and bool(session.stages[stage - 1].train)
-    session.restore(folder, stage - 1 if trained else -1)
-    weights = chains([folder.stage(stage_name(s)) for s in stages[:stage]], config)[-1] if trained else None
-    settings = answered_with(config, _task(config, task), weights)
+    session.restore(stage - 1 if trained else -1)
+    weights = chains([folder.stage(stage_name(s)) for s in stages[:stage]], of_run.training_part())[-1] if trained else None
+    settings = answered_with(of_run, _task(of_run, task), weights)
     settings["max_new_tokens"] = max_new_tokens or settings["max_new_tokens"]
     settings["questions_sha256"] = sha256(questions)
     parts = output.with_name(output.name + ".part")
@@ -47,15 +49,16 @@ def predict(
         raise UserError("this run routes by the task id (oracle), which a question file does not state.")
     with session:
         begun = (stored_settings(parts) or {}).get("batch_size")
-        cell = Cell(parts, rows, images, settings, batch_size or begun or config.eval.batch_size)
-        answer(session, [cell], config.eval.num_workers)
+        cell = Cell(parts, rows, images, settings, batch_size or begun or of_run.eval.batch_size)
+        answer(session, [cell], of_run.eval.num_workers)
     write_jsonl(output, read_part(cell.predictions))
     shutil.rmtree(parts)
     return len(rows)
 
 
-def _task(config: RunConfig, name: str | None) -> TaskConfig | None:
-    tasks = {task.id: task for task in [*config.benchmark.tasks, *config.benchmark.general]}
-    if name is not None and name not in tasks:
-        raise UserError(f"--task {name}: the run has no such task. {nearest(name, list(tasks))}")
-    return None if name is None else tasks[name]
+def _task(run: Run, name: str | None) -> BenchmarkTask | None:
+    found = None if name is None else run.task(name)
+    if name is not None and found is None:
+        known = [task.id for task in [*run.tasks, *run.all_general]]
+        raise UserError(f"--task {name}: the run has no such task. {nearest(name, known)}")
+    return found

@@ -17,7 +17,8 @@ from torch import Tensor
 from hide_llava.config import RunConfig, compose
 from hide_llava.errors import UserError
 from hide_llava.storage import publish, read_json, save_state, write_json
-from hide_llava.training.run_folder import RunFolder, open_run, stage_name, stages_of
+from hide_llava.training.run import Run
+from hide_llava.training.run_folder import RunFolder, stage_name
 
 PROJECTIONS = {"q_proj": "self_attn", "k_proj": "self_attn", "v_proj": "self_attn", "o_proj": "self_attn",
                "gate_proj": "mlp", "up_proj": "mlp", "down_proj": "mlp"}  # fmt: skip
@@ -145,24 +146,24 @@ def import_run(
     read = sorted((read_checkpoint(Path(c)) for c in checkpoints), key=lambda c: c.task)
     _same_run(read)
     last = read[-1]
-    config = _configuration(last, base, clip, out, preset, benchmark, slots)
-    run = open_run(config, {"imported_from": [c.folder.name for c in read], "count_reliable": False})
-    for stage in stages_of(config)[: last.task + 1]:
+    run = Run(_configuration(last, base, clip, out, preset, benchmark, slots))
+    target = run.open({"imported_from": [c.folder.name for c in read], "count_reliable": False})
+    for stage in run.stages[: last.task + 1]:
         own = next((c for c in read if c.task == stage.index), None)
         holder = next(c for c in read if c.task >= stage.index)
-        temporary = run.path / "stages" / f".{stage_name(stage)}.tmp"
+        temporary = target.path / "stages" / f".{stage_name(stage)}.tmp"
         _write_adapter(holder, stage.index, temporary / "adapter")
         state: dict[str, Any] = {"adapters": [f"expert-{stage.index + 1:02d}"]}
         if own is None:
             state["adapter_only"] = True
         else:
-            state |= _method_state(own, config.method["anchors"])
+            state |= _method_state(own, run.options.anchors)
             if own.projector:
                 save_file(own.projector, temporary / "projector.safetensors")
         save_state(temporary, "method", state)
-        publish(temporary, run.stage(stage_name(stage)))
-        run.update_stage(stage_name(stage), status="complete" if own else "adapter only")
-    return run
+        publish(temporary, target.stage(stage_name(stage)))
+        target.update_stage(stage_name(stage), status="complete" if own else "adapter only")
+    return target
 
 
 def _same_run(read: list[Checkpoint]) -> None:

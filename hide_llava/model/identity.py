@@ -5,29 +5,29 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from hide_llava.config import RunConfig
 from hide_llava.data.records import cache_folder
 from hide_llava.model.load import resolve, resolve_file
+from hide_llava.schema import ModelConfig
 from hide_llava.storage import read_json, sha256, write_json
 
 KINDS = (".safetensors", ".bin", ".json", ".model", ".txt")  # weights, settings, vocabularies
 
 
-def model_sha256(config: RunConfig) -> str:
+def model_sha256(model: ModelConfig, root: Path) -> str:
     """Over LLaVA's folder, its projector file, the CLIP and the sentence encoder's folder; where they lie does not matter.
 
+    root: the folder that models lie under.
     A 7B takes half a minute to read, so that hashes are kept in the cache folder by path, size and time of change.
 
     Raises:
         UserError: a folder is not there.
     """
-    root, parts = config.model_folder(), []
-    folder = resolve(config.model.path, root)
-    for name in (config.model.path, config.model.clip, config.model.sentence):
+    parts, folder = [], resolve(model.path, root)
+    for name in (model.path, model.clip, model.sentence):
         if name is not None and name != "clip":
             parts += _of_folder(resolve(name, root))
-    if config.model.projector is not None:
-        parts.append(_kept(resolve_file(config.model.projector, folder)))
+    if model.projector is not None:
+        parts.append(_kept(resolve_file(model.projector, folder)))
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

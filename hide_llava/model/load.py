@@ -11,13 +11,13 @@ from torch import nn
 from transformers import GenerationConfig, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from transformers.utils import is_flash_attn_2_available
 
-from hide_llava.config import ModelConfig, RunConfig
 from hide_llava.data.images import ImageTransform
 from hide_llava.data.tokenizer import load_tokenizer
 from hide_llava.errors import UserError
 from hide_llava.model.original import is_original, load_original
 from hide_llava.model.quantized import quantize
 from hide_llava.precision import allow_tf32
+from hide_llava.schema import ModelConfig
 
 PACKAGE = Path(__file__).parent.parent
 
@@ -105,25 +105,26 @@ def _runs_flash(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] >= 8
 
 
-def load(config: RunConfig) -> Loaded:
+def load(config: ModelConfig, root: Path) -> Loaded:
     """Load model, tokenizer and image settings; the model is frozen, on its device, in eval mode.
+
+    root: the folder that models lie under.
 
     Raises:
         UserError: folder missing, not a LLaVA-1.5, weights missing, tokenizer not exact.
     """
-    allow_tf32(config.model.tf32)
-    root = config.model_folder()
-    folder, clip = resolve(config.model.path, root), resolve(config.model.clip, root)
+    allow_tf32(config.tf32)
+    folder, clip = resolve(config.path, root), resolve(config.clip, root)
     if not (folder / "config.json").is_file():
         raise UserError(f"{folder}: no config.json, so it is not a model folder; set model.path to a LLaVA-1.5 folder.")
-    dtype = dtype_of(config.model)
+    dtype = dtype_of(config)
     if not is_original(folder):
         _check_architecture(folder)
     tokenizer = load_tokenizer(folder)
     if is_original(folder):
         if clip is None:
             raise UserError(f"{folder}: an original-format LLaVA needs model.clip (its CLIP folder).")
-        projector = resolve_file(config.model.projector, folder)
+        projector = resolve_file(config.projector, folder)
         llava = load_original(folder, clip, dtype, projector)
         preprocessor = clip
     else:
@@ -132,12 +133,12 @@ def load(config: RunConfig) -> Loaded:
     if llava.get_input_embeddings().num_embeddings > vocabulary:
         llava.resize_token_embeddings(vocabulary)  # drop <image>/<pad> rows: no answer or loss can contain them
     try:
-        llava.set_attn_implementation(attention_of(config.model))
+        llava.set_attn_implementation(attention_of(config))
     except (ValueError, ImportError) as error:
-        raise UserError(f"model.attention={config.model.attention}: {' '.join(str(error).split())[:200]}") from None
-    if config.model.quantization != "none":
-        quantize(llava, config.model.quantization, dtype)
-    llava.to(device_of(config.model)).eval().requires_grad_(False)
+        raise UserError(f"model.attention={config.attention}: {' '.join(str(error).split())[:200]}") from None
+    if config.quantization != "none":
+        quantize(llava, config.quantization, dtype)
+    llava.to(device_of(config)).eval().requires_grad_(False)
     # Greedy means greedy: upstream fills in whatever the folder's generation_config.json says (repetition penalties,
     # suppressed words, a time limit), so that file is not used.
     llava.generation_config = GenerationConfig(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import (
@@ -19,10 +20,10 @@ from transformers import (
     PretrainedConfig,
 )
 
-from hide_llava.config import RunConfig
 from hide_llava.errors import UserError
 from hide_llava.model.load import local
 from hide_llava.model.original import is_original, original_config
+from hide_llava.schema import ModelConfig
 
 LLAMA = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}  # width, MLP width, layers, heads
 
@@ -79,41 +80,41 @@ def published(size: str) -> LlavaConfig:
     return LlavaConfig(text_config=text, vision_config=vision, image_token_id=32000, vision_feature_layer=-2)
 
 
-def model_shape(config: RunConfig) -> ModelShape:
-    """The shape of `model.path`, from its folder or published.
+def model_shape(config: ModelConfig, root: Path) -> ModelShape:
+    """The shape of `model.path`, from its folder under `root` or published.
 
     Raises:
         UserError: no such folder, and not a model whose shape is known or can be asked of the hub.
     """
-    root, name = config.model_folder(), config.model.path
+    name = config.path
     if (folder := local(name, root)) is not None:
         if is_original(folder):
-            clip = local(config.model.clip, root)
+            clip = local(config.clip, root)
             if clip is None:
                 raise UserError(f"{folder}: the shape of an original-format LLaVA needs model.clip as a folder.")
-            return ModelShape(original_config(folder, clip), f"of {folder}", **_encoders(config))
-        return ModelShape(AutoConfig.from_pretrained(folder), f"of {folder}", **_encoders(config))
+            return ModelShape(original_config(folder, clip), f"of {folder}", **_encoders(config, root))
+        return ModelShape(AutoConfig.from_pretrained(folder), f"of {folder}", **_encoders(config, root))
     known = re.search(r"llava-v?1\.5-(7b|13b)", name)
     if known:
         size = known.group(1)
         source = f"published LLaVA-1.5-{size.upper()} (there is no folder '{name}' under {root})"
-        return ModelShape(published(size), source, **_encoders(config))
+        return ModelShape(published(size), source, **_encoders(config, root))
     try:
-        return ModelShape(AutoConfig.from_pretrained(name), f"of {name} on the hub", **_encoders(config))
+        return ModelShape(AutoConfig.from_pretrained(name), f"of {name} on the hub", **_encoders(config, root))
     except Exception:
         raise UserError(f"model '{name}': no such folder under {root}, and no model of that name on the hub.") from None
 
 
-def _encoders(config: RunConfig) -> dict[str, int | Tower]:
+def _encoders(config: ModelConfig, root: Path) -> dict[str, int | Tower]:
     """Routing encoders of local folders; what is not there has the published shape."""
     found: dict[str, int | Tower] = {}
-    clip = local(config.model.clip, config.model_folder())
+    clip = local(config.clip, root)
     if clip is not None and hasattr(both := AutoConfig.from_pretrained(clip), "text_config"):
         found["clip"] = both.projection_dim
         found["clip_text"] = _tower(CLIP_TEXT.name, both.text_config)
-    if config.model.sentence == "clip":
+    if config.sentence == "clip":
         found["sentence"] = found.get("clip_text", CLIP_TEXT)
-    elif (folder := local(config.model.sentence, config.model_folder())) is not None:
+    elif (folder := local(config.sentence, root)) is not None:
         found["sentence"] = _tower(MINILM.name, AutoConfig.from_pretrained(folder))
     return found
 

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from hide_llava.config import flatten
 from hide_llava.errors import UserError
 from hide_llava.results.run_reader import Run
-from hide_llava.schema import SECTIONS
+from hide_llava.schema import FREE, SECTIONS, flatten
 from hide_llava.settings import Settings
-from hide_llava.training.run_folder import FREE
 
 # labels that decide nothing, places on one machine, and what the order of tasks says already
 SILENT = ("seed", "tasks", "task_order", "train.name", *FREE)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from hide_llava.config import RunConfig, TrainConfig, names
+from hide_llava.config import names
 from hide_llava.errors import UserError
-from hide_llava.schema import TASK_RECIPE
+from hide_llava.schema import TASK_RECIPE, BenchmarkConfig, TrainConfig
 
 LARGEST_MICRO_BATCH = 16
 FEW_STEPS = 10  # fewer than these are hardly training: `plan` and `run` say so
@@ -60,23 +60,16 @@ def plan_batches(train: TrainConfig, world: int, global_batch: int | None = None
     return BatchPlan(size, share // size, world)
 
 
-def task_recipe(config: RunConfig, train: tuple[int, ...]) -> tuple[int, float]:
-    """Global batch and epochs of a stage that learns the tasks `train`: a single task may state its own."""
-    own = config.benchmark.tasks[train[0]] if len(train) == 1 else None
-    batch, epochs = (own.global_batch_size, own.epochs) if own else (None, None)
-    return batch or config.train.global_batch_size, epochs or config.train.epochs
-
-
-def recipe_warnings(config: RunConfig) -> list[str]:
+def recipe_warnings(train: TrainConfig, benchmark: BenchmarkConfig) -> list[str]:
     """What a user wrote and what does not act, or not as one would think."""
-    train, found = config.train, []
+    found = []
     if train.name not in names("train"):
         for key in TASK_RECIPE:
-            stated, value = {t.id: getattr(t, key) for t in config.benchmark.tasks if t.train}, getattr(train, key)
+            stated, value = {t.id: getattr(t, key) for t in benchmark.tasks if t.train}, getattr(train, key)
             above = ", ".join(f"{i} {own:g}" for i, own in stated.items() if own is not None and own != value)
             if above:
                 found.append(
-                    f"tasks of benchmark '{config.benchmark.name}' state their own {key} ({above}), which stand above the "
+                    f"tasks of benchmark '{benchmark.name}' state their own {key} ({above}), which stand above the "
                     f"{value:g} of train={train.name}; train.{key}={value:g} on the command line is for all tasks."
                 )
     if train.max_steps > 0:

@@ -20,32 +20,31 @@ import torch
 from torch import nn
 from transformers import TrainingArguments
 
-from hide_llava.config import RunConfig, configs_folder
+from hide_llava.config import configs_folder
 from hide_llava.distributed import all_reduce
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Method
+from hide_llava.schema import ModelConfig, TrainConfig
 from hide_llava.storage import read_json
 
 ENGINES = ("ddp", "zero2", "zero3", "zero3-offload")
 
 
-def deepspeed_config(config: RunConfig) -> dict[str, Any] | None:
+def deepspeed_config(engine: str) -> dict[str, Any] | None:
     """The engine's DeepSpeed settings, None for `ddp`; "auto" values are filled by transformers."""
-    engine = config.train.engine
     return None if engine == "ddp" else read_json(configs_folder() / "deepspeed" / f"{engine}.json")
 
 
-def check_engine(config: RunConfig, method: type[Method]) -> None:
+def check_engine(engine: str, model: ModelConfig, method: type[Method]) -> None:
     """What an engine cannot do, said before anything is loaded.
 
     Raises:
         UserError: one GPU of several by its number, DeepSpeed missing, fp16 or a quantised base under ZeRO, or a method that
             reads gradients or whole parameters.
     """
-    engine = config.train.engine
-    if method.trains and config.model.device.startswith("cuda:"):
-        number = config.model.device.partition(":")[2]
-        raise UserError(f"model.device={config.model.device}: the Trainer takes the first GPU it sees; set "
+    if method.trains and model.device.startswith("cuda:"):
+        number = model.device.partition(":")[2]
+        raise UserError(f"model.device={model.device}: the Trainer takes the first GPU it sees; set "
                         f"CUDA_VISIBLE_DEVICES={number} and model.device=cuda.")  # fmt: skip
     if engine == "ddp":
         return
@@ -54,11 +53,11 @@ def check_engine(config: RunConfig, method: type[Method]) -> None:
     except ImportError as error:
         raise UserError(f"train.engine={engine}: DeepSpeed cannot be imported ({error}); "
                         "pip install -e '.[train]', or use train.engine=ddp.") from None  # fmt: skip
-    if config.model.dtype == "float16":
+    if model.dtype == "float16":
         raise UserError(
             f"train.engine={engine}: fp16 needs ddp's loss scaling; use model.dtype=bfloat16 or train.engine=ddp."
         )
-    if config.model.quantization != "none":
+    if model.quantization != "none":
         raise UserError(f"train.engine={engine}: a quantised base trains with ddp; use train.engine=ddp.")
     if method.on_gradients is not Method.on_gradients:
         raise UserError(f"train.engine={engine} leaves no whole gradients, which method '{method.name}' needs; "
@@ -68,26 +67,29 @@ def check_engine(config: RunConfig, method: type[Method]) -> None:
                         "use train.engine=zero2 or ddp.")  # fmt: skip
 
 
-def start_processes(config: RunConfig) -> None:
-    """Join the other processes of a torchrun launch; DeepSpeed wants a process group even for one process."""
+def start_processes(train: TrainConfig, device: str) -> None:
+    """Join the other processes of a torchrun launch; DeepSpeed wants a process group even for one process.
+
+    device: `model.device`.
+    """
     world = int(os.environ.get("WORLD_SIZE", "1"))
-    gpus = 0 if config.model.device == "cpu" else torch.cuda.device_count()
+    gpus = 0 if device == "cpu" else torch.cuda.device_count()
     if world == 1 and gpus > 1:
         print(f"{gpus} GPUs are visible and this is one process, which uses one of them; scripts/train_all.sh (or torchrun "
               f"--nproc-per-node {gpus} -m hide_llava.cli) uses all.", flush=True)  # fmt: skip
-    if world == 1 and config.train.engine == "ddp":
+    if world == 1 and train.engine == "ddp":
         return
     if world == 1:
         for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
                            "MASTER_PORT": "29511"}.items():  # fmt: skip
             os.environ.setdefault(key, value)
-    cpu = config.model.device == "cpu" or not torch.cuda.is_available()
+    cpu = device == "cpu" or not torch.cuda.is_available()
     if not torch.distributed.is_initialized():
         if not cpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        timeout = timedelta(minutes=config.train.timeout_minutes)
+        timeout = timedelta(minutes=train.timeout_minutes)
         torch.distributed.init_process_group("gloo" if cpu else "nccl", timeout=timeout)
-    if config.train.engine != "ddp":
+    if train.engine != "ddp":
         if cpu:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed

@@ -12,47 +12,23 @@ import json
 from pathlib import Path
 from typing import Any
 
-from hide_llava.config import RunConfig, flatten
 from hide_llava.errors import UserError
-from hide_llava.methods.registry import method_class
-from hide_llava.model.identity import model_sha256
 from hide_llava.storage import check_stage, read_json, sha256, stage_hash, write_json
 
 FILE = "stage.json"
 NOT_LEARNED = (FILE, "trainer_log.jsonl", "README.md")  # files of a stage folder that no answer depends on
-# Sections and keys that no training reads.
-ASIDE = ("output", "data_root", "model_root", "tasks", "task_order", "eval.", "caption.", "benchmark.general",
-         "benchmark.title", "benchmark.defaults", "benchmark.image_transform", "benchmark.max_new_tokens", "model.name",
-         "model.path", "model.clip", "model.sentence", "model.projector", "model.device", "train.name",
-         "train.num_workers", "train.save_steps", "train.logging_steps", "train.report_to", "train.timeout_minutes",
-         "train.on_bad_sample", "train.gradient_checkpointing", "method.preset", "method.file")  # fmt: skip
-OF_A_TASK = ("id", "train", "epochs", "global_batch_size", "images")  # what training reads of a task
 
 
-def training_part(config: RunConfig) -> dict[str, Any]:
-    """The values that decide what is trained, by their names in the configuration; the model by the hash of its files."""
-    aside = tuple(f"method.{name}" for name in method_class(config.method["name"]).inference_options)
-    found: dict[str, Any] = {"model_sha256": model_sha256(config)}
-    for key, value in flatten(config.model_dump()).items():
-        if key in aside or any(key == part or (part[-1] == "." and key.startswith(part)) for part in ASIDE):
-            continue
-        if key.startswith(("benchmark.general", "benchmark.tasks")):
-            continue
-        found[key] = value
-    for i, task in enumerate(t for t in config.benchmark.tasks if t.train is not None):
-        found |= {f"benchmark.tasks.{i}.{name}": getattr(task, name) for name in OF_A_TASK}
-    return found
-
-
-def write_stage(folder: Path, previous: str | None, config: RunConfig, data: dict[str, str]) -> None:
+def write_stage(folder: Path, previous: str | None, training: dict[str, Any], data: dict[str, str]) -> None:
     """Write `stage.json` into a stage folder whose other files are complete.
 
-    previous: chain of the stage before, None for the first. data: task → SHA-256 of the file it was trained on.
+    previous: chain of the stage before, None for the first. training: of `Run.training_part`. data: task → SHA-256 of the
+    file it was trained on.
     """
     files = _hashes(folder)
     write_json(folder / FILE, {
         "previous": previous, "chain": _chain(previous, files), "files": files, "data": data,
-        "training": training_part(config),
+        "training": training,
     })  # fmt: skip
 
 
@@ -79,14 +55,15 @@ def chain_of(folder: Path) -> str:
     return read_json(folder / FILE)["chain"] if (folder / FILE).is_file() else stage_hash(folder)
 
 
-def check_origin(folder: Path, config: RunConfig) -> None:
+def check_origin(folder: Path, training: dict[str, Any]) -> None:
     """Raises UserError if the stage was trained with another configuration than this run's; the values are named.
 
-    Keys that only one of the two knows are passed over: they came or went with a version of this package.
+    training: of `Run.training_part`. Keys that only one of the two knows are passed over: they came or went with a version
+    of this package.
     """
     if not (folder / FILE).is_file():
         return  # of a version that did not write it, or imported
-    there, here = read_json(folder / FILE)["training"], training_part(config)
+    there, here = read_json(folder / FILE)["training"], training
     differing = [k for k in there if k in here and there[k] != here[k]]
     if differing:
         words = {"model_sha256": "the files of the base model are others"}
@@ -97,18 +74,19 @@ def check_origin(folder: Path, config: RunConfig) -> None:
         )
 
 
-def chains(folders: list[Path], config: RunConfig) -> list[str]:
+def chains(folders: list[Path], training: dict[str, Any]) -> list[str]:
     """The chain of every stage of a run, in order; see `checked_chain`."""
     found: list[str] = []
     for i in range(len(folders)):
-        found.append(checked_chain(folders, i, found[-1] if found else None, config))
+        found.append(checked_chain(folders, i, found[-1] if found else None, training))
     return found
 
 
-def checked_chain(folders: list[Path], i: int, previous: str | None, config: RunConfig) -> str:
+def checked_chain(folders: list[Path], i: int, previous: str | None, training: dict[str, Any]) -> str:
     """The chain of stage `i`, after its files were read and compared with what was written.
 
-    folders: of all stages that are there, in order. previous: the chain of the stage before.
+    folders: of all stages that are there, in order. previous: the chain of the stage before. training: of
+    `Run.training_part`.
 
     Raises:
         UserError: the stage is of another configuration, a file of it is damaged or was replaced, or it was trained on
@@ -118,7 +96,7 @@ def checked_chain(folders: list[Path], i: int, previous: str | None, config: Run
     if not (folder / FILE).is_file():
         check_stage(folder)
         return chain_of(folder)
-    check_origin(folder, config)
+    check_origin(folder, training)
     said = read_json(folder / FILE)
     files = _hashes(folder)
     changed = sorted(k for k in said["files"].keys() | files.keys() if said["files"].get(k) != files.get(k))

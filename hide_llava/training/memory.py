@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from hide_llava.data.dataset import TrainingDataset
-from hide_llava.methods.base import Stage, reads_logits
+from hide_llava.methods.base import reads_logits
 from hide_llava.training.batching import BatchPlan, micro_batches
 from hide_llava.training.estimate import activations
 from hide_llava.training.session import Session
@@ -46,13 +46,13 @@ class Layout:
         )
 
 
-def layout(session: Session, stage: Stage, batch: BatchPlan, dataset: TrainingDataset, entry: dict[str, Any]) -> Layout:
-    """How to train `stage` in the memory that is free now, the same in every process.
+def layout(session: Session, batch: BatchPlan, dataset: TrainingDataset, entry: dict[str, Any]) -> Layout:
+    """How to train a stage in the memory that is free now, the same in every process.
 
     session: at the beginning of the stage, so that all weights are in memory. batch: as planned without looking at memory.
     entry: the stage's in the manifest, which says what was taken if the stage was begun before.
     """
-    train, share = session.config.train, batch.per_device * batch.accumulation
+    train, share = session.run.train, batch.per_device * batch.accumulation
     sizes, modes = [batch.per_device], [train.gradient_checkpointing]
     if train.per_device_batch_size == "auto":
         sizes = [entry["per_device"]] if share % entry.get("per_device", share + 1) == 0 else micro_batches(share)

@@ -9,22 +9,20 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from hide_llava.benchmarks.places import train_file
-from hide_llava.benchmarks.prepare import prepare
-from hide_llava.config import RunConfig, TaskConfig
+from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.errors import UserError
-from hide_llava.evaluation.questions import question_files, read_questions
 from hide_llava.methods.base import Method, Stage, reads_logits
 from hide_llava.methods.cost import Pass
-from hide_llava.methods.registry import method_class, method_config
 from hide_llava.model.load import device_of, dtype_of
 from hide_llava.model.shapes import ModelShape, model_shape, skeleton
+from hide_llava.schema import ModelConfig
 from hide_llava.training.batching import micro_batches
 from hide_llava.training.cards import CARDS, Card, card_of
 from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work, activations, in_flops, rounded
 from hide_llava.training.memory import SHARE, first_that_fits
-from hide_llava.training.run_folder import RunFolder, general_tasks, method_tasks, stage_name, stages_of
-from hide_llava.training.sequence import records_of, stage_plan, training_warnings
+from hide_llava.training.run import Run
+from hide_llava.training.run_folder import stage_name
+from hide_llava.training.sequence import training_warnings
 from hide_llava.training.sizes import Sizes, sizes
 
 MIB, GIB = 2**20, 2**30
@@ -33,26 +31,25 @@ LARGE = 1e9  # parameters of a base model that is planned for a GPU, whatever ma
 PER = {"step": "every training record", "epoch": "every epoch", "task": "after every task", "answer": "every answer"}
 
 
-def count_records(config: RunConfig, stage: Stage) -> int | None:
+def count_records(run: Run, stage: Stage) -> int | None:
     """Training records of a stage, or None while a file is not there."""
-    files = [train_file(config, t) for t in stage.train]
-    if not all(f.is_file() for f in files):
+    if not all(run.tasks[t].train_file.is_file() for t in stage.train):
         return None
-    return records_of(config, stage)
+    return run.records_of(stage)
 
 
-def stated_records(config: RunConfig, stage: Stage) -> int | None:
+def stated_records(run: Run, stage: Stage) -> int | None:
     """Training records of a stage as the benchmark's YAML states them, or None where it does not."""
-    stated = [config.benchmark.tasks[t].n_train for t in stage.train]
-    return None if None in stated else sum(min(n, config.limit or n) for n in stated)
+    stated = [run.tasks[t].entry.n_train for t in stage.train]
+    return None if None in stated else sum(min(n, run.common.limit or n) for n in stated)
 
 
-def count_questions(config: RunConfig, task: TaskConfig) -> int | None:
+def count_questions(task: BenchmarkTask) -> int | None:
     """Questions that are asked of a task: those of its file, else as the benchmark's YAML states, or None."""
-    if all(file.is_file() for file in question_files(config, task)):
-        return len(read_questions(config, task)[0])
-    stated = task.n_test if config.eval.split == "test" else None
-    return None if stated is None else min(stated, config.limit or stated)
+    if all(file.is_file() for file in task.question_files):
+        return len(task.questions()[0])
+    stated = task.entry.n_test if task.common.eval.split == "test" else None
+    return None if stated is None else min(stated, task.common.limit or stated)
 
 
 @contextlib.contextmanager
@@ -96,7 +93,7 @@ class Pace:
         return f"estimated for {self.gpus} × {self.card.title} by arithmetic, nothing of it measured"
 
 
-def plan(config: RunConfig, tflops: float | None = None, gpus: int | None = None, gpu: str | None = None) -> str:
+def plan(run: Run, tflops: float | None = None, gpus: int | None = None, gpu: str | None = None) -> str:
     """Readable text: batches, steps, parameters, files, extra passes, FLOPs and hours of training and evaluation, memory;
     beside the hours those that were measured, where the run has been begun.
 
@@ -113,23 +110,22 @@ def plan(config: RunConfig, tflops: float | None = None, gpus: int | None = None
         tflops = TFLOPS * world if tflops is None else tflops
         if not tflops > 0:
             raise UserError(f"--tflops {tflops:g}: must be greater than 0.")
-        prepare(config)
-        return _plan(config, Pace(tflops, card, world))
+        run.prepare()
+        return _plan(run, Pace(tflops, card, world))
 
 
-def _plan(config: RunConfig, pace: Pace) -> str:
-    lines = [f"{config.method['preset']} on {config.benchmark.name} with {config.model.name} → {config.run_folder()}"]
-    cls = method_class(config.method["name"])
-    stages = stages_of(config)
+def _plan(run: Run, pace: Pace) -> str:
+    lines = [f"{run.preset} on {run.benchmark.name} with {run.model.name} → {run.folder.path}"]
+    cls, stages = run.method, run.stages
     if not cls.trains:
         lines.append(f"no training; {len(stages[0].evaluate)} tasks are evaluated")
-    counts = [count_records(config, stage) for stage in stages] if cls.trains else []
-    stated = [stated_records(config, stage) if found is None else None for stage, found in zip(stages, counts)]
+    counts = [count_records(run, stage) for stage in stages] if cls.trains else []
+    stated = [stated_records(run, stage) if found is None else None for stage, found in zip(stages, counts)]
     counts = [said if found is None else found for found, said in zip(counts, stated)]
-    answers = answers_of(config, stages)
+    answers = answers_of(run)
     for stage, records, said in zip(stages, counts, stated):
-        batch, epochs = stage_plan(config, stage)
-        steps = "?" if records is None else batch.steps(records, epochs, config.train.max_steps)
+        batch, epochs = run.batches(stage)
+        steps = "?" if records is None else batch.steps(records, epochs, run.train.max_steps)
         note = (
             " (as stated; the training file is not there)" if said else " (no training file)" if records is None else ""
         )
@@ -139,43 +135,41 @@ def _plan(config: RunConfig, pace: Pace) -> str:
             f"× {batch.world} process(es): {steps} steps; then {len(stage.evaluate)} task(s) evaluated"
             + (f" ({answers[stage.index]:,} answers)" if answers[stage.index] is not None else "")
         )
-    lines += [f"warning: {text}" for text in (training_warnings(config, counts) if cls.trains else ())]
+    lines += [f"warning: {text}" for text in (training_warnings(run, counts) if cls.trains else ())]
     try:
-        shape = model_shape(config)
-        tasks = method_tasks(config)
-        measured = sizes(cls, method_config(config.method), shape, tasks) if cls.trains else Sizes.none()
+        shape = model_shape(run.model, run.model_root)
+        measured = sizes(cls, run.options, shape, run.method_tasks) if cls.trains else Sizes.none()
     except UserError as error:
         return "\n".join([*lines, f"sizes: not known, {error}"])
     base = base_parameters(shape)
-    dtype, why = planned_dtype(config, base)
-    work = Work(shape, measured, len(tasks), config.train.gradient_checkpointing is not False)
-    memory = Memory.of(config, work, stages, base, dtype, pace.card) if cls.trains else None
+    dtype, why = planned_dtype(run.model, base)
+    work = Work(shape, measured, len(run.method_tasks), run.train.gradient_checkpointing is not False)
+    memory = Memory.of(run, work, base, dtype, pace.card) if cls.trains else None
     work = replace(work, recompute=memory is None or memory.recompute)
-    weights = base_bytes(config, work, base, dtype)
+    weights = base_bytes(run.model.quantization, work, base, dtype)
     lines.append(f"base model: {base / 1e6:,.1f} M parameters, {base * dtype.itemsize / MIB:,.0f} MiB in {dtype}{why}")
     if cls.trains:
         lines += [*trained_lines(measured), *_passes(work, cls)]
-        lines += [*_training(config, work, stages, counts, pace), memory.line(pace.card)]
-    lines += [answer_line(work), _evaluation(work, stages, answers, general_tasks(config), pace, weights)]
-    lines += measured_lines(config, work, stages, counts, answers, pace, weights)
+        lines += [*_training(run, work, counts, pace), memory.line(pace.card)]
+    lines += [answer_line(work), _evaluation(run, work, answers, pace, weights)]
+    lines += measured_lines(run, work, counts, answers, pace, weights)
     return "\n".join([*lines, f"shape of the model: {shape.source}"])
 
 
-def answers_of(config: RunConfig, stages: list[Stage]) -> list[int | None]:
+def answers_of(run: Run) -> list[int | None]:
     """Answers given after each stage, those to the tasks of general ability included; None where a count is not known."""
-    tasks, general = config.benchmark.tasks, general_tasks(config)
-    asked = [[*(tasks[j] for j in stage.evaluate), *general] for stage in stages]
-    counts = {task.id: count_questions(config, task) for task in {t.id: t for wanted in asked for t in wanted}.values()}
+    asked = [[*(run.tasks[j] for j in stage.evaluate), *run.general] for stage in run.stages]
+    counts = {task.id: count_questions(task) for task in {t.id: t for wanted in asked for t in wanted}.values()}
     known = [[counts[task.id] for task in wanted] for wanted in asked]
     return [None if None in found else sum(found) for found in known]
 
 
-def planned_dtype(config: RunConfig, base: int) -> tuple[torch.dtype, str]:
+def planned_dtype(model: ModelConfig, base: int) -> tuple[torch.dtype, str]:
     """The format of the base model's weights, and why: a large model on a machine without a GPU is planned for one."""
-    dtype, device = dtype_of(config.model), device_of(config.model).type
-    if config.model.dtype != "auto":
+    dtype, device = dtype_of(model), device_of(model).type
+    if model.dtype != "auto":
         return dtype, ""
-    if config.model.device == "auto" and device == "cpu" and base >= LARGE:
+    if model.device == "auto" and device == "cpu" and base >= LARGE:
         return torch.bfloat16, f" (model.dtype=auto: planned for a GPU; this machine's CPU would take {dtype})"
     return dtype, f" (model.dtype=auto on {device})"
 
@@ -255,31 +249,29 @@ def record_line(work: Work, stages: int) -> str:
     return line + f"({percent(last, base)}); {work.flops.image_tokens} image and {TEXT} text tokens assumed"
 
 
-def stage_work(config: RunConfig, work: Work, stages: list[Stage], counts: list[int], i: int) -> tuple[float, float]:
+def stage_work(run: Run, work: Work, counts: list[int], i: int) -> tuple[float, float]:
     """FLOPs of training stage `i`, and the records that its steps see."""
-    batch, epochs = stage_plan(config, stages[i])
-    seen = epochs * counts[i] if config.train.max_steps <= 0 else config.train.max_steps * batch.global_batch
+    batch, epochs = run.batches(run.stages[i])
+    seen = epochs * counts[i] if run.train.max_steps <= 0 else run.train.max_steps * batch.global_batch
     extra = work.sizes.cost.extra / batch.per_device if i else 0
     return seen * (work.record(i) + extra) + work.beside(counts[: i + 1], epochs), seen
 
 
-def _training(config: RunConfig, work: Work, stages: list[Stage], counts: list[int | None], pace: Pace) -> list[str]:
-    line = record_line(work, len(stages))
+def _training(run: Run, work: Work, counts: list[int | None], pace: Pace) -> list[str]:
+    line = record_line(work, len(run.stages))
     if not all(counts):
         return [line, "all training: not known without the training files"]
-    each = [stage_work(config, work, stages, counts, i) for i in range(len(stages))]
+    each = [stage_work(run, work, counts, i) for i in range(len(run.stages))]
     seconds = sum(pace.training(work, flops, seen) for flops, seen in each)
     total = sum(flops for flops, _ in each)
     return [line, f"all training: {in_flops(total)}, {_hours(seconds)} {pace.words()}"]
 
 
-def _evaluation(
-    work: Work, stages: list[Stage], answers: list[int | None], general: list[TaskConfig], pace: Pace, weights: int
-) -> str:
+def _evaluation(run: Run, work: Work, answers: list[int | None], pace: Pace, weights: int) -> str:
     """All answers at the price of one after the last task; without a card arithmetic only, which decoding never reaches."""
     if None in answers:
         return "all evaluation: not known without the question files"
-    cells = sum(len(stage.evaluate) + len(general) for stage in stages)
+    cells = sum(len(stage.evaluate) + len(run.general) for stage in run.stages)
     hours = _hours(pace.answering(work, sum(answers), weights))
     least = f"at least {hours} at {pace.tflops:g} TFLOP/s, for decoding is bound by memory"
     said = least if pace.card is None else f"{hours} {pace.words()}"
@@ -287,19 +279,17 @@ def _evaluation(
 
 
 def measured_lines(
-    config: RunConfig, work: Work, stages: list[Stage], counts: list[int | None], answers: list[int | None], pace: Pace,
-    weights: int,
-) -> list[str]:  # fmt: skip
+    run: Run, work: Work, counts: list[int | None], answers: list[int | None], pace: Pace, weights: int
+) -> list[str]:
     """What stages of this run took that were done in one go, beside the estimate for the same stages."""
-    folder = RunFolder(config.run_folder())
-    if not (folder.path / "manifest.json").is_file():
+    if not (run.folder.path / "manifest.json").is_file():
         return []
-    manifest, lines = folder.manifest, []
+    manifest, stages, lines = run.folder.manifest, run.stages, []
     entries = {entry["name"]: entry for entry in manifest["stages"]}
     for kind, key in (("training", "train_seconds"), ("evaluation", "eval_seconds")):
         took = {i: s for i, stage in enumerate(stages) if (s := entries.get(stage_name(stage), {}).get(key))}
         if kind == "training" and all(counts) and counts:
-            expected = sum(pace.training(work, *stage_work(config, work, stages, counts, i)) for i in took)
+            expected = sum(pace.training(work, *stage_work(run, work, counts, i)) for i in took)
         elif kind == "evaluation" and None not in answers:
             expected = pace.answering(work, sum(answers[i] for i in took), weights)
         else:
@@ -310,9 +300,9 @@ def measured_lines(
     return lines
 
 
-def base_bytes(config: RunConfig, work: Work, base: int, dtype: torch.dtype) -> int:
+def base_bytes(quantization: str, work: Work, base: int, dtype: torch.dtype) -> int:
     """Of the base model's weights, its linears quantised where that is asked for."""
-    bits = {"none": 8 * dtype.itemsize, "8bit": 8, "4bit": 4}[config.model.quantization]
+    bits = {"none": 8 * dtype.itemsize, "8bit": 8, "4bit": 4}[quantization]
     return base * dtype.itemsize - work.flops.linears * (8 * dtype.itemsize - bits) // 8
 
 
@@ -326,24 +316,22 @@ class Memory:
     auto: bool
 
     @classmethod
-    def of(
-        cls, config: RunConfig, work: Work, stages: list[Stage], base: int, dtype: torch.dtype, card: Card | None
-    ) -> Memory:
+    def of(cls, run: Run, work: Work, base: int, dtype: torch.dtype, card: Card | None) -> Memory:
         """As a stage decides it on a `card` (memory.py); without one `auto` is taken for checkpointing, which needs least."""
-        cost, own, train = work.sizes.cost, getattr(torch, config.train.adapter_dtype).itemsize, config.train
+        cost, own, train = work.sizes.cost, getattr(torch, run.train.adapter_dtype).itemsize, run.train
         before = {
-            "base model": base_bytes(config, work, base, dtype),
+            "base model": base_bytes(run.model.quantization, work, base, dtype),
             "trained part with AdamW": work.sizes.trained * 4 * own,
             "past experts, state, text encoder": 4 * cost.kept + sum(cost.state.values())
             + sum(4 * tower.parameters for tower in work.towers),
         }  # fmt: skip
-        batch = stage_plan(config, stages[-1])[0]
+        batch = run.batches(run.stages[-1])[0]
         auto = "auto" in (train.gradient_checkpointing, train.per_device_batch_size)
         sizes = [batch.per_device]
         if train.per_device_batch_size == "auto" and card is not None:
             sizes = micro_batches(batch.per_device * batch.accumulation)
         modes = [False, True] if train.gradient_checkpointing == "auto" else [train.gradient_checkpointing]
-        answer = None if reads_logits(method_class(config.method["name"])) else ANSWER
+        answer = None if reads_logits(run.method) else ANSWER
 
         def needed(size: int, recompute: bool) -> int:
             return activations(work.shape.llava, size, dtype.itemsize, recompute, answer=answer)

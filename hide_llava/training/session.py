@@ -14,44 +14,42 @@ from transformers import set_seed
 
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.peft_folder import replace_values
-from hide_llava.config import RunConfig
 from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Method, Stage
 from hide_llava.methods.checks import check_needs, check_training
-from hide_llava.methods.registry import method_class, method_config
 from hide_llava.methods.routed import RoutedLlava
 from hide_llava.model.load import Loaded, load, resolve
 from hide_llava.model.routing_encoder import ClipRoutingEncoder
 from hide_llava.model.sentence_encoder import SentenceEncoder
 from hide_llava.storage import load_state, load_tensors, read_json, save_state, write_jsonl, write_text
 from hide_llava.training.lineage import check_origin
-from hide_llava.training.run_folder import RunFolder, method_tasks, stage_name, stages_of
+from hide_llava.training.run import Run
+from hide_llava.training.run_folder import stage_name
 
 
-def routing_encoder(config: RunConfig, loaded: Loaded, needs: frozenset[str]) -> nn.Module | None:
-    """The encoder that a method's `needs` call for, or None."""
+def routing_encoder(name: str, loaded: Loaded, needs: frozenset[str]) -> nn.Module | None:
+    """The encoder that a method's `needs` call for, or None. name: `router.encoder`."""
     if not needs & {"clip_image", "clip_text"}:
         return None
-    kind, _, rest = config.router.encoder.partition(":")
+    kind, _, rest = name.partition(":")
     if kind == "clip":
         return ClipRoutingEncoder(loaded.llava, loaded.clip).to(loaded.llava.device)
     if kind == "open_clip":
         from hide_llava.model.open_clip_encoder import OpenClipRoutingEncoder
 
         return OpenClipRoutingEncoder(rest).to(loaded.llava.device)
-    raise UserError(f"router.encoder={config.router.encoder}: expected clip or open_clip:<model>:<weights>.")
+    raise UserError(f"router.encoder={name}: expected clip or open_clip:<model>:<weights>.")
 
 
-def sentence_encoder(config: RunConfig, loaded: Loaded, clip: nn.Module | None) -> nn.Module:
+def sentence_encoder(name: str | None, root: Path, loaded: Loaded, clip: nn.Module | None) -> nn.Module:
     """The encoder that `model.sentence` names; `clip` is the routing encoder, for `model.sentence=clip`."""
-    name = config.model.sentence
     if name is None:
         raise UserError(
             "this method routes by sentence embeddings; set model.sentence to a sentence-transformers folder or hub id "
             "(the paper: sentence-transformers/all-MiniLM-L6-v2), or to clip for CLIP's text features."
         )
-    return clip if name == "clip" else SentenceEncoder(resolve(name, config.model_folder())).to(loaded.llava.device)
+    return clip if name == "clip" else SentenceEncoder(resolve(name, root)).to(loaded.llava.device)
 
 
 ABOUT = """What one stage of a run trained: the adapter(s) {what} in plain peft folders under `adapter/`{projector}.
@@ -64,23 +62,24 @@ them all. `stage.json` says which configuration and which stage before it this o
 
 
 class Session:
-    """One LLaVA with one method, and the stages of one run."""
+    """One LLaVA with one method, at the stages of one run."""
 
-    def __init__(self, config: RunConfig, loaded: Loaded | None = None):
-        self.config = config
-        self.loaded = loaded or load(config)
+    def __init__(self, run: Run, loaded: Loaded | None = None):
+        self.run = run
+        self.loaded = loaded or load(run.model, run.model_root)
         self.core = Core(self.loaded.llava, self.loaded.tokenizer)
-        self.tasks = method_tasks(config)
-        self.stages: list[Stage] = stages_of(config)
-        self.method: Method = method_class(config.method["name"])(method_config(config.method), self.core, self.tasks)
+        self.tasks, self.stages = run.method_tasks, run.stages
+        self.method: Method = run.method(run.options, self.core, self.tasks)
         check_needs(self.method)
         needs = self.method.needs
-        by_clip = {"clip_text"} if "sentence" in needs and config.model.sentence == "clip" else set()
-        encoder = routing_encoder(config, self.loaded, needs | by_clip)
-        sentence = sentence_encoder(config, self.loaded, encoder) if "sentence" in needs else None
+        by_clip = {"clip_text"} if "sentence" in needs and run.model.sentence == "clip" else set()
+        encoder = routing_encoder(run.encoder, self.loaded, needs | by_clip)
+        sentence = None
+        if "sentence" in needs:
+            sentence = sentence_encoder(run.model.sentence, run.model_root, self.loaded, encoder)
         self.routed = RoutedLlava(self.core, self.method, encoder, sentence)
         self.initial_projector = self.core.projector_state()
-        set_seed(config.seed)  # before any random initialisation, so that runs repeat (hide.md §7.2, 34)
+        set_seed(run.seed)  # before any random initialisation, so that runs repeat (hide.md §7.2, 34)
         self.method.setup()
         self.routed.method_modules = self.method.modules
         self.widths = _widths(encoder, sentence)
@@ -110,7 +109,7 @@ class Session:
         write_jsonl(folder / "trainer_log.jsonl", log)
         save_state(folder, "method", {**state, "adapters": names})
 
-    def restore(self, run: RunFolder, index: int) -> None:
+    def restore(self, index: int) -> None:
         """Bring adapters, projector and method to where stage `index` ended; −1: the untouched base.
 
         Raises:
@@ -119,11 +118,12 @@ class Session:
         self.core.unfold()
         self.core.load_projector(self.initial_projector)
         where: dict[str, Path] = {}
+        training = self.run.training_part() if index >= 0 else {}
         for stage in self.stages[: index + 1]:
-            folder = run.stage(stage_name(stage))
+            folder = self.run.folder.stage(stage_name(stage))
             if not (folder / "method.json").is_file():
                 raise UserError(f"{folder}: this stage is not complete; train it first.")
-            check_origin(folder, self.config)
+            check_origin(folder, training)
             names = read_json(folder / "method.json")["adapters"]
             for name in names:
                 where[name] = folder / "adapter" if len(names) == 1 else folder / "adapter" / name
@@ -136,7 +136,7 @@ class Session:
                 home = folder.parent if folder.name == "adapter" else folder.parent.parent
                 raise UserError(f"{error} Delete {home} and run again: that task is trained again.") from None
         if index >= 0:
-            folder = run.stage(stage_name(self.stages[index]))
+            folder = self.run.folder.stage(stage_name(self.stages[index]))
             state = load_state(folder, "method")
             if state.get("adapter_only"):
                 raise UserError(f"{folder}: only its expert was imported; import this task's own checkpoint to use it.")
@@ -153,7 +153,7 @@ class Session:
     # ---- training and inference mode ---------------------------------------------------------------------------------
     def begin_stage(self, stage: Stage, context: Context) -> None:
         """Seed, let the method add what it trains, and make exactly that trainable, in `adapter_dtype`."""
-        set_seed(self.config.seed + stage.index)
+        set_seed(self.run.seed + stage.index)
         self.core.unfold()
         self.method.before_task(self.tasks[stage.train[0]], context)
         check_training(self.method)
@@ -161,7 +161,7 @@ class Session:
         self.routed.requires_grad_(False)
         for group in self.method.params():
             for parameter in group["params"]:
-                parameter.data = parameter.data.to(getattr(torch, self.config.train.adapter_dtype))
+                parameter.data = parameter.data.to(getattr(torch, self.run.train.adapter_dtype))
                 parameter.requires_grad_(True)
 
     def cast_inputs(self, on: bool) -> None:

@@ -14,6 +14,7 @@ from hide_llava.analysis.cka_report import figure
 from hide_llava.analysis.representations import batches, probe_of, represent
 from hide_llava.model.embed import splice
 from hide_llava.results.drawing import DARK
+from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.session import Session
 from tests.cli.call import call, refused
@@ -32,14 +33,14 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def session(run: Path) -> Session:
-    return Session(RunFolder(run).config)
+    return Session(Run.at(run))
 
 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_activations_are_those_of_the_stages_expert_alone(run: Path, session: Session, stage: int) -> None:
     """The last layer gives the logits of the base with that expert folded in and that stage's projector, one by one."""
-    probes = [probe_of(session.config, task, 4) for task in session.config.benchmark.tasks[:2]]
-    session.restore(RunFolder(run), stage)
+    probes = [probe_of(task, 4) for task in session.run.tasks[:2]]
+    session.restore(stage)
     found = represent(session, probes, "layer", "last", size=3)
     llava, core = session.core.llava, session.core
     assert found.shape == (2, 8, 48) and not np.allclose(found[0], found[1])
@@ -56,8 +57,8 @@ def test_activations_are_those_of_the_stages_expert_alone(run: Path, session: Se
 
 
 def test_pooling_over_all_positions_leaves_padding_out(run: Path, session: Session) -> None:
-    session.restore(RunFolder(run), 0)
-    probes = [probe_of(session.config, task, 6) for task in session.config.benchmark.tasks[:2]]
+    session.restore(0)
+    probes = [probe_of(task, 6) for task in session.run.tasks[:2]]
     for activation in ("layer", "mlp"):
         together, alone = (represent(session, probes, activation, "all", size) for size in (6, 1))
         np.testing.assert_allclose(together, alone, atol=1e-4)
@@ -65,11 +66,10 @@ def test_pooling_over_all_positions_leaves_padding_out(run: Path, session: Sessi
 
 def test_the_report_is_the_estimators_on_those_activations(run: Path, session: Session) -> None:
     report = analyse(run, 3, samples=5, kernel="linear")
-    config = session.config
-    probes = [probe_of(config, task, 5) for task in config.benchmark.tasks]
+    probes = [probe_of(task, 5) for task in session.run.tasks]
     models = []
     for stage in range(3):
-        session.restore(RunFolder(run), stage)
+        session.restore(stage)
         models.append(represent(session, probes, "layer", "last", 4))
     assert report.models == ["Task 0", "Task 1", "Task 2"] and set(report.prompts.values()) == {5}
     for layer, row in enumerate(report.layers):
@@ -81,8 +81,8 @@ def test_legacy_compares_each_model_on_its_own_task(run: Path, session: Session)
     report = analyse(run, 2, legacy=True)
     models = []
     for stage in range(2):
-        session.restore(RunFolder(run), stage)
-        probe = probe_of(session.config, session.config.benchmark.tasks[stage], 50, first=True)
+        session.restore(stage)
+        probe = probe_of(session.run.tasks[stage], 50, first=True)
         models.append(represent(session, [probe], "mlp", "all", 4))
     assert (report.activation, report.pooling, report.kernel) == ("mlp", "all", "rbf")
     for layer, row in enumerate(report.layers):

@@ -15,6 +15,7 @@ from hide_llava.audit.pictures import Pictures, bit_count, look_alike, pictures,
 from hide_llava.audit.show import readable
 from hide_llava.audit.texts import PromptLengths
 from hide_llava.config import compose, names
+from hide_llava.training.run import Run
 from tests.audit.world import TEST, TRAIN, audit, draw, edit, words, write_world
 from tests.benchmarks.synthetic import write_benchmark
 from tests.cli.call import call
@@ -352,7 +353,7 @@ def test_a_benchmark_written_from_its_yaml_is_sound(name: str, tmp_path: Path) -
     for task in [*config.benchmark.tasks, *config.benchmark.general]:
         task.n_train, task.n_test = 8 if task.train else None, 4
     write_benchmark(config, tmp_path)
-    report = check(config)
+    report = check(Run(config))
     # The writer gives MLLM-DCL's Sci the same pictures and questions in both splits, and that is found.
     planted = {("train/test pair", "sci")} if name == "mllm-dcl" else set()
     assert {(f.kind, f.task) for f in report.findings if f.level == "error"} == planted
@@ -360,16 +361,15 @@ def test_a_benchmark_written_from_its_yaml_is_sound(name: str, tmp_path: Path) -
                                     for t in [*config.benchmark.tasks, *config.benchmark.general])  # fmt: skip
     victim = next(path for path in sorted(tmp_path.rglob("*.png")))
     victim.unlink()
-    missing = [f for f in check(config).findings if f.kind == "missing image"]
+    missing = [f for f in check(Run(config)).findings if f.kind == "missing image"]
     assert len(missing) >= 1 and victim.name in "".join(missing[0].examples)
 
 
 def test_prompt_lengths_are_the_tokenizers(clean: Path) -> None:
     """Part by part as for the whole text; the bound without a tokenizer is never above it."""
-    config = compose([*words(clean), "method=zero_shot"])
-    exact = PromptLengths(config)
-    config.model.clip = "openai/not-here"
-    bound = PromptLengths(config)
+    run = Run(compose([*words(clean), "method=zero_shot"]))
+    exact = PromptLengths(run.model, run.model_root)
+    bound = PromptLengths(run.model.model_copy(update={"clip": "openai/not-here"}), run.model_root)
     assert exact.tokenizer is not None and bound.tokenizer is None and "lower bound" in bound.how
     rng = np.random.default_rng(0)
     parts = ["kites", "don't", "2024", "(_)", "A.", "naïve", "x²", "…", "over-the-top", "\n", "什么", "river's"]

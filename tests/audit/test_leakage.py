@@ -19,6 +19,7 @@ from hide_llava.config import compose
 from hide_llava.errors import UserError
 from hide_llava.results.drawing import DARK
 from hide_llava.results.run_reader import read_run
+from hide_llava.training.run import Run
 from tests.audit.world import draw
 from tests.cli.call import call
 from tests.results.synthetic import RERUN, TASKS, joint_run, sequential_run
@@ -99,7 +100,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def audit(world: Path, images: bool) -> Leakage:
     config = compose([f"benchmark={world}/bench.yaml", f"data_root={world}", "method=zero_shot", "model=mini"])
-    return leakage(config, world / "mix.json", world / "mix" if images else None)
+    return leakage(Run(config), world / "mix.json", world / "mix" if images else None)
 
 
 @pytest.fixture(scope="module")

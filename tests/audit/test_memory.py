@@ -15,12 +15,13 @@ sys.path.insert(0, "perf")
 from check_memory import write_data
 from hide_llava.audit.check import check
 from hide_llava.config import compose
+from hide_llava.training.run import Run
 
 def audit(name, size):
     folder = Path(sys.argv[1]) / name
     count = write_data(folder, size, 20_000)
     words = [f"benchmark={folder}/bench.yaml", f"data_root={folder}", "method=zero_shot", "model=mini"]
-    report = check(compose(words))
+    report = check(Run(compose(words)))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {"written": count, "found": report.files[0].records, "findings": len(report.findings), "peak": peak}
 

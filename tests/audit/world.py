@@ -10,6 +10,7 @@ from PIL import Image
 
 from hide_llava.audit.check import CheckReport, check
 from hide_llava.config import compose
+from hide_llava.training.run import Run
 
 TRAIN, TEST = 12, 6
 
@@ -49,7 +50,7 @@ def words(folder: Path) -> list[str]:
 
 
 def audit(folder: Path, deep: bool = False, *more: str) -> CheckReport:
-    return check(compose([*words(folder), "method=zero_shot", *more]), deep)
+    return check(Run(compose([*words(folder), "method=zero_shot", *more])), deep)
 
 
 def edit(file: Path, change: Callable[[list], Any]) -> None:

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from hide_llava.benchmarks.places import image_root, table_root
+from hide_llava.benchmarks.files import with_suffix
 from hide_llava.config import names
 from hide_llava.errors import UserError
-from hide_llava.evaluation.questions import generation_settings, mix_answers, read_questions, with_suffix
 from hide_llava.metrics import METRICS
 from hide_llava.preflight import preflight
-from hide_llava.training.sequence import task_records
+from hide_llava.training.run import Run
 from tests.benchmarks.world import config, written
 from tests.cli.call import call, refused
 from tests.tiny import OVERRIDES
@@ -59,13 +58,14 @@ def test_the_page_lists_every_task() -> None:
 def test_images_come_from_the_tasks_own_folder(tmp_path: Path) -> None:
     """Five tasks name their images alike; each gets its own, also when all are trained together."""
     made = written("mllm-dcl", tmp_path, method="multitask")
-    assert table_root(made) == tmp_path
-    for i, (task, folder) in enumerate(zip(made.benchmark.tasks, ("RS", "Med", "AD", "Sci", "Fin"))):
-        assert image_root(made, task) == tmp_path / "MLLM-CL" / "domain" / folder
-        images = task_records(made, i)["image"]
+    tasks = Run(made).tasks
+    assert tasks[0].common.table_root == tmp_path
+    for task, folder in zip(tasks, ("RS", "Med", "AD", "Sci", "Fin")):
+        assert task.images == tmp_path / "MLLM-CL" / "domain" / folder
+        images = task.records()["image"]
         assert len(images) == 8 and all(x.startswith(f"MLLM-CL/domain/{folder}/images/") for x in images)
         assert all((tmp_path / x).is_file() for x in images)
-    few, *others = preflight(made)
+    few, *others = preflight(Run(made))
     assert few.startswith("01-joint: 1 optimizer step in all") and others == [
         f"task '{t}': its question file holds 4 records, the benchmark's {n}."
         for t, n in (("rs", 10000), ("med", 9790), ("ad", 10000))
@@ -74,30 +74,29 @@ def test_images_come_from_the_tasks_own_folder(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match=r"Fin/train\.json: record 1 \(id 'fin-1'\): Image \S+Fin/images/train1\.png does not"
     ):
-        preflight(made)
+        preflight(Run(made))
 
 
 def test_text_only_records_stay_text_only(tmp_path: Path) -> None:
     made = written("coin", tmp_path)
-    assert table_root(made) == tmp_path / "CoIN" / "cl_dataset"
+    assert Run(made).common.table_root == tmp_path / "CoIN" / "cl_dataset"
     text = "{benchmark: {extends: coin, name: x, tasks: [{id: gqa, images: CoIN/cl_dataset}]}}"
     (tmp_path / "x.yaml").write_text(text)
     apart = config(str(tmp_path / "x.yaml"), tmp_path)
-    plain, prefixed = task_records(made, 0)["image"], task_records(apart, 0)["image"]
+    plain, prefixed = (Run(one).tasks[0].records()["image"] for one in (made, apart))
     assert [x is None for x in plain] == [i % 4 == 3 for i in range(8)]
     assert prefixed == [x and f"CoIN/cl_dataset/{x}" for x in plain]
 
 
 def test_questions_may_have_another_folder(tmp_path: Path) -> None:
     made = written("mllm-acl", tmp_path)
-    ocr = made.benchmark.tasks[0]
-    roots = [image_root(made, ocr, test).name for test in (False, True)]
-    assert roots == ["OCR", "OCR_test"]
+    ocr = Run(made).tasks[0]
+    assert [ocr.images.name, ocr.question_images.name] == ["OCR", "OCR_test"]
     (tmp_path / "MLLM-CL" / "ability" / "OCR_test" / "images" / "test2.png").unlink()
     with pytest.raises(
         UserError, match=r"OCR_test/test\.json: question 'OCR_test_2': Image \S+ does not exist; set images"
     ):
-        preflight(made)
+        preflight(Run(made))
 
 
 def test_references_are_needed_only_where_questions_have_no_answers(tmp_path: Path) -> None:
@@ -107,12 +106,12 @@ def test_references_are_needed_only_where_questions_have_no_answers(tmp_path: Pa
     )
     (tmp_path / "x.yaml").write_text(text)
     made = written(str(tmp_path / "x.yaml"), tmp_path)
-    (few,) = preflight(made)  # nothing but that eight records are hardly a training
+    (few,) = preflight(Run(made))  # nothing but that eight records are hardly a training
     assert "08-ocrvqa: 1 optimizer step each" in few
     file = tmp_path / "CoIN" / "Instructions_Original" / "GQA" / "test.json"
     rewrite(file, lambda rows: [{k: v for k, v in row.items() if k != "answer"} for row in rows])
     with pytest.raises(UserError, match=r"task 'gqa': .*answer is None"):
-        preflight(made)
+        preflight(Run(made))
 
 
 def test_questions_of_another_split_than_the_references(tmp_path: Path) -> None:
@@ -121,22 +120,22 @@ def test_questions_of_another_split_than_the_references(tmp_path: Path) -> None:
     file = tmp_path / "CoIN" / "Instructions_Original" / "TextVQA" / "val.json"
     rewrite(file, lambda rows: rows[0].update(question_id="other"))
     with pytest.raises(UserError, match=r"task 'textvqa': question_id other .* no entry in .*TextVQA_0"):
-        preflight(made)
+        preflight(Run(made))
 
 
 # --------------------------------------------------------------------------------------------------- suffixes, protocols
 
 
 def test_settings_of_a_task(tmp_path: Path) -> None:
-    made = config("coin-official", tmp_path)
-    science, text = made.benchmark.tasks[:2]
+    run = Run(config("coin-official", tmp_path))
+    science, text = run.tasks[:2]
     line = "\nAnswer with the option's letter from the given choices directly."
-    settings = generation_settings(made, science)
+    settings = science.settings()
     assert (settings["image_transform"], settings["max_new_tokens"], settings["prompt_suffix"]) == ("crop", 1024, line)
-    assert generation_settings(made, text)["image_transform"] == generation_settings(made)["image_transform"] == "pad"
-    assert generation_settings(made)["prompt_suffix"] is None
+    assert text.settings()["image_transform"] == run.common.settings()["image_transform"] == "pad"
+    assert run.common.settings()["prompt_suffix"] is None
     forced = config("coin-official", tmp_path, "eval.image_transform=pad", "eval.max_new_tokens=9")
-    settings = generation_settings(forced, science)
+    settings = Run(forced).tasks[0].settings()
     assert (settings["image_transform"], settings["max_new_tokens"]) == ("pad", 9)
 
 
@@ -144,15 +143,15 @@ def test_the_finance_suffix(tmp_path: Path) -> None:
     """Clean: one suffix for all. Legacy: as published, it depends on the gold answer, which the settings say."""
     for protocol in ("clean", "legacy"):
         made = written("mllm-dcl", tmp_path, "tasks=[Fin]", f"eval.protocol={protocol}", method="zero_shot")
-        (fin,) = made.benchmark.tasks
-        questions, _ = read_questions(made, fin)
-        settings = generation_settings(made, fin)
+        (fin,) = Run(made).tasks
+        questions, _ = fin.questions()
+        settings = fin.settings()
         asked = with_suffix(questions, settings["prompt_suffix"])
         added = [a["text"].removeprefix(q["text"]) for a, q in zip(asked, questions)]
         assert [q["answer"] for q in questions] == ["Yes", "B", "No", "A"]
-        warnings = preflight(made)
+        warnings = preflight(Run(made))
         if protocol == "clean":
-            assert set(added) == {fin.prompt_suffix} and warnings == [] and settings["protocol"] == "clean"
+            assert set(added) == {fin.entry.prompt_suffix} and warnings == [] and settings["protocol"] == "clean"
         else:
             yes, letter = (
                 " Only answer with yes or no directly.",
@@ -172,17 +171,17 @@ def test_the_math_mixture(tmp_path: Path) -> None:
     clean = written("mllm-acl", tmp_path, "tasks=[math]", method="zero_shot")
     legacy = config("mllm-acl", tmp_path, "tasks=[math]", "eval.protocol=legacy", method="zero_shot")
     rows = [{"question_id": f"testmini_{i}", "text": "mine"} for i in range(10)]
-    assert mix_answers(rows, clean, clean.benchmark.tasks[0]) == (rows, [])
+    assert Run(clean).tasks[0].mix_answers(rows) == (rows, [])
     with pytest.raises(UserError, match=r"1 of 3 files are missing, first \S+llava_v1\.5_7b\.jsonl"):
-        preflight(legacy)
+        preflight(Run(legacy))
     sheet = tmp_path / "MLLM-CL" / "ability" / "Math_test" / "llava_v1.5_7b.jsonl"
     sheet.write_text("".join(json.dumps({"question_id": f"testmini_{i}", "text": "sheet"}) + "\n" for i in range(10)))
-    mixed, labels = mix_answers(rows, legacy, legacy.benchmark.tasks[0])
+    mixed, labels = Run(legacy).tasks[0].mix_answers(rows)
     assert [r["text"] for r in mixed] == ["mine"] * 3 + ["sheet"] * 7  # ceil(10 / 4), as the published slices are cut
     assert [r["question_id"] for r in mixed] == [r["question_id"] for r in rows]
     assert labels[0].startswith("legacy protocol: ") and labels[1] == "7 of 10 answers are another model's"
     with pytest.raises(UserError, match="has no answer to question 'testmini_10'"):
-        mix_answers([*rows, {"question_id": "testmini_10", "text": "mine"}], legacy, legacy.benchmark.tasks[0])
+        Run(legacy).tasks[0].mix_answers([*rows, {"question_id": "testmini_10", "text": "mine"}])
 
 
 def answered(root: Path, model: Path, *more: str) -> tuple[dict, list[dict]]:
@@ -199,7 +198,7 @@ def test_the_suffix_reaches_the_model_and_the_score(model: Path, tmp_path: Path)
     """As the published code puts it: directly after the text. `predict --task` asks as the run asked."""
     made = written("coin-official", tmp_path, "tasks=[scienceqa]")
     score, rows = answered(tmp_path, model, "benchmark=coin-official", "tasks=[scienceqa]")
-    questions, _ = read_questions(made, made.benchmark.tasks[0])
+    questions, _ = Run(made).tasks[0].questions()
     suffix = made.benchmark.tasks[0].prompt_suffix
     assert score["prompt_suffix"] == suffix and score["image_transform"] == "crop" and "warning" not in score["said"]
     assert [row["prompt"] for row in rows] == [q["text"] + suffix for q in questions]

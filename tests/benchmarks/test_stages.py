@@ -7,9 +7,8 @@ import pytest
 
 from hide_llava.config import compose
 from hide_llava.errors import UserError
-from hide_llava.evaluation.questions import read_questions
 from hide_llava.preflight import preflight
-from hide_llava.training.run_folder import general_tasks, new_manifest, stages_of
+from hide_llava.training.run import Run
 from tests import tiny
 from tests.benchmarks.synthetic import write_benchmark
 from tests.benchmarks.world import config, written
@@ -19,18 +18,18 @@ from tests.tiny import OVERRIDES
 
 def test_unseen_tasks_are_asked_after_the_last_stage(tmp_path: Path) -> None:
     made = config("cvit", tmp_path)
-    stages = stages_of(made)
+    stages = Run(made).stages
     assert [len(s.evaluate) for s in stages] == [1, 2, 3, 4, 5, 9] and all(max(s.train) < 6 for s in stages)
-    assert [len(s.evaluate) for s in stages_of(config("cvit", tmp_path, method="zero_shot"))] == [9]
-    assert [(s.train, len(s.evaluate)) for s in stages_of(config("cvit", tmp_path, method="multitask"))] == [
+    assert [len(s.evaluate) for s in Run(config("cvit", tmp_path, method="zero_shot")).stages] == [9]
+    assert [(s.train, len(s.evaluate)) for s in Run(config("cvit", tmp_path, method="multitask")).stages] == [
         (tuple(range(6)), 9)
     ]
     few = config("cvit-5shot", tmp_path)
     assert [t.id for t in few.benchmark.tasks][6:] == ["places365", "vizwiz", "textcaps", "ocrvqa"]
-    assert few.benchmark.tasks[6].train == "Places365/train_5shot.json" and len(stages_of(few)[6].evaluate) == 10
+    assert few.benchmark.tasks[6].train == "Places365/train_5shot.json" and len(Run(few).stages[6].evaluate) == 10
     with pytest.raises(UserError, match=r"no task .* has a training file; only method=zero_shot fits"):
-        stages_of(config("cvit", tmp_path, "tasks=[vizwiz]"))
-    assert len(stages_of(config("cvit", tmp_path, "tasks=[vizwiz]", method="zero_shot"))) == 1
+        Run(config("cvit", tmp_path, "tasks=[vizwiz]"))
+    assert len(Run(config("cvit", tmp_path, "tasks=[vizwiz]", method="zero_shot")).stages) == 1
 
 
 @pytest.mark.parametrize(
@@ -38,10 +37,10 @@ def test_unseen_tasks_are_asked_after_the_last_stage(tmp_path: Path) -> None:
 )
 def test_every_oracle_is_labelled_and_not_asked_general_tasks(method: str, option: str | None, tmp_path: Path) -> None:
     words = [f"method.{option}=oracle"] if option else []
-    manifest = new_manifest(config("ucit-general", tmp_path, *words, method=method))
+    manifest = Run(config("ucit-general", tmp_path, *words, method=method)).new_manifest()
     assert manifest["labels"] == ["oracle: task id given at inference"] and manifest["general"] == []
     if option:
-        manifest = new_manifest(config("ucit-general", tmp_path, method=method))
+        manifest = Run(config("ucit-general", tmp_path, method=method)).new_manifest()
         assert manifest["labels"] == [] and manifest["general"]
 
 
@@ -49,13 +48,13 @@ def test_what_an_oracle_is_asked(tmp_path: Path) -> None:
     """A method that is told the task id is asked an unseen task only as the task it borrows the id of."""
     words = ("method.routing=oracle",)
     made = config("cvit", tmp_path, *words, method="hide")
-    assert len(stages_of(made)[-1].evaluate) == 9
+    assert len(Run(made).stages[-1].evaluate) == 9
     part = written("cvit", tmp_path, *words, "tasks=[gqa,vizwiz,flickr30k,textcaps]", method="hide")
-    asked = [part.benchmark.tasks[i].id for i in stages_of(part)[-1].evaluate]
+    asked = [part.benchmark.tasks[i].id for i in Run(part).stages[-1].evaluate]
     assert asked == ["flickr30k", "gqa", "textcaps"]  # TextVQA, which VizWiz borrows from, was left out
-    assert any("not asked: vizwiz" in warning for warning in preflight(part))
+    assert any("not asked: vizwiz" in warning for warning in preflight(Run(part)))
     general = config("ucit-general", tmp_path, *words, method="hide")
-    assert general_tasks(general) == [] and new_manifest(general)["general"] == []
+    assert Run(general).general == [] and Run(general).new_manifest()["general"] == []
 
 
 @pytest.mark.parametrize(
@@ -84,16 +83,16 @@ def test_an_oracle_is_not_asked_as_a_task_it_has_not_learned(
     found = {str(file.parent.relative_to(tmp_path / "run" / "eval")) for file in tmp_path.glob("run/eval/*/like*/score.json")}
     assert found == {"01-task0/like0", "02-task1/like0", "02-task1/like1"}
     assert (tmp_path / "run" / "results" / "report.html").read_text().count("not asked") == 1
-    made = compose(words)
-    assert [len(general_tasks(made, stage)) for stage in stages_of(made)] == [1, 2] and len(general_tasks(made)) == 2
+    made = Run(compose(words))
+    assert [len(made.general_after(stage)) for stage in made.stages] == [1, 2] and len(made.general) == 2
 
 
 def test_general_tasks_stay_out_of_the_matrix(tmp_path: Path) -> None:
-    manifest = new_manifest(config("ucit-general", tmp_path))
+    manifest = Run(config("ucit-general", tmp_path)).new_manifest()
     assert [t["id"] for t in manifest["general"]] == ["pope", "mme", "scienceqa-img"]
     assert [len(s["eval_tasks"]) for s in manifest["stages"]] == [1, 2, 3, 4, 5, 6]
     assert {"pope", "mme"}.isdisjoint(t["id"] for t in manifest["tasks"])
-    assert new_manifest(config("ucit-general", tmp_path, "eval.general=false"))["general"] == []
+    assert Run(config("ucit-general", tmp_path, "eval.general=false")).new_manifest()["general"] == []
 
 
 # --------------------------------------------------------------------------------------------------------------- limits
@@ -115,9 +114,8 @@ def test_a_limited_run_is_labelled_everywhere(model: Path, tmp_path: Path) -> No
         assert (
             stored["limit"] == stored["n_expected"] == 2 and "partial: 2 of 4 questions (limit=2)" in stored["labels"]
         )
-    caption = limited.benchmark.tasks[1]
-    kept, in_file = read_questions(limited, caption)
-    everything, _ = read_questions(full, caption)
+    kept, in_file = Run(limited).tasks[1].questions()
+    everything, _ = Run(full).tasks[1].questions()
     places = [everything.index({k: v for k, v in q.items() if k != "image_id"}) for q in kept]
     assert in_file == 4 and [q["image_id"] for q in kept] == [i + 1 for i in places]  # still their own references
     refused("run", *words, says=("limit: 2 there, None now",))

@@ -9,9 +9,9 @@ import pytest
 from hide_llava.config import compose
 from hide_llava.errors import UserError
 from hide_llava.evaluation import cells
-from hide_llava.evaluation.questions import all_questions, check_scoring, questions_sha256, read_questions
 from hide_llava.metrics import ALL_EMPTY, score
 from hide_llava.storage import sha256
+from hide_llava.training.run import Run
 from tests.cli.call import call, refused
 from tests.tiny import OVERRIDES, write_model
 
@@ -72,7 +72,7 @@ def test_popes_three_files_are_one_task(model: Path, tmp_path: Path, lines: bool
     assert [found[f"F1:coco_pope_{kind}"] for kind in KINDS] == [one["F1"] for one in alone]
     assert found["mean_F1"] == pytest.approx(sum(one["F1"] for one in alone) / 3)
     assert found["score"] == found["mean_accuracy"] == pytest.approx(sum(one["score"] for one in alone) / 3)
-    assert stored["questions_sha256"] == questions_sha256(compose(command), compose(command).benchmark.tasks[0])
+    assert stored["questions_sha256"] == Run(compose(command)).tasks[0].questions_sha256()
     assert call("eval", *command).code == 0  # nothing is asked again
     (tmp_path / names[2]).write_text((tmp_path / names[2]).read_text().replace("adversarial", "other"))
     refused("eval", *command, says=("another question file",))
@@ -81,10 +81,9 @@ def test_popes_three_files_are_one_task(model: Path, tmp_path: Path, lines: bool
 def test_one_file_is_as_it_always_was(model: Path, tmp_path: Path) -> None:
     (name, *_) = pope(tmp_path, False)
     for test in (name, [name]):
-        config = compose(words(model, tmp_path, test))
-        (task,) = config.benchmark.tasks
-        assert [q["question_id"] for q in all_questions(config, task)] == [0, 1, 2, 3]
-        assert questions_sha256(config, task) == sha256(tmp_path / name)
+        (task,) = Run(compose(words(model, tmp_path, test))).tasks
+        assert [q["question_id"] for q in task.all_questions()] == [0, 1, 2, 3]
+        assert task.questions_sha256() == sha256(tmp_path / name)
 
 
 @pytest.mark.parametrize("test, says", [
@@ -135,16 +134,15 @@ def test_the_other_models_answers_are_looked_at_first(model: Path, tmp_path: Pat
     rows = [{"question_id": i, "text": "Is it?", "answer": "yes"} for i in range(4)]
     (tmp_path / "test.json").write_text(json.dumps(rows))
     legacy = {"reason": "a reason", "answers": "other.jsonl", "workers": 2}
-    config = compose([*words(model, tmp_path, "test.json", legacy=legacy), "eval.protocol=legacy"])
-    (task,) = config.benchmark.tasks
-    questions, in_file = read_questions(config, task)
+    (task,) = Run(compose([*words(model, tmp_path, "test.json", legacy=legacy), "eval.protocol=legacy"])).tasks
+    questions, in_file = task.questions()
     for told, fine in (([2, 3], True), ([2], False)):
         (tmp_path / "other.jsonl").write_text("".join(f'{{"question_id": {i}, "text": "no"}}\n' for i in told))
         if fine:
-            check_scoring(config, task, questions, in_file)
+            task.check_scoring(questions, in_file)
         else:
             with pytest.raises(UserError, match="has no answer to question 3"):
-                check_scoring(config, task, questions, in_file)
+                task.check_scoring(questions, in_file)
     (tmp_path / "other.jsonl").write_text('{"text": "no"}\n')
     with pytest.raises(UserError, match="has no answer to question 2"):
-        check_scoring(config, task, questions, in_file)
+        task.check_scoring(questions, in_file)

@@ -13,6 +13,7 @@ from hide_llava.data.records import load_questions
 from hide_llava.errors import UserError
 from hide_llava.evaluation.cells import _Collate, answer_batch
 from hide_llava.interop.hide_reference import import_run
+from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 from tests.golden_reference import GOLDEN
 
@@ -33,7 +34,7 @@ def checkpoints(kind: str, count: int) -> list[Path]:
 @pytest.mark.parametrize(("kind", "stages"), [("e3", 3), ("e6", 2)])
 def test_every_stage_answers_as_recorded(kind: str, stages: int, tmp_path: Path) -> None:
     run = import_run(checkpoints(kind, stages), base_folder(kind, tmp_path), GOLDEN / "clip", tmp_path / "run")
-    session = Session(run.config)
+    session = Session(Run.at(run.path))
     questions = load_questions(GOLDEN / "data" / "test.json", GOLDEN / "data")
     data = QuestionDataset(
         questions, GOLDEN / "data", session.loaded.tokenizer, session.loaded.transform("pad"),
@@ -42,7 +43,7 @@ def test_every_stage_answers_as_recorded(kind: str, stages: int, tmp_path: Path)
     for stage in range(stages):
         recorded = json.loads((GOLDEN / f"eval_{kind}" / f"task{stage + 1}.json").read_text())["samples"]
         tensors = load_file(GOLDEN / f"eval_{kind}" / f"task{stage + 1}.safetensors")
-        session.restore(run, stage)
+        session.restore(stage)
         with session:
             for i, sample in enumerate(recorded):
                 batch = _Collate()([data[i]])
@@ -76,11 +77,11 @@ def check_logits(session: Session, batch: dict, tensors: dict, prefix: str) -> N
 def test_only_the_last_folder(tmp_path: Path) -> None:
     """The last task's folder holds all experts: its stage works, earlier ones say what is missing."""
     run = import_run(checkpoints("e3", 3)[2:], base_folder("e3", tmp_path), GOLDEN / "clip", tmp_path / "run")
-    session = Session(run.config)
-    session.restore(run, 2)
+    session = Session(Run.at(run.path))
+    session.restore(2)
     assert session.method.learned == [0, 1, 2]
     with pytest.raises(UserError, match="own checkpoint"):
-        session.restore(run, 1)
+        session.restore(1)
 
 
 def damage(tmp_path: Path, file: str, change) -> Path:
@@ -121,7 +122,7 @@ def test_alias_spelling_and_frozen_projector(tmp_path: Path) -> None:
     torch.save(frozen, folder / "non_lora_trainables.bin")
     run = import_run([folder], GOLDEN / "base", GOLDEN / "clip", tmp_path / "run")
     assert not (run.stage("01-task-1") / "projector.safetensors").exists()
-    Session(run.config).restore(run, 0)
+    Session(Run.at(run.path)).restore(0)
 
 
 def test_two_runs_do_not_mix(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hide_llava.methods.base import REGISTRY, Method, Route, register
 from hide_llava.methods.lora import SequentialLora
 from hide_llava.methods.registry import method_class, method_config
 from hide_llava.pipeline import run
-from hide_llava.training.run_folder import new_manifest
+from hide_llava.training.run import Run
 from tests.tiny import configuration
 
 SHORT = ("tasks=[task0]", "train.max_steps=1")
@@ -92,7 +92,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, s
 def test_a_plug_in_is_found_and_listed(package: Callable, world: Path, tmp_path: Path) -> None:
     package("own-method", "plug_good", GOOD.format("own-method"))
     config = configuration(world, "own-method", tmp_path / "run", "method.rank=3")  # without any YAML
-    assert new_manifest(config)["versions"]["plug_good"] == "1.0"
+    assert Run(config).new_manifest()["versions"]["plug_good"] == "1.0"
     method = config.method
     assert (method["name"], method["preset"], method["rank"], method["alpha"]) == ("own-method", "own-method", 3, 32.0)
     assert method_class("own-method").__module__ == "plug_good" and method_class("own-method").name == "own-method"
@@ -161,6 +161,7 @@ OPTIONS = """from typing import Literal
 from pydantic import Field, field_validator, model_validator
 
 from hide_llava.methods.base import Method, MethodConfig
+from hide_llava.training.run import Run
 
 
 class Own(Method):

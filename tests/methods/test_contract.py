@@ -16,15 +16,15 @@ from hide_llava.config import RunConfig, compose, names
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.data.records import load_questions
 from hide_llava.evaluation.cells import _Collate, answer_batch
-from hide_llava.evaluation.questions import generation_settings
 from hide_llava.methods.base import REGISTRY
 from hide_llava.methods.registry import method_class
 from hide_llava.pipeline import run
 from hide_llava.training import sequence
-from hide_llava.training.run_folder import RunFolder, open_run
+from hide_llava.training.run import Run
+from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.sequence import Interrupted, build_trainer, training_data
 from hide_llava.training.session import Session
-from tests.tiny import SGD, configuration, write_world
+from tests.tiny import SGD, configuration, opened, write_world
 
 TESTED = sorted({*names("method"), *(n for n in REGISTRY if n.startswith("test_"))})  # every preset
 if os.environ.get("HIDE_CONTRACT"):  # the preset of a method that lives elsewhere: docs/ADD_A_METHOD.md
@@ -122,7 +122,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: fl
 
 def questions(session: Session, world: Path, task: int = 0) -> QuestionDataset:
     rows = load_questions(world / "data" / f"task{task}" / "test.json")
-    transform = generation_settings(session.config, session.config.benchmark.tasks[task])["image_transform"]
+    transform = session.run.tasks[task].settings()["image_transform"]
     return QuestionDataset(
         rows, world / "data", session.loaded.tokenizer, session.loaded.transform(transform), session.loaded.image_tokens
     )
@@ -168,11 +168,11 @@ def test_batch_of_eight_answers_as_batch_of_one(method: str, dtype: str, finishe
     """The same tokens in fp32. In bf16 the last bits of a product depend on its shape, so that two nearly equal words may
     change places: there the logits of the first word agree within bf16's step."""
     folder = RunFolder(finished[method, dtype])
-    session = Session(folder.config)
+    session = Session(Run.at(folder.path))
     if session.method.trains:
-        session.restore(folder, len(session.stages) - 1)
+        session.restore(len(session.stages) - 1)
     data = questions(session, world, 1)
-    other = questions(session, world, len(session.config.benchmark.tasks) - 1)
+    other = questions(session, world, len(session.run.tasks) - 1)
     items = [data[i] for i in range(6)] + [other[i] for i in (0, 5)]
     if dtype == "bfloat16":
         with session:
@@ -193,9 +193,9 @@ def test_batch_of_eight_answers_as_batch_of_one(method: str, dtype: str, finishe
 def test_decoding_is_upstreams_generate(method: str, dtype: str, finished: Finished, world: Path) -> None:
     """The same tokens, rows that end early included; in fp32 also where ended rows leave, and with a static cache."""
     folder = RunFolder(finished[method, dtype])
-    session = Session(folder.config)
+    session = Session(Run.at(folder.path))
     if session.method.trains:
-        session.restore(folder, len(session.stages) - 1)
+        session.restore(len(session.stages) - 1)
     data, llava = questions(session, world, 1), session.core.llava
     with session, torch.no_grad():
         batch = _Collate()([data[i] for i in (0, 1, 5)]) | ({"task": 0} if session.method.oracle else {})
@@ -231,9 +231,9 @@ def first_logits(session: Session, items: list[dict]) -> torch.Tensor:
 def test_stored_stages_answer_as_the_run_did(method: str, dtype: str, finished: Finished, world: Path) -> None:
     """Every stage, restored in a new session in reverse order, gives the answers that the run wrote."""
     folder = RunFolder(finished[method, dtype])
-    session = Session(folder.config)
+    session = Session(Run.at(folder.path))
     for stage in reversed(session.stages):
-        session.restore(folder, stage.index)
+        session.restore(stage.index)
         name = f"{stage.index + 1:02d}-{stage.id}"
         data = questions(session, world, 0)
         order = sorted(range(6), key=lambda i: (-len(data.questions[i]["text"]), i))  # the run's batches: longest first
@@ -280,10 +280,10 @@ def test_resumed_equals_uninterrupted(
 def test_only_what_the_method_trains_changes(method: str, world: Path, tmp_path: Path) -> None:
     """With weight decay 0.1: base, towers and the adapters of earlier tasks stay bit-identical."""
     config = setup(world, method, tmp_path / "run", "train.weight_decay=0.1")
-    folder, session = open_run(config), Session(config)
+    session = opened(config)
     for stage in session.stages[:2]:
         dataset = training_data(session, stage)
-        trainer, _ = build_trainer(session, folder, stage, dataset)
+        trainer, _ = build_trainer(session, stage, dataset)
         before = hashes(session)
         mine = {id(p) for g in session.method.params() for p in g["params"]}
         own = {n for n, p in session.routed.named_parameters() if id(p) in mine}
@@ -293,7 +293,7 @@ def test_only_what_the_method_trains_changes(method: str, world: Path, tmp_path:
         assert changed and changed <= own
         optimizer = {id(p) for g in trainer.optimizer.param_groups for p in g["params"]}
         assert optimizer <= mine
-        sequence.finish_stage(session, folder, stage, trainer.state.log_history, dataset)
+        sequence.finish_stage(session, stage, trainer.state.log_history, dataset)
 
 
 def hashes(session: Session) -> dict[str, str]:
@@ -338,10 +338,10 @@ def fields(method: str) -> list[str]:
 @pytest.mark.parametrize("method", in_gate(TESTED))
 def test_no_task_id_at_inference(method: str, finished: Finished, world: Path) -> None:
     folder = RunFolder(finished[method, "float32"])
-    session = Session(folder.config)
+    session = Session(Run.at(folder.path))
     assert session.method.oracle == (method in ORACLES) or method.endswith((".yaml", ".py"))
     if session.method.trains:
-        session.restore(folder, 0)
+        session.restore(0)
     seen = []
     route = session.method.route
     session.method.route = lambda batch, *rest: seen.append(batch) or route(batch, *rest)
@@ -357,8 +357,8 @@ def test_first_task_equals_plain_lora(method: str, world: Path, tmp_path: Path) 
     projector = "method.projector=frozen" if method == "hide-prism" else "method.projector=shared"
     for name in (method, "lora"):
         config = setup(world, name, tmp_path / name, *shape, projector, "method.init_std=0.01")
-        folder, session = open_run(config), Session(config)
-        sequence.train_stage(session, folder, session.stages[0])
+        session = opened(config)
+        sequence.train_stage(session, session.stages[0])
     a, b = (
         {k.split(":")[1]: v for k, v in tensors_of(tmp_path / n).items() if "adapter_model" in k}
         for n in (method, "lora")

@@ -16,6 +16,7 @@ from hide_llava.methods.base import Context, Features, Task
 from hide_llava.methods.hide import HiDe
 from hide_llava.model.embed import splice
 from hide_llava.pipeline import run
+from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.session import Session
 from tests.methods.refused import assert_refused
@@ -188,8 +189,8 @@ def restored(trained: Path, projector: str = "per_task", **options: object) -> S
     """
     config = RunFolder(trained).config
     config.method.update(options)
-    session = Session(config)
-    session.restore(RunFolder(trained), 2)
+    session = Session(Run(config))
+    session.restore(2)
     session.method.config.projector = projector
     for name in session.core.names():
         for _, _, layer in session.core.layers(name):
@@ -295,7 +296,7 @@ def test_the_whole_model_computes_the_formulas(expanded: list[int], fusion: str,
 def test_growing_beyond_ten_tasks(world: Path, tmp_path: Path) -> None:
     """Twelve experts: learned, stored, restored, folded and routed; the reference stops at ten anchors."""
     config = configuration(world, "hide", tmp_path / "run")
-    session = Session(config)
+    session = Session(Run(config))
     generator = torch.Generator().manual_seed(0)
     for t in range(12):
         session.core.unfold()
@@ -309,7 +310,7 @@ def test_growing_beyond_ten_tasks(world: Path, tmp_path: Path) -> None:
     with session:
         rows = answer_batch(session, batch, 4, None)
     assert all(len(r["routing"]) == 12 and sum(r["routing"].values()) == pytest.approx(1, abs=1e-4) for r in rows)
-    other = Session(config)
+    other = Session(Run(config))
     for name in session.core.names():
         session.core.save(name, tmp_path / name)
         other.core.load(name, tmp_path / name)

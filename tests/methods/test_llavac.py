@@ -16,6 +16,7 @@ from hide_llava.methods.base import Context, Route
 from hide_llava.methods.llavac import LlavaC, distance
 from hide_llava.methods.registry import method_config
 from hide_llava.methods.routed import RoutedLlava
+from hide_llava.training.run import Run
 from tests.methods.host import assert_near, fill, layer_of, on_one_linear, recorded, run_linear, tasks
 from tests.methods.recorded import case, on_tiny_llama, put, trainable
 from tests.methods.refused import assert_refused
@@ -193,12 +194,11 @@ def test_inquiries_of_a_file_belong_to_records(tmp_path: Path) -> None:
 
 
 def test_it_says_that_it_is_a_reconstruction(tmp_path: Path) -> None:
-    from hide_llava.training.run_folder import new_manifest
     from tests.tiny import configuration, write_benchmark
 
     write_benchmark(tmp_path)
     (tmp_path / "model.yaml").write_text(json.dumps({"model": {"name": "tiny", "path": "nowhere"}}))
-    labels = {m: new_manifest(configuration(tmp_path, m, tmp_path / "run"))["labels"] for m in ("llavac", "lora")}
+    labels = {m: Run(configuration(tmp_path, m, tmp_path / "run")).new_manifest()["labels"] for m in ("llavac", "lora")}
     assert labels == {"llavac": ["reconstruction"], "lora": []}
     lines = {line.split()[0]: line for line in listing("methods").splitlines()}
     assert "[reconstruction]" in lines["llavac"] and "[" not in lines["l2p"]

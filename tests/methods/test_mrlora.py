@@ -16,7 +16,7 @@ from hide_llava.methods.base import Task
 from hide_llava.methods.mrlora import MrLora
 from hide_llava.pipeline import run
 from hide_llava.training.fit import fit
-from hide_llava.training.run_folder import RunFolder
+from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 from tests.golden_reference import GOLDEN
 from tests.methods.refused import assert_refused
@@ -34,8 +34,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Session, Path]:
                 "method.router_epochs=12", "train.epochs=1", "method.descriptions={task0: objects, task1: counting}")  # fmt: skip
     config = configuration(world, "mrlora", world / "run", *settings)
     run(config, evaluate=False, report=False)
-    session = Session(RunFolder(world / "run").config)
-    session.restore(RunFolder(world / "run"), 2)
+    session = Session(Run.at(world / "run"))
+    session.restore(2)
     return session, world
 
 

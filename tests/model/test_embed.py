@@ -14,6 +14,7 @@ from hide_llava.data.records import load_questions, load_records
 from hide_llava.evaluation.cells import _Collate
 from hide_llava.methods.base import Context, Task
 from hide_llava.model.embed import Vision, insert_prompts, see, splice
+from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 from tests.tiny import SIZE, configuration
 
@@ -132,7 +133,7 @@ def test_prompts_receive_gradients() -> None:
 @pytest.mark.parametrize("method", ["hide", "lora"])
 def test_the_tower_runs_once(method: str, world: Path, tmp_path: Path) -> None:
     """Once per training forward and once per generate call, routing features included."""
-    session = Session(configuration(world, method, tmp_path / "run"))
+    session = Session(Run(configuration(world, method, tmp_path / "run")))
     session.begin_stage(session.stages[0], Context(widths=session.widths))
     calls: list[int] = []
     tower = session.core.llava.model.vision_tower

@@ -10,21 +10,23 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
-from hide_llava.config import RunConfig
 from hide_llava.errors import UserError
 from hide_llava.model import load as module
 from hide_llava.model.load import Loaded, load, resolve
+from hide_llava.schema import ModelConfig
 from tests.golden_reference import GOLDEN
 from tests.tiny import configuration
 
 
-def config(world: Path, *more: str) -> RunConfig:
-    return configuration(world, "lora", world / "run", *more)
+def config(world: Path, *more: str) -> tuple[ModelConfig, Path]:
+    """The section `model` and the folder that models lie under."""
+    whole = configuration(world, "lora", world / "run", *more)
+    return whole.model, whole.model_folder()
 
 
 @pytest.fixture(scope="module")
 def loaded(world: Path) -> Loaded:
-    return load(config(world))
+    return load(*config(world))
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_image_and_padding_rows_are_dropped(loaded: Loaded, world: Path, spoiled
     size = len(loaded.tokenizer)
     whole.resize_token_embeddings(size + 64)  # as llava-hf has it: <image>, <pad> and filling
     whole.save_pretrained(spoiled)
-    ours = load(config(world, f"model.path={spoiled}")).llava
+    ours = load(*config(world, f"model.path={spoiled}")).llava
     for get in ("get_input_embeddings", "get_output_embeddings"):
         kept, stored = (getattr(m, get)().weight for m in (ours, whole))
         assert kept.shape[0] == size and stored.shape[0] == size + 64 and torch.equal(kept, stored[:size])
@@ -74,13 +76,13 @@ def test_pixels_are_the_towers(loaded: Loaded) -> None:
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype: str, world: Path) -> None:
-    model = load(config(world, f"model.dtype={dtype}")).llava
+    model = load(*config(world, f"model.dtype={dtype}")).llava
     assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
 
 
 @pytest.mark.parametrize("name, expected", [("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")])
 def test_attention(name: str, expected: str, world: Path, loaded: Loaded) -> None:
-    model = load(config(world, f"model.attention={name}")).llava
+    model = load(*config(world, f"model.attention={name}")).llava
     language = model.model.language_model.config._attn_implementation
     assert language == expected
     ids = torch.tensor([[1, 5, 9, 30]])
@@ -93,7 +95,7 @@ def test_flash_attention_where_it_is_missing(world: Path) -> None:
     if module.is_flash_attn_2_available():
         pytest.skip("flash attention is installed here")
     with pytest.raises(UserError, match=r"^model\.attention=flash: "):
-        load(config(world, "model.attention=flash"))
+        load(*config(world, "model.attention=flash"))
 
 
 def test_auto_attention_takes_flash_where_it_fits(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,7 +122,7 @@ def test_names_resolve_to_folders(world: Path) -> None:
 def test_the_packages_own_model(world: Path) -> None:
     if not (resolve("package:assets/mini/llava", world) / "config.json").is_file():
         pytest.skip("the mini model has not been built in this checkout")
-    mini = load(config(world, "model.path=package:assets/mini/llava", "model.clip=package:assets/mini/clip"))
+    mini = load(*config(world, "model.path=package:assets/mini/llava", "model.clip=package:assets/mini/clip"))
     assert mini.image_tokens == 16 and len(mini.tokenizer) == mini.llava.get_input_embeddings().num_embeddings
 
 
@@ -128,7 +130,7 @@ def test_a_hub_id_without_a_hub(world: Path) -> None:
     """Offline (as the tests run): one sentence, at once, that names the other ways."""
     start = time.monotonic()
     with pytest.raises(UserError, match=r"some-user/some-model.*hub does not answer.*model_root / HIDE_MODELS"):
-        load(config(world, "model.path=some-user/some-model"))
+        load(*config(world, "model.path=some-user/some-model"))
     assert time.monotonic() - start < 10
 
 
@@ -137,16 +139,16 @@ def test_a_hub_id_without_a_hub(world: Path) -> None:
 
 def test_not_a_model_folder(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no config\.json"):
-        load(config(world, f"model.path={tmp_path}"))
+        load(*config(world, f"model.path={tmp_path}"))
 
 
 def test_another_architecture(world: Path, spoiled: Path) -> None:
     with pytest.raises(UserError, match="holds CLIPModel, expected LlavaForConditionalGeneration"):
-        load(config(world, f"model.path={world}/clip"))
+        load(*config(world, f"model.path={world}/clip"))
     described = json.loads((spoiled / "config.json").read_text())
     (spoiled / "config.json").write_text(json.dumps({k: v for k, v in described.items() if k != "architectures"}))
     with pytest.raises(UserError, match="a model of unknown kind"):
-        load(config(world, f"model.path={spoiled}"))
+        load(*config(world, f"model.path={spoiled}"))
 
 
 def test_missing_weights_are_not_drawn_at_random(world: Path, spoiled: Path) -> None:
@@ -155,22 +157,22 @@ def test_missing_weights_are_not_drawn_at_random(world: Path, spoiled: Path) -> 
     key = next(k for k in state if k.endswith("layers.0.self_attn.q_proj.weight") and "vision" not in k)
     save_file({k: v for k, v in state.items() if k != key}, file, {"format": "pt"})
     with pytest.raises(UserError, match=r"weights are missing, first: .*q_proj"):
-        load(config(world, f"model.path={spoiled}"))
+        load(*config(world, f"model.path={spoiled}"))
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(UserError, match=r"cannot be loaded as LLaVA-1\.5"):
-        load(config(world, f"model.path={spoiled}"))
+        load(*config(world, f"model.path={spoiled}"))
 
 
 def test_original_format_needs_its_clip(world: Path) -> None:
     with pytest.raises(UserError, match=r"needs model\.clip"):
-        load(config(world, f"model.path={GOLDEN}/base", "model.clip=null"))
+        load(*config(world, f"model.path={GOLDEN}/base", "model.clip=null"))
     with pytest.raises(UserError, match=r"model\.projector=nothing\.bin: no such file"):
-        load(config(world, f"model.path={GOLDEN}/base", f"model.clip={GOLDEN}/clip", "model.projector=nothing.bin"))
+        load(*config(world, f"model.path={GOLDEN}/base", f"model.clip={GOLDEN}/clip", "model.projector=nothing.bin"))
 
 
 def test_unknown_device(world: Path) -> None:
     with pytest.raises(UserError, match=r"model\.device=toaster"):
-        load(config(world, "model.device=toaster"))
+        load(*config(world, "model.device=toaster"))
 
 
 def test_greedy_whatever_the_folder_says(world: Path, spoiled: Path) -> None:
@@ -178,7 +180,7 @@ def test_greedy_whatever_the_folder_says(world: Path, spoiled: Path) -> None:
     (spoiled / "generation_config.json").write_text(json.dumps({
         "repetition_penalty": 1.5, "bad_words_ids": [[5]], "suppress_tokens": [7], "max_time": 1e-6, "do_sample": True,
         "temperature": 0.2, "num_beams": 3, "stop_strings": ["a"], "prompt_lookup_num_tokens": 2}))  # fmt: skip
-    ours, plain = load(config(world, f"model.path={spoiled}")).llava, load(config(world)).llava
+    ours, plain = load(*config(world, f"model.path={spoiled}")).llava, load(*config(world)).llava
     assert ours.generation_config.to_diff_dict() == plain.generation_config.to_diff_dict()
     embeds = plain.get_input_embeddings()(torch.tensor([[1, 5, 9, 30, 7]]))
     one, two = (m.generate(inputs_embeds=embeds, max_new_tokens=8, do_sample=False, num_beams=1) for m in (ours, plain))

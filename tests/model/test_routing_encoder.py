@@ -17,6 +17,7 @@ from hide_llava.errors import UserError
 from hide_llava.methods.base import Features
 from hide_llava.model.embed import see
 from hide_llava.model.routing_encoder import ClipRoutingEncoder
+from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 from tests.tiny import SIZE, configuration
 
@@ -100,7 +101,7 @@ def test_a_text_is_encoded_once(world: Path, llava: LlavaForConditionalGeneratio
 
 def test_engines_see_no_encoder(world: Path, tmp_path: Path) -> None:
     """Processes call a text tower differently often, so none may be divided among them or broadcast."""
-    session = Session(configuration(world, "hide", tmp_path / "run"))
+    session = Session(Run(configuration(world, "hide", tmp_path / "run")))
     known = {*session.routed.parameters(), *session.routed.buffers()}
     assert session.routed.encoder is not None
     assert not known & {*session.routed.encoder.parameters(), *session.routed.encoder.buffers()}
@@ -121,7 +122,7 @@ def test_rows_without_an_image_are_zero(world: Path, tmp_path: Path) -> None:
     batch = {"input_ids": torch.ones(3, 1, dtype=torch.long), "has_image": torch.tensor([True, False, True]),
              "pixel_values": pixels, "texts": ["a", "b", "c"]}  # fmt: skip
     for method, empty in (("hide", True), ("hide-official", False)):
-        session = Session(configuration(world, method, tmp_path / "run"))
+        session = Session(Run(configuration(world, method, tmp_path / "run")))
         vision = session.routed.see(batch)
         found: Features = session.routed.features(batch, vision)
         seen = session.routed.encoder.image(vision.cls, pixels)
@@ -138,7 +139,7 @@ def test_the_instruction_is_the_last_line(world: Path, tmp_path: Path) -> None:
     texts = ["How many cells?\nUse one word.", "What is it?\nUse one word.", "How many cells?\nUse a sentence."]
     batch = {"input_ids": torch.ones(3, 1).long(), "has_image": torch.tensor([False] * 3), "texts": texts}
     for option, alike in (("line", True), ("question", False)):
-        session = Session(configuration(world, "smolora", tmp_path / "run", f"method.instruction={option}"))
+        session = Session(Run(configuration(world, "smolora", tmp_path / "run", f"method.instruction={option}")))
         a, b, c = session.routed.features(batch, None).sentence
         assert torch.equal(a, b) == alike and not torch.equal(a, c)
 
@@ -194,8 +195,8 @@ def test_projection_is_found_in_a_bin_file(world: Path, llava: LlavaForCondition
 
 def test_unknown_encoder_is_refused(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"router\.encoder=dino: expected clip or open_clip"):
-        Session(configuration(world, "hide", tmp_path / "run", "router.encoder=dino"))
-    Session(configuration(world, "lora", tmp_path / "run", "router.encoder=dino"))  # needs no features, loads none
+        Session(Run(configuration(world, "hide", tmp_path / "run", "router.encoder=dino")))
+    Session(Run(configuration(world, "lora", tmp_path / "run", "router.encoder=dino")))  # needs no features, loads none
 
 
 @pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])

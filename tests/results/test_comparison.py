@@ -22,7 +22,7 @@ from hide_llava.results.costs import costs
 from hide_llava.results.grouping import differences, tables_of
 from hide_llava.results.mean_curves import mean_curves, short_names
 from hide_llava.results.run_reader import read_run
-from hide_llava.training.run_folder import new_manifest
+from hide_llava.training.run import Run
 from tests.cli.call import call
 
 NAMES = [title for _, title, _ in TASKS]
@@ -212,8 +212,8 @@ def test_what_else_differs_is_said_of_every_row(tmp_path: Path, changes: dict, s
 
 def test_a_run_on_a_quantised_base_is_labelled(tmp_path: Path) -> None:
     words = ["benchmark=ucit", "method=lora", "model=llava-1.5-7b", f"output={tmp_path}"]
-    assert new_manifest(compose(words))["labels"] == []
-    (label,) = new_manifest(compose([*words, "train=24gb"]))["labels"]
+    assert Run(compose(words)).new_manifest()["labels"] == []
+    (label,) = Run(compose([*words, "train=24gb"])).new_manifest()["labels"]
     assert label == "base model in 4bit: not comparable with runs on an unquantised one"
 
 

@@ -79,11 +79,11 @@ def test_engines_refuse_what_they_cannot_do(world: Path, tmp_path: Path) -> None
     def refused(engine: str, method: type[Method], *more: str) -> str:
         config = configuration(world, "lora", tmp_path / "run", f"train.engine={engine}", *more)
         with pytest.raises(UserError) as error:
-            check_engine(config, method)
+            check_engine(engine, config.model, method)
         return str(error.value)
 
     assert "use train.engine=ddp" in refused("zero2", ByGradient)
     assert "use train.engine=zero2 or ddp" in refused("zero3", ByValue)
     assert "fp16" in refused("zero2", SequentialLora, "model.dtype=float16")
     assert "quantised" in refused("zero2", SequentialLora, "model.quantization=4bit")
-    check_engine(configuration(world, "lora", tmp_path / "run", "train.engine=zero2"), ByValue)
+    check_engine("zero2", configuration(world, "lora", tmp_path / "run").model, ByValue)

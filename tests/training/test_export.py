@@ -14,6 +14,7 @@ from hide_llava.data.conversation import IMAGE_TOKEN
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.data.records import load_questions
 from hide_llava.pipeline import run
+from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.session import Session
 from tests.tiny import configuration, write_world
@@ -41,8 +42,8 @@ def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> RunFolder
 
 @pytest.mark.parametrize("stage", [0, 2])
 def test_plain_peft_gives_the_same_logits(stage: int, finished: RunFolder, world: Path) -> None:
-    session = Session(finished.config)
-    session.restore(finished, stage)
+    session = Session(Run.at(finished.path))
+    session.restore(stage)
     folder = finished.stage(f"0{stage + 1}-task{stage}")
     loaded, data = session.loaded, world / "data"
     rows = load_questions(data / f"task{stage}" / "test.json")

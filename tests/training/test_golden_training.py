@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 from hide_llava.config import compose
 from hide_llava.interop.hide_reference import read_checkpoint
-from hide_llava.training.run_folder import open_run
 from hide_llava.training.sequence import build_trainer, finish_stage, training_data
 from hide_llava.training.session import Session
 from tests.golden_reference import GOLDEN
+from tests.tiny import opened
 
 TASK = "{{id: t{0}, title: T{0}, train: task{0}.json, test: test.json, metric: exact_upper}}"
 
@@ -51,13 +51,13 @@ def golden_config(tmp_path: Path):
 
 def test_losses_adapters_projector_anchors(tmp_path: Path) -> None:
     config = golden_config(tmp_path)
-    run, session = open_run(config), Session(config)
+    session = opened(config)
     start = load_file(GOLDEN / "train_e3" / "init_state.safetensors")
     for stage in session.stages:
         t = stage.index
         recorded = json.loads((GOLDEN / "train_e3" / f"task{t}.json").read_text())["steps"]
         dataset = training_data(session, stage)
-        trainer, _ = build_trainer(session, run, stage, dataset)
+        trainer, _ = build_trainer(session, stage, dataset)
         use_recorded_start(session, start, t)
         trainer.sampler = Recorded(order(dataset, recorded))
         trainer.train()
@@ -65,7 +65,7 @@ def test_losses_adapters_projector_anchors(tmp_path: Path) -> None:
         for ours, theirs in zip(log, recorded, strict=True):
             assert abs(ours["loss"] - theirs["loss"]) < 1e-4, (t, ours["step"])
             assert abs(ours["grad_norm"] - theirs["grad_norm"]) < 1e-3 * theirs["grad_norm"], (t, ours["step"])
-        finish_stage(session, run, stage, trainer.state.log_history, dataset)
+        finish_stage(session, stage, trainer.state.log_history, dataset)
         check_against(session, read_checkpoint(GOLDEN / "ckpt_e3" / f"Task{t + 1}_llava_lora_ours"), t)
 
 

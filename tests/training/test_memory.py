@@ -69,7 +69,7 @@ def test_what_is_chosen(
     monkeypatch.setattr(memory, "free_bytes", lambda device: free)
     monkeypatch.setattr(memory, "needed_bytes", lambda session, data, size, recompute: size * (1 if recompute else 10))
     session = session_of(per_device_batch_size=per_device, gradient_checkpointing=checkpointing)
-    chosen = layout(session, None, BatchPlan(12, 1, 2), None, entry)
+    chosen = layout(session, BatchPlan(12, 1, 2), None, entry)
     assert (chosen.batch.per_device, chosen.recompute) == expected
     assert chosen.batch.global_batch == 24 and chosen.batch.world == 2
 

@@ -25,6 +25,7 @@ from hide_llava.training.cards import CARDS
 from hide_llava.training.estimate import TEXT, Work, in_flops
 from hide_llava.training.flops import Flops
 from hide_llava.training.plan import plan
+from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 from hide_llava.training.sizes import Sizes, sizes, sizes_of_alike_layers
 
@@ -272,7 +273,7 @@ def test_extrapolated_layers_are_the_model() -> None:
 
 def test_text_without_a_model_folder(tmp_path: Path) -> None:
     words = ["benchmark=ucit", "model=llava-1.5-7b", f"model_root={tmp_path}", "method=l2p"]
-    text = plan(compose(words), tflops=50)
+    text = plan(Run(compose(words)), tflops=50)
     assert "published LLaVA-1.5-7B (there is no folder" in text
     assert "CLIP's text tower on the question" in text and "prompts: 25 more tokens per record" in text
     (line,) = (line for line in text.splitlines() if line.startswith("all training: "))
@@ -285,7 +286,7 @@ def test_text_without_a_model_folder(tmp_path: Path) -> None:
     assert line.startswith("all evaluation: 63,000 answers in 21 cells, ")  # 3,000 questions × (1 + … + 6)
     petaflops, hours = (float(n) for n in re.search(r" ([\d.]+) PFLOP, at least ([\d.]+) h at 50 ", line).groups())
     assert 63_000 * 8.9e12 < petaflops * 1e15 < 63_000 * 9.9e12 and abs(petaflops * 1e15 / 50e12 / 3600 / hours - 1) < 0.1
-    other = plan(compose(["benchmark=ucit", "model=llava-1.5-13b", f"model_root={tmp_path}", "method=l2p"]))
+    other = plan(Run(compose(["benchmark=ucit", "model=llava-1.5-13b", f"model_root={tmp_path}", "method=l2p"])))
     assert "base model: 13,3" in other
 
 
@@ -312,7 +313,7 @@ def test_plan_on_a_card(tmp_path: Path) -> None:
     words = ["benchmark=ucit", "model=llava-1.5-7b", f"model_root={tmp_path}", "method=hide", f"output={tmp_path}/run"]
 
     def lines(*more: str, **how: object) -> dict[str, str]:
-        text = plan(compose([*words, *more]), **how)
+        text = plan(Run(compose([*words, *more])), **how)
         return {kind: next(line for line in text.splitlines() if line.startswith(kind))
                 for kind in ("all training", "all evaluation", "memory", "measured training") if kind in text}  # fmt: skip
 
@@ -336,13 +337,13 @@ def test_plan_on_a_card(tmp_path: Path) -> None:
 @pytest.fixture
 def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
     """A data root that stays empty: nothing is written or read for a plan."""
-    monkeypatch.setattr("hide_llava.training.plan.prepare", lambda config: None)
+    monkeypatch.setattr(Run, "prepare", lambda self: None)
     return f"data_root={tmp_path}"
 
 
 @pytest.mark.parametrize("method", ["branchlora", "smolora", "zero_shot"])
 def test_text_of_the_small_model(method: str, no_data: str) -> None:
-    text = plan(compose(["benchmark=mini-ucit", "model=mini", "train=mini", f"method={method}", no_data]))
+    text = plan(Run(compose(["benchmark=mini-ucit", "model=mini", "train=mini", f"method={method}", no_data])))
     assert "base model: 2.9 M parameters" in text and "an answer: " in text
     assert "hide_llava/assets/mini/llava" in text
 
@@ -357,7 +358,7 @@ def test_every_choice_can_be_planned(method: str, no_data: str) -> None:
         for value in values:
             if value != getattr(kind(), name):
                 words = [no_data, *(["method.buffer=10"] if method == "replay" else [])]  # also a percentage
-                text = plan(compose(["benchmark=mini-ucit", f"method={method}", f"method.{name}={value}", *words]))
+                text = plan(Run(compose(["benchmark=mini-ucit", f"method={method}", f"method.{name}={value}", *words])))
                 assert "trained in one task: " in text and "an answer: " in text, (name, value)
 
 

@@ -11,22 +11,23 @@ import torch
 from safetensors.torch import load_file
 from transformers import TrainingArguments
 
-from hide_llava.config import TrainConfig, compose, from_yaml, to_yaml
+from hide_llava.config import RunConfig, TrainConfig, compose, from_yaml, to_yaml
 from hide_llava.errors import UserError
 from hide_llava.methods.lora import SequentialLora
 from hide_llava.methods.registry import method_class
 from hide_llava.pipeline import run
 from hide_llava.preflight import preflight
 from hide_llava.training import sequence
-from hide_llava.training.batching import few_steps, recipe_warnings, task_recipe, warmup_steps
+from hide_llava.training.batching import few_steps, recipe_warnings, warmup_steps
 from hide_llava.training.checkpoint import latest_checkpoint
 from hide_llava.training.engines import check_engine, on_one_gpu
 from hide_llava.training.plan import plan
 from hide_llava.training.reporting import check_reporting
-from hide_llava.training.run_folder import RunFolder, new_manifest, open_run
+from hide_llava.training.run import Run
+from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.sequence import build_trainer, train_stage, training_data
 from hide_llava.training.session import Session
-from tests.tiny import arguments, configuration
+from tests.tiny import arguments, configuration, opened
 
 # ------------------------------------------------------------------------------------------------------------ warm-up
 
@@ -84,9 +85,9 @@ def test_few_steps_are_told_by_plan_and_run(world: Path, tmp_path: Path) -> None
     assert few_steps({"01-a": 10}) == [] and few_steps({"01-a": 1})[0].startswith("01-a: 1 optimizer step in all")
     config = configuration(world, "lora", tmp_path)  # 8 records in batches of 4, 2 epochs
     wanted = "01-task0, 02-task1, 03-task2: 4 optimizer steps each, so hardly anything is learned"
-    assert any(wanted in text for text in preflight(config)) and f"warning: {wanted}" in plan(config)
+    assert any(wanted in text for text in preflight(Run(config))) and f"warning: {wanted}" in plan(Run(config))
     enough = configuration(world, "lora", tmp_path, "train.epochs=5")
-    assert not any("hardly anything" in text for text in preflight(enough)) and "hardly anything" not in plan(enough)
+    assert not any("hardly anything" in text for text in preflight(Run(enough))) and "hardly anything" not in plan(Run(enough))
 
 
 # ------------------------------------------------------------------------------------------- a task's values and train.*
@@ -120,37 +121,42 @@ def test_who_decides_on_epochs_and_batch(
     more: tuple[str, ...], expected: list, world: Path, tmp_path: Path
 ) -> None:
     config = composed(world, tmp_path, *more)
-    assert [task_recipe(config, (i,)) for i in range(3)] == expected
-    manifest = new_manifest(config)
+    assert [Run(config).recipe(stage) for stage in Run(config).stages] == expected
+    manifest = Run(config).new_manifest()
     assert [(s["global_batch"], s["epochs"]) for s in manifest["stages"]] == expected
     batches = {batch for batch, _ in expected}
     assert manifest["global_batch"] == (batches.pop() if len(batches) == 1 else "96, 8" if not more or "epochs" in
                                         more[0] else "16, 8")  # fmt: skip
     (tmp_path / "config.yaml").write_text(to_yaml(config))  # the stored configuration says the same
-    assert [task_recipe(from_yaml(tmp_path / "config.yaml"), (i,)) for i in range(3)] == expected
+    again = Run(from_yaml(tmp_path / "config.yaml"))
+    assert [again.recipe(stage) for stage in again.stages] == expected
 
 
 def test_a_method_preset_stands_above_a_tasks_values(world: Path, tmp_path: Path) -> None:
     config = composed(world, tmp_path, method="hide-mcitlib")  # global batch 64
-    assert [task_recipe(config, (i,)) for i in range(3)] == [(64, 3), (64, 1), (64, 1)]
+    assert [Run(config).recipe(stage) for stage in Run(config).stages] == [(64, 3), (64, 1), (64, 1)]
+
+
+def warned(config: RunConfig) -> list[str]:
+    return recipe_warnings(config.train, config.benchmark)
 
 
 def test_a_recipe_of_ones_own_that_a_task_overrides_is_told(world: Path, tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("train: {epochs: 2, global_batch_size: 4}")
     config = composed(world, tmp_path, f"train={tmp_path}/mine.yaml")
     assert config.train.name == "mine"
-    said = recipe_warnings(config)
+    said = warned(config)
     assert len(said) == 2 and "epochs (task0 3), which stand above the 2 of train=mine" in said[0]
     assert "global_batch_size (task1 8)" in said[1] and "train.global_batch_size=4 on the command line" in said[1]
-    assert all(text in preflight(config) and text in plan(config) for text in said)
-    assert not recipe_warnings(composed(world, tmp_path, f"train={tmp_path}/mine.yaml", "train.epochs=2",
+    assert all(text in preflight(Run(config)) and text in plan(Run(config)) for text in said)
+    assert not warned(composed(world, tmp_path, f"train={tmp_path}/mine.yaml", "train.epochs=2",
                                         "train.global_batch_size=4"))  # fmt: skip
-    assert not recipe_warnings(composed(world, tmp_path, "train=mini"))
+    assert not warned(composed(world, tmp_path, "train=mini"))
 
 
 def test_what_acts_otherwise_than_written_is_told(world: Path, tmp_path: Path) -> None:
     config = configuration(world, "lora", tmp_path, "train.max_steps=3", "train.adapter_dtype=bfloat16")
-    assert ["max_steps=3" in recipe_warnings(config)[0], "bfloat16" in recipe_warnings(config)[1]] == [True, True]
+    assert ["max_steps=3" in warned(config)[0], "bfloat16" in warned(config)[1]] == [True, True]
 
 
 # --------------------------------------------------------------------------------------------------- devices and engines
@@ -169,7 +175,7 @@ def test_one_gpu_of_several_by_number_is_refused(world: Path, tmp_path: Path) ->
     config = configuration(world, "lora", tmp_path)
     config.model.device = "cuda:1"
     with pytest.raises(UserError, match=r"set CUDA_VISIBLE_DEVICES=1 and model"):
-        check_engine(config, method_class("lora"))
+        check_engine(config.train.engine, config.model, method_class("lora"))
 
 
 def test_methods_that_zero3_would_break_are_refused(
@@ -179,9 +185,9 @@ def test_methods_that_zero3_would_break_are_refused(
     monkeypatch.setitem(__import__("sys").modules, "deepspeed", object())
     config = configuration(world, "lwf", tmp_path, "train.engine=zero3")
     with pytest.raises(UserError, match=r"method .lwf. reads them whole; use train"):
-        check_engine(config, method_class("lwf"))
+        check_engine(config.train.engine, config.model, method_class("lwf"))
     config.train.engine = "zero2"
-    check_engine(config, method_class("lwf"))
+    check_engine(config.train.engine, config.model, method_class("lwf"))
 
 
 @pytest.mark.parametrize("wrote, world_size, engine, fits", [(1, 2, "ddp", True), (2, 1, "ddp", True), (2, 2, "zero2", True),
@@ -210,21 +216,20 @@ def test_a_service_that_is_not_there_is_told_before_anything_is_loaded(
 
     def refused(value: str) -> str:
         with pytest.raises(UserError) as error:
-            preflight(configuration(world, "lora", tmp_path, f"train.report_to={value}"))
+            preflight(Run(configuration(world, "lora", tmp_path, f"train.report_to={value}")))
         return str(error.value)
 
     assert "wandb is not installed; `pip install wandb`" in refused("wandb")
     assert "tensorboard is not installed" in refused("tensorboard")
     assert "Did you mean 'wandb'?" in refused("wandbb")
     for value in ("none", "trackio", "all"):
-        check_reporting(configuration(world, "lora", tmp_path, f"train.report_to={value}"))
+        check_reporting(value)
 
 
 def test_stages_have_names_at_the_services(world: Path, tmp_path: Path) -> None:
     config = configuration(world, "lora", tmp_path / "my-run")
-    folder, session = open_run(config), Session(config)
-    stage = session.stages[1]
-    args = sequence.arguments(config, stage, 8, folder.path, torch.device("cpu"), torch.float32)
+    run = Run(config)
+    args = sequence.arguments(run, run.stages[1], 8, torch.device("cpu"), torch.float32)
     assert (args.run_name, args.report_to, args.project) == ("my-run-02-task1", [], "hide-llava")
 
 
@@ -286,8 +291,8 @@ def test_a_term_that_is_not_finite_stops_before_its_step(
 @pytest.mark.parametrize("ids, says", [([7, 8], "records 7, 8"), ([None, None], "records without an id"),
                                        (["a", None], "records a;|records a.;")])  # fmt: skip
 def test_records_of_any_id_are_named(ids: list, says: str, world: Path, tmp_path: Path) -> None:
-    session = Session(config := configuration(world, "lora", tmp_path))
-    trainer, _ = build_trainer(session, open_run(config), session.stages[0], training_data(session, session.stages[0]))
+    session = opened(configuration(world, "lora", tmp_path))
+    trainer, _ = build_trainer(session, session.stages[0], training_data(session, session.stages[0]))
     text = trainer._diverged(float("nan"), {}, ids)
     assert text.startswith("the loss is nan at step 1 (records") and says.split("|")[0].rstrip(";") in text
 
@@ -297,8 +302,8 @@ def test_records_of_any_id_are_named(ids: list, says: str, world: Path, tmp_path
 
 def test_biases_do_not_decay(world: Path, tmp_path: Path) -> None:
     config = configuration(world, "lora", tmp_path, "train.weight_decay=0.1", "tasks=[task0]")
-    folder, session = open_run(config), Session(config)
-    trainer, _ = build_trainer(session, folder, session.stages[0], training_data(session, session.stages[0]))
+    session = opened(config)
+    trainer, _ = build_trainer(session, session.stages[0], training_data(session, session.stages[0]))
     groups = trainer.create_optimizer().param_groups
     names = {id(p): n for n, p in session.routed.named_parameters()}
     decay = {names[id(p)]: group["weight_decay"] for group in groups for p in group["params"]}
@@ -310,9 +315,8 @@ def test_biases_do_not_decay(world: Path, tmp_path: Path) -> None:
 
 def test_a_checkpoint_from_before_biases_had_a_group_is_refused(world: Path, tmp_path: Path) -> None:
     config = configuration(world, "lora", tmp_path, "train.weight_decay=0.1", "tasks=[task0]", "train.save_steps=1")
-    folder = open_run(config)
-    session = Session(config)
-    trainer, callback = build_trainer(session, folder, session.stages[0], training_data(session, session.stages[0]))
+    session = opened(config)
+    trainer, callback = build_trainer(session, session.stages[0], training_data(session, session.stages[0]))
     callback.stopped = True
     trainer.train()
     file = tmp_path / "state" / "01-task0" / "checkpoint-1" / "optimizer.pt"
@@ -321,7 +325,7 @@ def test_a_checkpoint_from_before_biases_had_a_group_is_refused(world: Path, tmp
     torch.save(state, file)
     (file.parent / "complete").write_text("ddp")
     with pytest.raises(UserError, match=r"its optimizer state does not fit .*delete .*01-task0 to start this task again"):
-        train_stage(Session(config), folder, session.stages[0])
+        train_stage(Session(Run(config)), session.stages[0])
 
 
 def test_terms_are_computed_without_autocast(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -329,8 +333,8 @@ def test_terms_are_computed_without_autocast(world: Path, tmp_path: Path, monkey
     seen = []
     monkeypatch.setattr(SequentialLora, "loss", lambda self, *_: seen.append(torch.is_autocast_enabled("cpu")) or {})
     config = configuration(world, "lora", tmp_path, "model.dtype=bfloat16", "train.max_steps=1", "tasks=[task0]")
-    session = Session(config)
-    trainer, _ = build_trainer(session, open_run(config), session.stages[0], training_data(session, session.stages[0]))
+    session = opened(config)
+    trainer, _ = build_trainer(session, session.stages[0], training_data(session, session.stages[0]))
     with torch.autocast("cpu", torch.bfloat16):  # as under ZeRO
         trainer.train()
     assert seen == [False]
@@ -339,7 +343,7 @@ def test_terms_are_computed_without_autocast(world: Path, tmp_path: Path, monkey
 def test_a_forward_at_a_boundary_is_that_of_training(world: Path, tmp_path: Path) -> None:
     """Fresh or left wrapped by a trainer: the same loss."""
     config = configuration(world, "lora", tmp_path, "model.dtype=bfloat16", "tasks=[task0]")
-    session = Session(config)
+    session = Session(Run(config))
     data = training_data(session, session.stages[0])
     session.begin_stage(session.stages[0], sequence._context(session, data))
     context = sequence._context(session, data)
@@ -356,8 +360,8 @@ def test_a_forward_at_a_boundary_is_that_of_training(world: Path, tmp_path: Path
 
 def test_resuming_says_where_it_goes_on(world: Path, tmp_path: Path, capsys) -> None:
     config = configuration(world, "lora", tmp_path, "tasks=[task0]")
-    session = Session(config)
-    trainer, callback = build_trainer(session, open_run(config), session.stages[0], training_data(session, session.stages[0]))
+    session = opened(config)
+    trainer, callback = build_trainer(session, session.stages[0], training_data(session, session.stages[0]))
     callback.stopped = True
     trainer.train()
     run(config, evaluate=False, report=False)

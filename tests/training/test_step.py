@@ -16,10 +16,8 @@ import tests.methods.extra  # noqa: F401
 from hide_llava.data.collator import Collator
 from hide_llava.data.sampler import StandIns
 from hide_llava.methods.base import REGISTRY, Method, reads_logits
-from hide_llava.training.run_folder import open_run
 from hide_llava.training.sequence import build_trainer, finish_stage, training_data
-from hide_llava.training.session import Session
-from tests.tiny import configuration, write_world
+from tests.tiny import configuration, opened, write_world
 
 METHODS = ["lora", "hide", "dualprompt", "test_prompts"]
 OF_TESTS = ("test_prompts", "test_fisher")
@@ -40,10 +38,10 @@ class Step:
         dropout = ("method.dropout=0",) if method in ("lora", "hide") and "dropout" not in str(more) else ()
         preset = f"{world}/{method}.yaml" if method in OF_TESTS else method
         config = configuration(world, preset, folder, f"model.dtype={dtype}", *dropout, *more)
-        self.session, self.run = Session(config), open_run(config)
+        self.session = opened(config)
         stage = self.session.stages[0]
         self.data = training_data(self.session, stage)
-        self.trainer, _ = build_trainer(self.session, self.run, stage, self.data)
+        self.trainer, _ = build_trainer(self.session, stage, self.data)
         self.routed = self.session.routed.train()
         self.parameters = [p for group in self.session.method.params() for p in group["params"]]
         with torch.no_grad():
@@ -153,7 +151,7 @@ def test_the_cast_is_back_when_a_stage_is_finished(world: Path, tmp_path: Path) 
     """An fp32 model keeps it, and so does everything that runs without autocast: statistics and answers."""
     assert {layer.cast_input_dtype_enabled for layer in lora_layers(Step(world, tmp_path / "a", "lora", "float32"))} == {True}
     step = Step(world, tmp_path / "b", "lora", "bfloat16")
-    finish_stage(step.session, step.run, step.session.stages[0], [], step.data)
+    finish_stage(step.session, step.session.stages[0], [], step.data)
     assert {layer.cast_input_dtype_enabled for layer in lora_layers(step)} == {True}
     with step.session, torch.no_grad():
         assert step.routed(**step.batch(0)).logits.isfinite().all()
