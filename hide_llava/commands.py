@@ -102,7 +102,7 @@ def report(args: argparse.Namespace) -> None:
 
 
 def plan(args: argparse.Namespace) -> None:
-    from hide_llava.training.plan import plan
+    from hide_llava.planning.plan import plan
 
     print(plan(_run_of(_compose(args)), args.tflops, args.gpus, args.gpu))
 
@@ -173,8 +173,8 @@ def _compose_data(words: list[str]) -> Any:
 
 
 def check(args: argparse.Namespace) -> None:
-    from hide_llava.audit.check import check
-    from hide_llava.audit.show import readable
+    from hide_llava.studies.audit.check import check
+    from hide_llava.studies.audit.show import readable
 
     report = check(_run_of(_compose_data(args.overrides)), args.deep)
     print(json.dumps(report.as_json(), ensure_ascii=False, indent=1) if args.json else readable(report))
@@ -183,9 +183,9 @@ def check(args: argparse.Namespace) -> None:
 
 
 def leakage(args: argparse.Namespace) -> None:
-    from hide_llava.analysis.leakage import leakage
-    from hide_llava.analysis.leakage_report import write_leakage
     from hide_llava.results.run_reader import read_run
+    from hide_llava.studies.leakage.report import write_leakage
+    from hide_llava.studies.leakage.shares import leakage
 
     runs = [read_run(Path(run)) for run in args.run]
     run = _run_of(_compose_data(args.overrides))
@@ -197,8 +197,8 @@ def leakage(args: argparse.Namespace) -> None:
 
 
 def cka(args: argparse.Namespace) -> None:
-    from hide_llava.analysis.across_layers import analyse
-    from hide_llava.analysis.cka_report import write_cka
+    from hide_llava.studies.cka.across_layers import analyse
+    from hide_llava.studies.cka.report import write_cka
 
     report = analyse(Path(args.run), args.stage, args.task, args.samples, args.activation, args.pooling, args.kernel,
                      args.legacy)  # fmt: skip

@@ -19,7 +19,7 @@ import yaml
 
 from hide_llava.benchmarks.selection import select_tasks
 from hide_llava.errors import UserError, known_as, nearest
-from hide_llava.naming import default_output
+from hide_llava.naming import default_output, plain_name
 from hide_llava.schema import (
     BEFORE,
     SECTIONS,
@@ -30,6 +30,7 @@ from hide_llava.schema import (
     TaskConfig,
     TrainConfig,
     flatten,
+    merge,
 )
 from hide_llava.settings import Lacking, validated
 
@@ -164,12 +165,6 @@ def extend(tree: dict, path: Path, seen: tuple[Path, ...] = ()) -> dict:
     merged = merge(base, tree)
     merged["benchmark"]["tasks"] = [*tasks, *own.values()]
     return merged
-
-
-def merge(below: dict, above: dict) -> dict:
-    """Both trees: mappings key by key, anything else, a list too, as `above` has it."""
-    both = {k: merge(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
-    return {**below, **above, **both}
 
 
 def _merged(layers: Layers) -> dict:
@@ -412,12 +407,17 @@ def from_yaml(path: Path, overrides: list[str] | None = None) -> RunConfig:
         raise UserError(f"{', '.join(f'{k}=' for k in chosen)} of an existing run cannot be changed.")
     changed: Layers = [("", stored_tree), ("command line", words)]
     if "file" in words.get("method", {}):  # where the method's file lies now; the stored place need not exist
-        return finish(changed)
+        return _with_output(finish(changed))
     try:
         stored = finish(changed[:1])
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    return finish(changed) if words else stored
+    return _with_output(finish(changed) if words else stored)
+
+
+def _with_output(config: RunConfig) -> RunConfig:
+    config.output = config.output or str(Path("runs") / plain_name(config))
+    return config
 
 
 def as_begun(config: RunConfig) -> tuple[RunConfig, list[str]]:

@@ -32,7 +32,15 @@ def default_output(config: RunConfig, plain: RunConfig | None, given: dict[str, 
     """
     own = differing(config, plain, given)
     parts = [f"train={_text(recipe)}"] if recipe else []
-    return str(Path("runs") / "-".join([config.default_name(), *parts, *filter(None, [described(own)])]))
+    return str(Path("runs") / "-".join([plain_name(config), *parts, *filter(None, [described(own)])]))
+
+
+def plain_name(config: RunConfig) -> str:
+    """`<benchmark>-<method>-<model>-seed<seed>`, and which part of the benchmark is taken in which order."""
+    name = f"{config.benchmark.name}-{config.method['preset']}-{config.model.name}-seed{config.seed}"
+    if config.tasks is not None or config.task_order is not None:
+        name += f"-{joined([task.id for task in config.benchmark.tasks])}"
+    return name if config.limit is None else f"{name}-limit{config.limit}"
 
 
 def differing(config: RunConfig, plain: RunConfig | None, given: dict[str, Any]) -> dict[str, Any]:

@@ -161,18 +161,9 @@ class RunConfig(Settings):
     def model_folder(self) -> Path:
         return Path(self.model_root or os.environ.get("HIDE_MODELS") or "models")
 
-    def default_name(self) -> str:
-        """`<benchmark>-<method>-<model>-seed<seed>`, and which part of the benchmark is taken in which order."""
-        from hide_llava.naming import joined
-
-        name = f"{self.benchmark.name}-{self.method['preset']}-{self.model.name}-seed{self.seed}"
-        if self.tasks is not None or self.task_order is not None:
-            name += f"-{joined([task.id for task in self.benchmark.tasks])}"
-        return name if self.limit is None else f"{name}-limit{self.limit}"
-
     def run_folder(self) -> Path:
-        """`output`, which a composed configuration always has (`naming.py`); one read from a file may lack it."""
-        return Path(self.output or Path("runs") / self.default_name())
+        """`output`, which a configuration has when it is complete (`naming.py`)."""
+        return Path(self.output)
 
 
 # The sections: key → what it is.
@@ -203,3 +194,9 @@ def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, list) and any(isinstance(v, dict) for v in tree):
         return {k: v for i, value in enumerate(tree) for k, v in flatten(value, f"{prefix}{i}.").items()}
     return {prefix[:-1]: tree}
+
+
+def merge(below: dict, above: dict) -> dict:
+    """Both trees: mappings key by key, anything else, a list too, as `above` has it."""
+    both = {k: merge(below[k], v) for k, v in above.items() if isinstance(v, dict) and isinstance(below.get(k), dict)}
+    return {**below, **above, **both}

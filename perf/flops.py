@@ -1,4 +1,4 @@
-"""Floating-point operations of one LoRA training step by the package's formula (hide_llava/training/flops.py, which says
+"""Floating-point operations of one LoRA training step by the package's formula (hide_llava/planning/flops.py, which says
 what is counted), and the peaks of devices. A test holds it against torch's own counter.
 
 MFU counts forward + backward, HFU adds what is recomputed; both divide by the device's dense peak in the dtype used.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from shapes import Shape, config_of
 
-from hide_llava.training.flops import Flops
+from hide_llava.planning.flops import Flops
 
 # dense bf16 TFLOP/s: NVIDIA data sheets (H200, H100 SXM and A100 SXM; figures with sparsity halved)
 PEAKS = {"H200": 989e12, "H100": 989e12, "A100": 312e12}

@@ -15,8 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-
-from hide_llava.benchmarks.mini.base_training import BaseTrainer
+from mini_base.base_training import BaseTrainer
 
 
 def main() -> None:

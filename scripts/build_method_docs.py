@@ -29,11 +29,11 @@ from hide_llava.listing import comment
 from hide_llava.methods.base import REGISTRY, Method, Task
 from hide_llava.methods.registry import method_config
 from hide_llava.model.shapes import ModelShape, published
+from hide_llava.planning.estimate import Work
+from hide_llava.planning.plan import MIB, answer_line, extra_passes, record_line, stored_bytes, trained_lines
+from hide_llava.planning.sizes import Sizes, sizes_of_alike_layers
 from hide_llava.settings import MethodConfig, bounds, expected, kinds
 from hide_llava.storage import write_text
-from hide_llava.training.estimate import Work
-from hide_llava.training.plan import MIB, answer_line, extra_passes, record_line, stored_bytes, trained_lines
-from hide_llava.training.sizes import Sizes, sizes_of_alike_layers
 
 FOLDER = Path(__file__).parent.parent / "docs" / "methods"
 SHAPE, TASKS = ModelShape(published("7b"), ""), [Task(i, f"task-{i}", 6) for i in range(6)]

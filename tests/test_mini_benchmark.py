@@ -14,14 +14,14 @@ from transformers import CLIPTextModel, CLIPTokenizer, LlavaForConditionalGenera
 
 import hide_llava
 from hide_llava.benchmarks.mini import SIZES, generate
-from hide_llava.benchmarks.mini.base_training import IGNORE, encode, pixels
 from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, patch_labels, render
-from hide_llava.benchmarks.mini.pretrain import draw
 from hide_llava.benchmarks.mini.tasks import CAPTION, LETTER, PHRASE, TASKS
-from hide_llava.benchmarks.mini.vocabulary import SYSTEM, corpus, task_words
 from hide_llava.data.images import ImageTransform
 from hide_llava.data.tokenizer import load_tokenizer
 from hide_llava.errors import UserError
+from scripts.mini_base.base_training import IGNORE, encode, pixels
+from scripts.mini_base.pretrain import draw
+from scripts.mini_base.vocabulary import SYSTEM, corpus, task_words
 
 ASSETS = Path(hide_llava.__file__).parent / "assets" / "mini"
 SMALL = {"train": 30, "val": 12, "test": 12}

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from hide_llava.audit.hashing import NONE, Hashes, as_hashes, hash64
+from hide_llava.data.hashing import NONE, Hashes, as_hashes, hash64
 from hide_llava.data.images import check_mode, opened
 from hide_llava.data.records import cache_folder
 from hide_llava.errors import BadRecord, UserError

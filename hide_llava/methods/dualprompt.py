@@ -17,9 +17,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hide_llava.adapters.prompt_pool import best, chosen_weights, resize, word_prompts
 from hide_llava.methods.base import Features, Route, register
 from hide_llava.methods.cost import Cost
+from hide_llava.methods.prompt_pool import best, chosen_weights, resize, word_prompts
 from hide_llava.methods.prompts import Keyed
 
 

@@ -19,9 +19,9 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from hide_llava.adapters.prompt_pool import best, chosen_weights, word_prompts
 from hide_llava.methods.base import Features, Route, register
 from hide_llava.methods.cost import Cost
+from hide_llava.methods.prompt_pool import best, chosen_weights, word_prompts
 from hide_llava.methods.prompts import Keyed
 
 

@@ -25,10 +25,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hide_llava.adapters.anchors import similarities
-from hide_llava.adapters.prompt_pool import best, chosen_weights, resize, word_prompts
 from hide_llava.distributed import from_main
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost
+from hide_llava.methods.prompt_pool import best, chosen_weights, resize, word_prompts
 from hide_llava.methods.prompts import Prompted
 
 

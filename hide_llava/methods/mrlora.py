@@ -11,6 +11,7 @@ so there is no illegal answer (published code then picks an expert at random), a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from string import ascii_uppercase
@@ -18,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import one_hot
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Subset
@@ -30,12 +31,12 @@ from hide_llava.data.conversation import IMAGE_TEXT, ROLES, encode_question, rou
 from hide_llava.data.dataset import expand_image
 from hide_llava.data.records import features
 from hide_llava.data.tokenizer import encode
+from hide_llava.distributed import all_reduce, ranks
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.experts import IndependentExperts
 from hide_llava.model.load import image_tokens
-from hide_llava.training.fit import fit
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -184,3 +185,36 @@ class MrLora(IndependentExperts):
                 rows.append({**record, "conversations": turns})
             tables.append(Dataset.from_list(rows, features=features()))
         return concatenate_datasets(tables)
+
+
+def fit(
+    loss: Callable[[list[int]], Tensor], count: int, parameters: list[nn.Parameter],
+    learning_rate: float, epochs: int, batch_size: int, seed: int,
+) -> None:  # fmt: skip
+    """Train a few parameters on a small set, outside the Trainer: minimise `loss(places)`, a mean over samples of `count`,
+    with AdamW and a cosine schedule to 0.
+
+    Every process takes its share of each batch. The parameters end frozen, as they began.
+    """
+    rank, world = ranks()
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.AdamW(parameters, learning_rate, weight_decay=0.0)
+    steps = epochs * -(-count // batch_size)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    for parameter in parameters:
+        parameter.requires_grad_(True)
+    for _ in range(epochs):
+        for places in torch.randperm(count, generator=generator).split(batch_size):
+            mine = places[rank::world].tolist()
+            if mine:
+                gradients = torch.autograd.grad(loss(mine) * (len(mine) / len(places)), parameters)
+            else:
+                gradients = [torch.zeros_like(p) for p in parameters]
+            all_reduce(*gradients)
+            for parameter, gradient in zip(parameters, gradients):
+                parameter.grad = gradient
+            optimizer.step()
+            schedule.step()
+    optimizer.zero_grad(set_to_none=True)
+    for parameter in parameters:
+        parameter.requires_grad_(False)

@@ -11,8 +11,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from hide_llava.adapters.anchors import similarities
-from hide_llava.adapters.prompt_pool import query_of
 from hide_llava.methods.base import Context, Features, Method, MethodConfig, Task
+from hide_llava.methods.prompt_pool import query_of
 
 
 class Prompted(Method):

@@ -12,6 +12,7 @@ from typing import Any
 from hide_llava.errors import UserError, nearest
 from hide_llava.methods import base
 from hide_llava.methods.base import Method
+from hide_llava.schema import merge
 from hide_llava.settings import MethodConfig, validated
 
 
@@ -80,8 +81,6 @@ def method_config(tree: dict[str, Any]) -> Any:
     Raises:
         UserError: unknown key, wrong type, or a value the method refuses.
     """
-    from hide_llava.config import merge
-
     name = tree.get("name")
     if not name:
         raise UserError("the method section has no 'name'.")

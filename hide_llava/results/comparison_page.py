@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from hide_llava.errors import UserError
 from hide_llava.results import figures, html
@@ -25,9 +24,7 @@ from hide_llava.results.costs import NOTE
 from hide_llava.results.grouping import Stat
 from hide_llava.results.mean_curves import mean_curves
 from hide_llava.results.tables import named
-
-if TYPE_CHECKING:
-    from hide_llava.results.comparison import View
+from hide_llava.results.view import View
 
 LOWER = {a.key for a in AGGREGATES if a.lower_is_better}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-from typing import TYPE_CHECKING
 
 from hide_llava.results.aggregates import AGGREGATES
 from hide_llava.results.bootstrap import Difference, Interval
@@ -13,9 +12,7 @@ from hide_llava.results.costs import NOTE
 from hide_llava.results.grouping import Stat
 from hide_llava.results.published import Spread
 from hide_llava.results.tables import latex_row, markdown_table, number
-
-if TYPE_CHECKING:
-    from hide_llava.results.comparison import View
+from hide_llava.results.view import View
 
 TITLES = {a.key: a.title for a in AGGREGATES}
 LAYOUT = ("avg", "last")  # the columns after the tasks; the other aggregates follow

@@ -1,6 +1,6 @@
 """How a stage fits into memory: records of a micro-batch, and whether activations are kept or computed again.
 
-What is `auto` is decided once, when a stage begins, from what autograd keeps (`estimate.activations`) of the longest records
+What is `auto` is decided once, when a stage begins, from what autograd keeps (`activations`) of the longest records
 and from the memory that is free then. The stage's entry in the manifest says what was taken, and a stage that goes on takes
 the same. No number depends on gradient checkpointing: a layer that is computed again draws the same dropout masks.
 """
@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers import LlavaConfig
 
 from hide_llava.data.dataset import TrainingDataset
 from hide_llava.methods.base import reads_logits
 from hide_llava.training.batching import BatchPlan, micro_batches
-from hide_llava.training.estimate import activations
 from hide_llava.training.session import Session
 
 # Of the free memory of a device, what activations, gradients and optimizer state may take by the estimate: the rest is for
@@ -87,6 +87,28 @@ def needed_bytes(session: Session, dataset: TrainingDataset, records: int, recom
         llava.config, records, llava.dtype.itemsize, recompute, length,
         None if reads_logits(type(method)) else answer, max(1, on_one),
     )  # fmt: skip
+
+
+def activations(
+    shape: LlavaConfig, records: int, width: int, recompute: bool, length: int, answer: int | None, adapters: int = 1
+) -> int:
+    """Bytes that the backward pass of a micro-batch needs, counted from what autograd keeps.
+
+    Of a layer of width d and inner width m, per position: the fp32 copy that each of two norms makes (8 d); for each of
+    the seven linears and trained adapter, what it reads after dropout and the mask (6 d + m numbers); queries, keys, values
+    and what attention returns (4 d); three values of the MLP (3 m). A frozen linear keeps nothing, for its weight has no
+    gradient. With checkpointing only the input of each layer is kept, and one layer's values while it is computed again.
+    Logits are formed where a row has a label: in `width` bytes, in fp32, and as log-probabilities and gradient.
+
+    records: of the micro-batch. length: positions of a record. answer: those with a label, None:
+    logits of all positions, and a second time for what reads them. adapters: that train on one linear.
+    """
+    text = shape.text_config
+    d, m = text.hidden_size, text.intermediate_size
+    layer = 8 * d + adapters * (width + 1) * (6 * d + m) + width * (4 * d + 3 * m)
+    kept = width * d * text.num_hidden_layers + layer if recompute else layer * text.num_hidden_layers
+    rows = 2 * length if answer is None else min(length, records * answer)  # answers may lie at places of their own
+    return records * (length * kept + rows * (width + 12) * text.vocab_size)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -1,11 +1,12 @@
-"""Estimators of hide_llava.analysis.cka against closed forms, invariances and the null values of spec hide.md §6.3."""
+"""Estimators of hide_llava.studies.cka.estimators against closed forms, invariances and the null values of spec hide.md §6.3."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from hide_llava.analysis.cka import (
+from hide_llava.errors import UserError
+from hide_llava.studies.cka.estimators import (
     bootstrap_interval,
     cka,
     effective_dimension,
@@ -18,7 +19,6 @@ from hide_llava.analysis.cka import (
     pairwise,
     permutation_null,
 )
-from hide_llava.errors import UserError
 
 ALL = [(kernel, debiased) for kernel in ("linear", "rbf") for debiased in (True, False)]
 

@@ -1,4 +1,4 @@
-"""`analyze cka`: the activations are those of each stage's own model, and the numbers are those of analysis/cka.py."""
+"""`analyze cka`: the activations are those of each stage's own model, and the numbers are those of studies/cka/estimators.py."""
 
 import json
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from hide_llava.adapters.route import Route
-from hide_llava.analysis.across_layers import analyse, debiased, interval, null, one_layer
-from hide_llava.analysis.cka import gram, legacy_matrix, pairwise
-from hide_llava.analysis.cka_report import figure
-from hide_llava.analysis.representations import batches, probe_of, represent
 from hide_llava.model.embed import splice
 from hide_llava.results.drawing import DARK
+from hide_llava.studies.cka.across_layers import analyse, debiased, interval, null, one_layer
+from hide_llava.studies.cka.estimators import gram, legacy_matrix, pairwise
+from hide_llava.studies.cka.report import figure
+from hide_llava.studies.cka.representations import batches, probe_of, represent
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.session import Session

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hide_llava.audit.check import check
-from hide_llava.audit.pictures import Pictures, bit_count, look_alike, pictures, same_content
-from hide_llava.audit.show import readable
-from hide_llava.audit.texts import PromptLengths
 from hide_llava.config import compose, names
+from hide_llava.studies.audit.check import check
+from hide_llava.studies.audit.pictures import Pictures, bit_count, look_alike, pictures, same_content
+from hide_llava.studies.audit.show import readable
+from hide_llava.studies.audit.texts import PromptLengths
 from hide_llava.training.run import Run
 from tests.audit.world import TEST, TRAIN, audit, draw, edit, words, write_world
 from tests.benchmarks.synthetic import write_benchmark
@@ -385,7 +385,7 @@ def test_prompt_lengths_are_the_tokenizers(clean: Path) -> None:
 
 
 def test_pictures_look_like_their_copies_and_like_no_other(tmp_path: Path) -> None:
-    """The rule of audit/pictures.py on 300 pictures, each beside a recompressed copy."""
+    """The rule of studies/audit/pictures.py on 300 pictures, each beside a recompressed copy."""
     originals, copies = Pictures(), Pictures()
     for store, quality in ((originals, 95), (copies, 50)):
         files = [tmp_path / f"{quality}-{seed}.jpg" for seed in range(300)]

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from hide_llava.analysis.identity import identity
-from hide_llava.analysis.leakage import Leakage, leakage
-from hide_llava.analysis.leakage_report import figure, gaps, write_leakage
 from hide_llava.config import compose
 from hide_llava.errors import UserError
 from hide_llava.results.drawing import DARK
 from hide_llava.results.run_reader import read_run
+from hide_llava.studies.leakage.identity import identity
+from hide_llava.studies.leakage.report import figure, gaps, write_leakage
+from hide_llava.studies.leakage.shares import Leakage, leakage
 from hide_llava.training.run import Run
 from tests.audit.world import draw
 from tests.cli.call import call

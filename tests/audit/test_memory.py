@@ -13,7 +13,7 @@ import json, resource, sys
 from pathlib import Path
 sys.path.insert(0, "perf")
 from check_memory import write_data
-from hide_llava.audit.check import check
+from hide_llava.studies.audit.check import check
 from hide_llava.config import compose
 from hide_llava.training.run import Run
 

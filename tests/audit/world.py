@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hide_llava.audit.check import CheckReport, check
 from hide_llava.config import compose
+from hide_llava.studies.audit.check import CheckReport, check
 from hide_llava.training.run import Run
 
 TRAIN, TEST = 12, 6

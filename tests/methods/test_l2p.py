@@ -2,8 +2,8 @@
 
 import torch
 
-from hide_llava.adapters.prompt_pool import best, query_of
 from hide_llava.methods.l2p import L2P
+from hide_llava.methods.prompt_pool import best, query_of
 from tests.methods.host import assert_near, tasks, trainable_at_7b
 from tests.methods.prompted import CONTEXT, alone, naive_cosine, naive_query, on_words, some_features
 from tests.methods.refused import assert_refused

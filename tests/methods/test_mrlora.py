@@ -13,9 +13,8 @@ from hide_llava.data.tokenizer import encode, load_tokenizer
 from hide_llava.errors import UserError
 from hide_llava.evaluation.cells import _Collate
 from hide_llava.methods.base import Task
-from hide_llava.methods.mrlora import MrLora
+from hide_llava.methods.mrlora import MrLora, fit
 from hide_llava.pipeline import run
-from hide_llava.training.fit import fit
 from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 from tests.golden_reference import GOLDEN

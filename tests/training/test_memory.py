@@ -18,8 +18,7 @@ from hide_llava.model.shapes import published
 from hide_llava.pipeline import run
 from hide_llava.training import memory
 from hide_llava.training.batching import BatchPlan
-from hide_llava.training.estimate import activations
-from hide_llava.training.memory import host_bytes, layout
+from hide_llava.training.memory import activations, host_bytes, layout
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.trainer import MethodTrainer
 from tests.tiny import configuration

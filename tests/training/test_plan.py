@@ -21,13 +21,13 @@ from hide_llava.errors import UserError
 from hide_llava.methods.base import REGISTRY, Context, Features, Method, Task
 from hide_llava.methods.registry import method_class, method_config
 from hide_llava.model.shapes import ModelShape, Tower, published
-from hide_llava.training.cards import CARDS
-from hide_llava.training.estimate import TEXT, Work, in_flops
-from hide_llava.training.flops import Flops
-from hide_llava.training.plan import plan
+from hide_llava.planning.cards import CARDS
+from hide_llava.planning.estimate import TEXT, Work, in_flops
+from hide_llava.planning.flops import Flops
+from hide_llava.planning.plan import plan
+from hide_llava.planning.sizes import Sizes, sizes, sizes_of_alike_layers
 from hide_llava.training.run import Run
 from hide_llava.training.session import Session
-from hide_llava.training.sizes import Sizes, sizes, sizes_of_alike_layers
 
 SHAPE = ModelShape(published("7b"), "")
 TASKS = [Task(i, f"task-{i}", 6) for i in range(6)]

@@ -16,12 +16,12 @@ from hide_llava.errors import UserError
 from hide_llava.methods.lora import SequentialLora
 from hide_llava.methods.registry import method_class
 from hide_llava.pipeline import run
+from hide_llava.planning.plan import plan
 from hide_llava.preflight import preflight
 from hide_llava.training import sequence
 from hide_llava.training.batching import few_steps, recipe_warnings, warmup_steps
 from hide_llava.training.checkpoint import latest_checkpoint
 from hide_llava.training.engines import check_engine, on_one_gpu
-from hide_llava.training.plan import plan
 from hide_llava.training.reporting import check_reporting
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder

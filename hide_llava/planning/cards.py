@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from hide_llava.errors import UserError
 from hide_llava.evaluation.batches import key_value_bytes, largest_batch, sample_bytes
-from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work
+from hide_llava.planning.estimate import ANSWER, QUESTION, TEXT, Work
 
 # What of a card's figures a run sustains, assumed: 445 of an H100's 989 TFLOP/s, as well-made training code reaches; 500 where
 # there is no backward pass; 2.5 of its 3.35 TB/s. HOST: seconds in which Python starts the kernels of one decoding step.

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from hide_llava.audit.hashing import Hashes, as_hashes, hash64, join
+from hide_llava.data.hashing import Hashes, as_hashes, hash64, join
 from hide_llava.data.images import as_rgb, exif_turn, opened
 from hide_llava.errors import UserError
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hide_llava.analysis.cka import (
+from hide_llava.errors import UserError, nearest
+from hide_llava.evaluation.batches import automatic_batch_size
+from hide_llava.studies.cka.estimators import (
     Array,
     activations,
     effective_dimension,
@@ -18,9 +20,7 @@ from hide_llava.analysis.cka import (
     mean_off_diagonal,
     median_sigma2,
 )
-from hide_llava.analysis.representations import probe_of, represent
-from hide_llava.errors import UserError, nearest
-from hide_llava.evaluation.batches import automatic_batch_size
+from hide_llava.studies.cka.representations import probe_of, represent
 from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from hide_llava.audit.check import CheckReport, FileSummary
-from hide_llava.audit.findings import ORDER, plural
+from hide_llava.studies.audit.check import CheckReport, FileSummary
+from hide_llava.studies.audit.findings import ORDER, plural
 
 MARKS = {"error": "[bad] ", "warning": "[warn]", "note": "[note]"}
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from transformers import LlavaConfig
-
 from hide_llava.methods.cost import Pass
 from hide_llava.model.shapes import ModelShape, Tower
-from hide_llava.training.flops import Flops
-from hide_llava.training.sizes import Sizes
+from hide_llava.planning.flops import Flops
+from hide_llava.planning.sizes import Sizes
 
 TEXT, QUESTION, ANSWER = 70, 60, 10  # tokens, with the conversation template's 40
 WORDS = 20  # tokens of a question without the template: what is encoded for routing, or asked as an inquiry
@@ -99,26 +97,3 @@ def in_flops(value: float) -> str:
     """With the unit that fits."""
     unit, name = next(((u, n) for u, n in ((1e15, "PFLOP"), (1e12, "TFLOP")) if value >= u), (1e9, "GFLOP"))
     return f"{rounded(value / unit)} {name}"
-
-
-def activations(
-    shape: LlavaConfig, records: int, width: int, recompute: bool, length: int | None = None,
-    answer: int | None = ANSWER, adapters: int = 1,
-) -> int:  # fmt: skip
-    """Bytes that the backward pass of a micro-batch needs, counted from what autograd keeps.
-
-    Of a layer of width d and inner width m, per position: the fp32 copy that each of two norms makes (8 d); for each of
-    the seven linears and trained adapter, what it reads after dropout and the mask (6 d + m numbers); queries, keys, values
-    and what attention returns (4 d); three values of the MLP (3 m). A frozen linear keeps nothing, for its weight has no
-    gradient. With checkpointing only the input of each layer is kept, and one layer's values while it is computed again.
-    Logits are formed where a row has a label: in `width` bytes, in fp32, and as log-probabilities and gradient.
-
-    records: of the micro-batch. length: positions of a record, None: a picture and TEXT. answer: those with a label, None:
-    logits of all positions, and a second time for what reads them. adapters: that train on one linear.
-    """
-    text = shape.text_config
-    d, m, length = text.hidden_size, text.intermediate_size, length or Flops(shape).image_tokens + TEXT
-    layer = 8 * d + adapters * (width + 1) * (6 * d + m) + width * (4 * d + 3 * m)
-    kept = width * d * text.num_hidden_layers + layer if recompute else layer * text.num_hidden_layers
-    rows = 2 * length if answer is None else min(length, records * answer)  # answers may lie at places of their own
-    return records * (length * kept + rows * (width + 12) * text.vocab_size)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hide_llava.audit.findings import SHOWN, Finding, plural
-from hide_llava.audit.hashing import NONE, Hashes, as_hashes, combine
-from hide_llava.audit.pictures import look_alike, same_content
-from hide_llava.audit.scan import Scan, name_records
+from hide_llava.data.hashing import NONE, Hashes, as_hashes, combine
+from hide_llava.studies.audit.findings import SHOWN, Finding, plural
+from hide_llava.studies.audit.pictures import look_alike, same_content
+from hide_llava.studies.audit.scan import Scan, name_records
 
 
 def overlap(train: Scan, test: Scan) -> list[Finding]:

@@ -7,11 +7,11 @@ import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hide_llava.analysis.across_layers import CkaReport
 from hide_llava.results.drawing import DARK, LIGHT, Theme, new_figure, png
 from hide_llava.results.html import write
 from hide_llava.results.tables import markdown_table, number
 from hide_llava.storage import write_json, write_text
+from hide_llava.studies.cka.across_layers import CkaReport
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hide_llava.audit.findings import SHOWN, Finding, plural
-from hide_llava.audit.hashing import NONE, Hashes, as_hashes, hash64, repeats
-from hide_llava.audit.pictures import Pictures, pictures
-from hide_llava.audit.texts import AnswerRoom, PromptLengths, answer_format, questions_of
 from hide_llava.data.conversation import SPECIAL, routing_text
 from hide_llava.data.dataset import check_place, check_turns
+from hide_llava.data.hashing import NONE, Hashes, as_hashes, hash64, repeats
 from hide_llava.data.records import check_question, check_record, picture_of, stream
 from hide_llava.errors import BadRecord, UserError
+from hide_llava.studies.audit.findings import SHOWN, Finding, plural
+from hide_llava.studies.audit.pictures import Pictures, pictures
+from hide_llava.studies.audit.texts import AnswerRoom, PromptLengths, answer_format, questions_of
 
 BLOCK = 4096  # images looked at together
 

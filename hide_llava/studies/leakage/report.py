@@ -10,12 +10,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from hide_llava.analysis.leakage import Leakage, Overlap, scores
 from hide_llava.results.drawing import DARK, LIGHT, Theme, new_figure, png
 from hide_llava.results.html import write
 from hide_llava.results.run_reader import Run
 from hide_llava.results.tables import markdown_table, number
 from hide_llava.storage import write_json, write_text
+from hide_llava.studies.leakage.shares import Leakage, Overlap, scores
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

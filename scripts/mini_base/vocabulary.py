@@ -14,8 +14,9 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
-from hide_llava.benchmarks.mini.pretrain import draw
 from hide_llava.benchmarks.mini.tasks import TASKS
+
+from .pretrain import draw
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "

@@ -20,10 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from hide_llava.benchmarks.mini import vocabulary
 from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, Scene, patch_labels, render
-from hide_llava.benchmarks.mini.pretrain import Sample, describe, draw
-from hide_llava.model import toy
+
+from . import toy, vocabulary
+from .pretrain import Sample, describe, draw
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])

@@ -3,11 +3,11 @@
 LLaVA-1.5 was instruction-tuned on a mix of 665k records that holds parts of CoIN's data sets (hide.md §2.3, §7.4 #61).
 An image of a task is "in the mix" when, in this order,
 
-    its path names the same image of a public collection (analysis/identity.py),
+    its path names the same image of a public collection (studies/leakage/identity.py),
     its file is equal, byte for byte, to a file of the mix,
-    it looks the same as one (audit/pictures.py);
+    it looks the same as one (studies/audit/pictures.py);
 
-the last two need the mix's images. A question is in the mix when the same text is asked there (audit/texts.py,
+the last two need the mix's images. A question is in the mix when the same text is asked there (studies/audit/texts.py,
 `bare_question`), a pair when it is asked there about the same image. Of a task, files are opened only for images that
 their path did not find.
 """
@@ -24,16 +24,16 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from hide_llava.analysis.identity import identity
-from hide_llava.audit.check import places
-from hide_llava.audit.hashing import NONE, Hashes, as_hashes, combine, hash64, join
-from hide_llava.audit.pictures import Pictures, look_alike, pictures, same_content
-from hide_llava.audit.scan import Place
-from hide_llava.audit.texts import bare_question, questions_of
+from hide_llava.data.hashing import NONE, Hashes, as_hashes, combine, hash64, join
 from hide_llava.data.records import picture_of, stream
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.results.comparison import last_cell
 from hide_llava.results.run_reader import Run as FinishedRun
+from hide_llava.studies.audit.check import places
+from hide_llava.studies.audit.pictures import Pictures, look_alike, pictures, same_content
+from hide_llava.studies.audit.scan import Place
+from hide_llava.studies.audit.texts import bare_question, questions_of
+from hide_llava.studies.leakage.identity import identity
 from hide_llava.training.run import Run
 
 

@@ -15,15 +15,15 @@ from hide_llava.methods.base import Method, Stage, reads_logits
 from hide_llava.methods.cost import Pass
 from hide_llava.model.load import device_of, dtype_of
 from hide_llava.model.shapes import ModelShape, model_shape, skeleton
+from hide_llava.planning.cards import CARDS, Card, card_of
+from hide_llava.planning.estimate import ANSWER, QUESTION, TEXT, Work, in_flops, rounded
+from hide_llava.planning.sizes import Sizes, sizes
 from hide_llava.schema import ModelConfig
 from hide_llava.training.batching import micro_batches
-from hide_llava.training.cards import CARDS, Card, card_of
-from hide_llava.training.estimate import ANSWER, QUESTION, TEXT, Work, activations, in_flops, rounded
-from hide_llava.training.memory import SHARE, first_that_fits
+from hide_llava.training.memory import SHARE, activations, first_that_fits
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import stage_name
 from hide_llava.training.sequence import training_warnings
-from hide_llava.training.sizes import Sizes, sizes
 
 MIB, GIB = 2**20, 2**30
 TFLOPS = 100.0  # what one GPU sustains, unless the caller says: about a third of an A100's dense bf16 peak
@@ -334,7 +334,7 @@ class Memory:
         answer = None if reads_logits(run.method) else ANSWER
 
         def needed(size: int, recompute: bool) -> int:
-            return activations(work.shape.llava, size, dtype.itemsize, recompute, answer=answer)
+            return activations(work.shape.llava, size, dtype.itemsize, recompute, work.flops.image_tokens + TEXT, answer)
 
         limit = 0 if card is None else SHARE["cuda"] * (card.gib * 2**30 - sum(before.values()))
         size, mode, most = first_that_fits(sizes, modes, limit, needed)

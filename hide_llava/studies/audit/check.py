@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hide_llava.audit.findings import ORDER, Finding
-from hide_llava.audit.overlap import overlap
-from hide_llava.audit.scan import Place, Scan, findings, scan
-from hide_llava.audit.texts import FORMATS, AnswerRoom, PromptLengths
 from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.errors import UserError
 from hide_llava.metrics import get
 from hide_llava.preflight import check_references, join_questions
+from hide_llava.studies.audit.findings import ORDER, Finding
+from hide_llava.studies.audit.overlap import overlap
+from hide_llava.studies.audit.scan import Place, Scan, findings, scan
+from hide_llava.studies.audit.texts import FORMATS, AnswerRoom, PromptLengths
 from hide_llava.training.run import Run
 
 # Faults of a question file that its reader would only name again.
