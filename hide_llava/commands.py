@@ -126,9 +126,10 @@ def score(args: argparse.Namespace) -> None:
 
 
 def preview(args: argparse.Namespace) -> None:
+    from hide_llava.backbones.auto import reader_of
+    from hide_llava.backbones.loading import resolve
     from hide_llava.config import names
     from hide_llava.data.preview import preview
-    from hide_llava.model.load import resolve
 
     named = (args.data, args.images, args.model)
     if args.overrides and (args.data or args.images):
@@ -145,14 +146,14 @@ def preview(args: argparse.Namespace) -> None:
     if model is None:
         model = resolve(run.model.path, run.model_root)
         clip = clip or resolve(run.model.clip, run.model_root)
+    reader = reader_of(model, clip, args.label_masks or run.train.label_masks)
     files = [(Path(args.data), Path(args.images))] if args.data else [
         (task.train_file, task.images) for task in run.tasks if task.trained
     ]  # fmt: skip
     for data, images in files:
         if len(files) > 1 and not args.json:
             print(f"══ {data}")
-        for line in preview(data, images, model, clip, args.max_length or run.train.max_length, args.limit, args.json,
-                            args.label_masks or run.train.label_masks):  # fmt: skip
+        for line in preview(data, images, reader, args.max_length or run.train.max_length, args.limit, args.json):
             print(line)
 
 

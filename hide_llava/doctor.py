@@ -72,7 +72,7 @@ def _gpus() -> list[str]:
 
 def _of_run(run: Run) -> tuple[list[str], bool]:
     """Benchmark files, model folders and text tower of one configuration."""
-    from hide_llava.model.load import resolve
+    from hide_llava.backbones.loading import resolve
     from hide_llava.preflight import preflight
 
     lines, healthy = [], True

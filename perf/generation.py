@@ -26,6 +26,7 @@ from torch.nn.utils import skip_init
 
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.route import Route
+from hide_llava.backbones.llava15 import Llava15
 from hide_llava.methods.hide import HiDe
 from hide_llava.methods.routed import RoutedLlava
 
@@ -90,7 +91,7 @@ def naive(shape: Shape, initialise: bool = True) -> RoutedLlava:
         module = NaiveLinear(base, factors, layer.scaling[names[0]], index in method.expanded, initialise)
         llava.set_submodule(path, module)
         method.linears.append(module)
-    return RoutedLlava(Core(llava), method, routed.encoder)
+    return RoutedLlava(Core(Llava15(llava)), method, routed.encoder)
 
 
 def variant(name: str, shape: Shape) -> Callable[[int], Generate]:

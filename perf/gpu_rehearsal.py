@@ -40,7 +40,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hide_llava.model.write_hf import write_hf
+from hide_llava.backbones.write_hf import write_hf
 
 MINI = Path(__file__).parent.parent / "hide_llava" / "assets" / "mini"
 QUESTIONS = (

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import hide_llava.methods.all  # noqa: F401
 from hide_llava.adapters.core import Core
+from hide_llava.backbones.llava15 import Llava15
 from hide_llava.methods.base import REGISTRY, Context, Method, Task
 from hide_llava.methods.routed import RoutedLlava
 
@@ -64,7 +65,7 @@ def shape_of(layers: int, dtype: str) -> Shape:
 
 def learned(name: str, shape: Shape) -> RoutedLlava:
     """A model whose method `name` has learned one task, every update random, a fifth of the weights: it can be folded."""
-    core, tasks = Core(build_llava(shape)), [Task(0, "task-0", 2)]
+    core, tasks = Core(Llava15(build_llava(shape))), [Task(0, "task-0", 2)]
     kind = REGISTRY[name]
     method: Method = kind(kind.Config(), core, tasks)
     routed = RoutedLlava(core, method, StandInEncoder(shape), Sentences())

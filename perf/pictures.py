@@ -24,7 +24,8 @@ import torch
 from measure import interleave, machine, ratios, start, table
 from PIL import Image
 
-from hide_llava.data.images import ImageTransform, as_rgb, load_image, opened, pad_to_square
+from hide_llava.backbones.clip_pixels import ImageTransform, pad_to_square
+from hide_llava.data.images import as_rgb, load_image, opened
 
 SIZES = ((300, 300), (640, 480), (1024, 768), (1224, 1632), (2448, 3264))
 SIDE, MEAN, STD = 336, [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]

@@ -16,8 +16,10 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from hide_llava.adapters.core import Core
+from hide_llava.backbones.llava15 import Llava15
+from hide_llava.backbones.vicuna import IMAGE_TOKEN
 from hide_llava.data.collator import Collator
-from hide_llava.data.conversation import IGNORE, IMAGE_TOKEN
+from hide_llava.data.turns import IGNORE
 from hide_llava.methods.base import Context, Task
 from hide_llava.methods.hide import HiDe
 from hide_llava.methods.routed import RoutedLlava
@@ -120,7 +122,7 @@ def build_hide(shape: Shape, training: bool, kind: type[HiDe] = HiDe) -> RoutedL
 
     Finished experts get a random B and random anchors.
     """
-    core, encoder = Core(build_llava(shape)), ENCODERS[shape.routing](shape)
+    core, encoder = Core(Llava15(build_llava(shape))), ENCODERS[shape.routing](shape)
     tasks = [Task(t, f"task-{t}", shape.experts) for t in range(shape.experts)]
     method = kind(kind.Config(rank=shape.rank, alpha=2.0 * shape.rank, fusion=shape.fusion), core, tasks)
     method.setup()

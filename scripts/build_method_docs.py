@@ -24,11 +24,11 @@ from typing import Literal, get_args, get_origin
 from pydantic.fields import FieldInfo
 
 import hide_llava.methods.all  # noqa: F401
+from hide_llava.backbones.shapes import ModelShape, published
 from hide_llava.config import configs_folder, names, read_yaml
 from hide_llava.listing import comment
 from hide_llava.methods.base import REGISTRY, Method, Task
 from hide_llava.methods.registry import method_config
-from hide_llava.model.shapes import ModelShape, published
 from hide_llava.planning.estimate import Work
 from hide_llava.planning.plan import MIB, answer_line, extra_passes, record_line, stored_bytes, trained_lines
 from hide_llava.planning.sizes import Sizes, sizes_of_alike_layers

@@ -13,7 +13,7 @@ FLOORS = (
     ("settings", "storage", "distributed", "precision", "launch"),
     ("schema", "progress", "metrics"),
     ("naming", "data"),
-    ("model",),
+    ("backbones",),
     ("adapters",),
     ("methods", "benchmarks"),
     ("config",),

@@ -13,11 +13,11 @@ from PIL import Image
 from transformers import CLIPTextModel, CLIPTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 import hide_llava
+from hide_llava.backbones.clip_pixels import ImageTransform
+from hide_llava.backbones.llama_tokenizer import load_tokenizer
 from hide_llava.benchmarks.mini import SIZES, generate
 from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, patch_labels, render
 from hide_llava.benchmarks.mini.tasks import CAPTION, LETTER, PHRASE, TASKS
-from hide_llava.data.images import ImageTransform
-from hide_llava.data.tokenizer import load_tokenizer
 from hide_llava.errors import UserError
 from scripts.mini_base.base_training import IGNORE, encode, pixels
 from scripts.mini_base.pretrain import draw

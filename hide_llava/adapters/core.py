@@ -1,6 +1,6 @@
-"""The adapters on one LLaVA: upstream peft adapters by name, the rank gate, projector copies, folding.
+"""The adapters on one backbone: upstream peft adapters by name, the rank gate, projector copies, folding.
 
-Only the decoder's linears are adapted, found by explicit path (hide.md §1.2 [DECISION]), so the CLIP tower never is.
+Only the decoder's linears are adapted, found by explicit path, so the vision tower never is.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from hide_llava.adapters import peft_folder
 from hide_llava.adapters.folding import ENOUGH, Factors, Folds, low_rank
 from hide_llava.adapters.fused import FusedLayers
 from hide_llava.adapters.peft_folder import replace_values
 from hide_llava.adapters.route import Route, gated
-from hide_llava.adapters.spec import TARGETS, LoraSpec
+from hide_llava.adapters.spec import LoraSpec
+from hide_llava.backbones.base import Backbone
 from hide_llava.errors import UserError
 
 
 class Core:
-    """One LLaVA with its adapters. The base model's weights are frozen; nothing here trains by itself."""
+    """One backbone with its adapters. The base model's weights are frozen; nothing here trains by itself."""
 
-    def __init__(self, llava: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast | None = None):
-        self.llava = llava.requires_grad_(False)
-        self.tokenizer = tokenizer  # for methods that ask the model something of their own
+    def __init__(self, backbone: Backbone):
+        self.backbone = backbone
+        self.llava = backbone.model.requires_grad_(False)  # upstream's model, whatever its family
         self.peft: PeftModel | None = None
         self.route = Route()
         self._active: list[str] | None = None
@@ -48,12 +48,12 @@ class Core:
     # ---- what there is -------------------------------------------------------------------------------------------
     @property
     def projector(self) -> nn.Module:
-        return self.llava.model.multi_modal_projector
+        return self.backbone.projector
 
     @property
     def num_layers(self) -> int:
         """Decoder layers, counted from the model."""
-        return len(self.llava.model.language_model.layers)
+        return len(self.backbone.layers)
 
     def layer_indices(self, layers: list[int]) -> list[int]:
         """Resolve a config list such as [-1] against the model's depth.
@@ -100,7 +100,7 @@ class Core:
     # ---- adding, saving, loading ---------------------------------------------------------------------------------
     def add(self, name: str, spec: LoraSpec, modules: list[str] | None = None) -> None:
         """Add a frozen fp32 adapter on all decoder linears of `spec.targets`, or on the named modules only."""
-        target = modules if modules is not None else rf".*language_model\.layers\.\d+\.({TARGETS[spec.targets]})"
+        target = modules if modules is not None else self.backbone.linears(spec.targets)
         self._insert(
             name,
             LoraConfig(r=spec.rank, lora_alpha=spec.alpha, lora_dropout=spec.dropout, target_modules=target,

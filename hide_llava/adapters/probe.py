@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from hide_llava.adapters.core import Core
-from hide_llava.adapters.projectors import project
 from hide_llava.adapters.route import Route
-from hide_llava.model.embed import see, splice
 
 
 @contextlib.contextmanager
 def without_dropout(core: Core) -> Iterator[None]:
-    """LLaVA and its adapters in evaluation mode inside the block; the method still routes as it did."""
+    """The model and its adapters in evaluation mode inside the block; the method still routes as it did."""
     training = core.llava.training
     core.llava.eval()
     try:
@@ -32,11 +30,9 @@ def logits(core: Core, batch: dict[str, Any], route: Route, last: int = 0) -> Te
 
     batch: input_ids [B, N] with images expanded, attention_mask, has_image, pixel_values. The current route is kept.
     """
-    llava, pixels = core.llava, batch.get("pixel_values")
+    llava, backbone = core.llava, core.backbone
     half = llava.dtype != torch.float32
     with without_dropout(core), core.routed(route), torch.autocast(llava.device.type, llava.dtype, enabled=half):
-        vision = None if pixels is None or not len(pixels) else see(llava, pixels)
-        embeds = splice(llava, batch["input_ids"], vision, lambda x: project(core, x, route, batch["has_image"]))
-        mask = batch["attention_mask"]
-        output = llava(inputs_embeds=embeds, attention_mask=mask, use_cache=False, logits_to_keep=last)
+        ready = backbone.ready(batch, backbone.see(batch), core.projectors, route.projectors, None, False)
+        output = backbone.run(ready, logits_to_keep=last)
     return output.logits.float()

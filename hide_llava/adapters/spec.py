@@ -9,11 +9,6 @@ from pydantic import Field
 from hide_llava.settings import MethodConfig
 
 Targets = Literal["all", "attention", "ffn"]
-TARGETS = {
-    "all": r"self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj)",
-    "attention": r"self_attn\.(q_proj|k_proj|v_proj|o_proj)",
-    "ffn": r"mlp\.(gate_proj|up_proj|down_proj)",
-}
 
 
 class LoraSpec(MethodConfig):

@@ -16,7 +16,7 @@ from torch.nn.functional import one_hot
 
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.route import Apply, BoundGate, RankMap, TokenGate
-from hide_llava.data.conversation import IGNORE
+from hide_llava.data.turns import IGNORE
 
 
 def per_rank(weights: Tensor, rank: int) -> Tensor:

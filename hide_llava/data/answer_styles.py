@@ -16,8 +16,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hide_llava.data.conversation import IMAGE_TEXT
 from hide_llava.data.records import features
+from hide_llava.data.turns import IMAGE_TEXT
 
 if TYPE_CHECKING:
     from datasets import Dataset

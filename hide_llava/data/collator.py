@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from hide_llava.data.conversation import IGNORE
+from hide_llava.data.turns import IGNORE
 from hide_llava.errors import UserError
 
 

@@ -8,61 +8,23 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch.utils.data import Dataset
-from transformers import PreTrainedTokenizerFast
 
-from hide_llava.data.conversation import (
-    IGNORE,
-    IMAGE_TEXT,
-    IMAGE_TOKEN,
-    MASKS,
-    Encoded,
-    Turn,
-    drop_leading_answer,
-    encode_question,
-    encode_training,
-    place_image,
-    reference_routing_text,
-    routing_text,
-)
 from hide_llava.data.decoded import undecodable
 from hide_llava.data.images import ORIENTATIONS, load_image
-from hide_llava.data.measured import file_of, measured
+from hide_llava.data.measured import measured
+from hide_llava.data.reader import Read, Reader
 from hide_llava.data.records import complaint, unusable
+from hide_llava.data.turns import IGNORE, IMAGE_TEXT, Turn, drop_leading_answer, place_image, routing_text
 from hide_llava.errors import BadRecord, UserError
 
 ON_BAD_SAMPLE = ("error", "skip", "show")
-ROUTING = ("question", "reference")
-Transform = Callable[[Image.Image], torch.Tensor]
-
-
-def expand_image(
-    input_ids: Sequence[int], labels: Sequence[int] | None, image_tokens: int, max_length: int | None
-) -> tuple[list[int], list[int] | None]:
-    """Repeat IMAGE_TOKEN `image_tokens` times, with labels IGNORE, and cut to `max_length` (None: no limit).
-
-    In the reference's order: the un-expanded text is cut first, then the expanded sequence. UserError if the cut would
-    fall before or inside the image: half an image is never trained on.
-    """
-    ids, labels = list(input_ids[:max_length]), None if labels is None else list(labels[:max_length])
-    if IMAGE_TOKEN in input_ids:
-        at = ids.index(IMAGE_TOKEN) if IMAGE_TOKEN in ids else len(ids)
-        if max_length is not None and at + image_tokens > max_length:
-            raise BadRecord(
-                f"the image ends at token {list(input_ids).index(IMAGE_TOKEN) + image_tokens}, beyond the limit of "
-                f"{max_length}; shorten the text before it or raise max_length",
-                "too long",
-            )
-        ids[at : at + 1] = [IMAGE_TOKEN] * image_tokens
-        if labels is not None:
-            labels[at : at + 1] = [IGNORE] * image_tokens
-    return ids[:max_length], None if labels is None else labels[:max_length]
 
 
 def modality_length(turns: Sequence[Turn], has_image: bool) -> int:
@@ -71,72 +33,33 @@ def modality_length(turns: Sequence[Turn], has_image: bool) -> int:
     return words if has_image else -words
 
 
-def supervised(
-    turns: Sequence[Turn],
-    has_image: bool,
-    tokenizer: PreTrainedTokenizerFast,
-    image_tokens: int,
-    max_length: int,
-    label_masks: str = "exact",
-) -> tuple[Encoded, list[int], list[int]]:
-    """One conversation as encoded, and its ids and labels with the image expanded; at least one label is to be learned.
-
-    Raises:
-        BadRecord: no token of an answer is left within `max_length`, or the reference's label walk gives the record up.
-    """
-    encoded = encode_training(turns, has_image, tokenizer, max_length, label_masks)
-    if encoded.mismatch:
-        raise BadRecord(
-            "its tokens do not line up with its turns (an empty or missing answer, or a literal '</s>', '<unk>' or "
-            "' ASSISTANT: ' in the text), so it has no supervised token; train.label_masks=exact finds its answers",
-            "no supervised token",
-        )
-    ids, labels = expand_image(encoded.input_ids, encoded.labels, image_tokens, max_length)
-    if all(label == IGNORE for label in labels):
-        raise BadRecord(
-            f"no token of an answer is left within train.max_length={max_length}; shorten its text or raise the limit",
-            "too long",
-        )
-    return encoded, ids, labels
-
-
 class TrainingDataset(Dataset):
     """Map-style training samples of one annotation file (`records` from `load_records`).
 
-    An item is a dict: input_ids and labels (long [N], N ≤ max_length, image expanded to `image_tokens` ids),
+    An item is a dict: input_ids and labels (long [N], N ≤ max_length, image expanded),
     pixel_values (float32 [3, H, W], or None for a text-only record), text (what the sample is routed by), id (as in the
     file).
 
     Every record is tokenised and its image decoded (once: `undecodable`) when the dataset is built, so that bad data stops
     a run before it starts. `on_bad_sample="error"` raises UserError naming the first bad records; "skip" leaves them out
     and lists them in `skipped` as {index, id, kind, reason}; "show", for the preview, does the same and does not mind if
-    no good record is left. `routing="reference"` reproduces the routing text of the reference, which differs for
-    text-only records; `label_masks="reference"` its labels (`encode_training`); orientation as in `load_image`.
+    no good record is left. reader: of the model (`Backbone.reader`). orientation: as in `load_image`.
     """
 
     def __init__(
         self,
         records: Sequence[Mapping[str, Any]],
         image_root: Path,
-        tokenizer: PreTrainedTokenizerFast,
-        transform: Transform,
-        image_tokens: int,
+        reader: Reader,
         max_length: int = 2048,
         on_bad_sample: str = "error",
-        routing: str = "question",
-        label_masks: str = "exact",
         orientation: str = "exif",
         workers: int = 1,
     ) -> None:
         _check_option("on_bad_sample", on_bad_sample, ON_BAD_SAMPLE)
-        _check_option("routing", routing, ROUTING)
-        _check_option("label_masks", label_masks, MASKS)
         _check_option("orientation", orientation, ORIENTATIONS)
-        self.records, self.image_root = records, Path(image_root)
-        self.tokenizer, self.transform = tokenizer, transform
-        self.image_tokens, self.max_length = image_tokens, max_length
-        self.on_bad_sample, self.routing = on_bad_sample, routing
-        self.label_masks, self.orientation, self.workers = label_masks, orientation, workers
+        self.records, self.image_root, self.reader, self.max_length = records, Path(image_root), reader, max_length
+        self.on_bad_sample, self.orientation, self.workers = on_bad_sample, orientation, workers
         # A concatenated table carries the names of all its files, one a line.
         source = getattr(getattr(records, "info", None), "description", "") or "records"
         self.source = " + ".join(filter(None, source.splitlines()))
@@ -174,7 +97,7 @@ class TrainingDataset(Dataset):
     def measured(self) -> list[list]:
         """Of every record [words (`modality_length`), tokens, tokens with a label], or [kind, reason] if it cannot be used;
         from the cache where it is known (data/measured.py)."""
-        settings = [file_of(self.tokenizer), self.image_tokens, self.max_length, self.label_masks]
+        settings = [*self.reader.settings(), self.max_length]
         return measured(self.records, self._measure, settings, self.workers, Path(self.source).name)
 
     def _measure(self, record: Mapping[str, Any]) -> list:
@@ -202,7 +125,7 @@ class TrainingDataset(Dataset):
         identity = json.loads(record["id"])
         try:
             ids, labels, text = self.encode(record)
-            pixels = None if record["image"] is None else self.transform(self._image(record["image"]))
+            pixels = None if record["image"] is None else self.reader.pixels(self._image(record["image"]))
         except UserError as error:
             raise UserError(f"{self.source}: record {index} (id {identity!r}): {error}") from error
         return {
@@ -213,19 +136,13 @@ class TrainingDataset(Dataset):
             "id": identity,
         }
 
-    def encode(self, record: Mapping[str, Any]) -> tuple[list[int], list[int], str]:
+    def encode(self, record: Mapping[str, Any]) -> Read:
         """Expanded ids, labels and routing text; BadRecord with the reason if the record is unusable."""
         if (fault := unusable(record)) is not None:
             raise fault
         turns, has_image = record["conversations"], record["image"] is not None
-        special = self.tokenizer.all_special_tokens if self.label_masks == "exact" else None
-        check_turns(turns, has_image, special)
-        encoded, ids, labels = supervised(
-            turns, has_image, self.tokenizer, self.image_tokens, self.max_length, self.label_masks
-        )
-        if self.routing == "reference":
-            return ids, labels, reference_routing_text(encoded.input_ids[: self.max_length], self.tokenizer)
-        return ids, labels, routing_text(turns)
+        check_turns(turns, has_image, self.reader.special)
+        return self.reader.training(turns, has_image, self.max_length)
 
     def _image(self, image: str) -> Image.Image:
         return load_image(self.image_root / image, self.orientation)
@@ -261,17 +178,11 @@ class QuestionDataset(Dataset):
         self,
         questions: Sequence[Mapping[str, Any]],
         image_root: Path,
-        tokenizer: PreTrainedTokenizerFast,
-        transform: Transform,
-        image_tokens: int,
-        routing: str = "question",
+        reader: Reader,
         orientation: str = "exif",
     ) -> None:
-        _check_option("routing", routing, ROUTING)
         _check_option("orientation", orientation, ORIENTATIONS)
-        self.questions, self.image_root = questions, Path(image_root)
-        self.tokenizer, self.transform = tokenizer, transform
-        self.image_tokens, self.routing, self.orientation = image_tokens, routing, orientation
+        self.questions, self.image_root, self.reader, self.orientation = questions, Path(image_root), reader, orientation
         for question in questions:
             where, image = f"Question {question['question_id']!r}", question.get("image")
             check_place(question)
@@ -284,16 +195,15 @@ class QuestionDataset(Dataset):
     def __getitem__(self, item: int) -> dict[str, Any]:
         question = self.questions[item]
         text, image = question["text"], question.get("image")
-        ids = encode_question(text, image is not None, self.tokenizer)
-        routed = reference_routing_text(ids, self.tokenizer) if self.routing == "reference" else routing_text(text)
+        read = self.reader.question(text, image is not None)
         try:
-            pixels = None if image is None else self.transform(load_image(self.image_root / image, self.orientation))
+            pixels = None if image is None else self.reader.pixels(load_image(self.image_root / image, self.orientation))
         except UserError as error:
             raise UserError(f"Question {question['question_id']!r}: {error}") from error
         return {
-            "input_ids": torch.tensor(expand_image(ids, None, self.image_tokens, None)[0], dtype=torch.long),
+            "input_ids": torch.tensor(read.ids, dtype=torch.long),
             "pixel_values": pixels,
-            "text": routed,
+            "text": read.routed_by,
             "question_id": question["question_id"],
             "prompt": routing_text(text) if IMAGE_TEXT in text else text,
         }

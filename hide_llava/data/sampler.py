@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset, Sampler
 
-from hide_llava.data.conversation import IGNORE
+from hide_llava.data.turns import IGNORE
 from hide_llava.errors import UserError
 
 

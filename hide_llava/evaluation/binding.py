@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from hide_llava import __version__
+from hide_llava.backbones.loading import attention_of, device_of, dtype_of
 from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.errors import UserError
 from hide_llava.metrics import get
-from hide_llava.model.load import attention_of, device_of, dtype_of
 from hide_llava.schema import EvalConfig, ModelConfig, as_stored
 from hide_llava.storage import read_json, sha256
 from hide_llava.training.run import Run

@@ -17,7 +17,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from hide_llava.benchmarks.files import BenchmarkTask, with_suffix
 from hide_llava.data.collator import Collator
-from hide_llava.data.conversation import encode_question
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.distributed import ranks
 from hide_llava.errors import UserError
@@ -102,12 +101,10 @@ class _Begun:
         self.rank, self.world = ranks()
         self.known = stored_settings(cell.folder) or {}
         self.done = {json.dumps(row["question_id"]) for part in parts(cell.folder) for row in read_part(part)}
-        settings, loaded = cell.settings, session.loaded
+        settings = cell.settings
         self.questions = with_suffix(cell.questions, settings["prompt_suffix"])
-        routing = "reference" if "zero_image" in session.method.needs else "question"
-        self.data = QuestionDataset(self.questions, cell.images, loaded.tokenizer,
-                                    loaded.transform(settings["image_transform"]), loaded.image_tokens, routing,
-                                    settings["image_orientation"])  # fmt: skip
+        self.reader = session.backbone.reader(settings["image_transform"], routing=session.routing_text)
+        self.data = QuestionDataset(self.questions, cell.images, self.reader, settings["image_orientation"])
         size = cell.batch_size or self.known.get("batch_size") or automatic_batch_size(session.core.llava, self._length)
         self.settings = {**settings, "batch_size": size}
         order = sorted(range(len(self.questions)), key=lambda i: (-len(self.questions[i]["text"]), i))
@@ -116,9 +113,8 @@ class _Begun:
 
     def _length(self) -> int:
         """Tokens of the longest question, with its image and the longest answer."""
-        tokenizer, image = self.session.loaded.tokenizer, self.session.loaded.image_tokens
-        lengths = (len(encode_question(q["text"], q.get("image") is not None, tokenizer)) for q in self.questions)
-        return max(lengths, default=0) + image + self.cell.settings["max_new_tokens"]
+        lengths = (len(self.reader.question(q["text"], q.get("image") is not None).ids) for q in self.questions)
+        return max(lengths, default=0) + self.cell.settings["max_new_tokens"]
 
     def _is_done(self, question: int) -> bool:
         return json.dumps(self.questions[question]["question_id"]) in self.done
@@ -180,12 +176,12 @@ def answer_batch(
     if session.method.oracle:
         batch["task"] = task
     ids, route = session.routed.generate(batch, max_new_tokens, shrinks(run.eval, run.model), run.eval.static_cache)
-    tokenizer, rows = session.loaded.tokenizer, []
+    tokenizer, ends, rows = session.backbone.tokenizer, session.backbone.stop_ids, []
     names = list(route.weights)
     weights = torch.stack([route.weights[n] for n in names], 1).tolist() if names else [[]] * len(ids)  # one copy to the host
     for b, tokens in enumerate(ids.tolist()):
-        if tokenizer.eos_token_id in tokens:
-            tokens = tokens[: tokens.index(tokenizer.eos_token_id) + 1]
+        if (end := next((place for place, token in enumerate(tokens) if token in ends), None)) is not None:
+            tokens = tokens[: end + 1]  # what follows is padding
         rows.append({
             "question_id": batch["ids"][b], "prompt": batch["prompts"][b],
             "text": tokenizer.decode(tokens, skip_special_tokens=True).strip(), "token_ids": tokens,

@@ -34,7 +34,6 @@ from typing_extensions import Self
 
 from hide_llava.adapters.consolidation import by_energy, constant, rescaled, soft
 from hide_llava.adapters.probe import without_dropout
-from hide_llava.data.conversation import encode_question
 from hide_llava.distributed import from_main
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Route, Task, register
@@ -96,18 +95,19 @@ class LlavaC(SummedExperts):
 
     def view(self, ids: Tensor, mask: Tensor, route: Route) -> Tensor:
         """What `distance` compares, [B, n, d] fp32 (kl: [B, n, V]), of text under `route`; without dropout."""
-        llava = self.core.llava
+        llava, backbone = self.core.llava, self.core.backbone
         half = llava.dtype != torch.float32
         with without_dropout(self.core), self.core.routed(route):
             with torch.autocast(llava.device.type, llava.dtype, enabled=half):
-                out = llava.model.language_model(ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
+                out = backbone.decoder(ids, attention_mask=mask, output_hidden_states=True, use_cache=False)
                 if self.config.distance == "kl":
-                    return llava.lm_head(out.last_hidden_state).float()
+                    return backbone.logits(out.last_hidden_state).float()
         return out.hidden_states[self.config.layer].float()
 
     def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
         device = self.core.llava.device
-        rows = [torch.tensor(encode_question(q, False, self.core.tokenizer)) for q in self.asked(batch)]
+        reader = self.core.backbone.reader()
+        rows = [torch.tensor(reader.question(text, False).ids) for text in self.asked(batch)]
         ids = pad_sequence(rows, batch_first=True).to(device)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
         now = self.view(ids, mask, Route(self.experts))

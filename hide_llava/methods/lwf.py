@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from hide_llava.adapters.probe import logits
-from hide_llava.data.conversation import IGNORE
+from hide_llava.data.turns import IGNORE
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.lora import SequentialLora

@@ -27,16 +27,13 @@ from torch.utils.data import Subset
 from hide_llava.adapters.core import LoraSpec
 from hide_llava.adapters.observe import sample
 from hide_llava.adapters.probe import logits, without_dropout
-from hide_llava.data.conversation import IMAGE_TEXT, ROLES, encode_question, routing_text
-from hide_llava.data.dataset import expand_image
 from hide_llava.data.records import features
-from hide_llava.data.tokenizer import encode
+from hide_llava.data.turns import IMAGE_TEXT, routing_text
 from hide_llava.distributed import all_reduce, ranks
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.experts import IndependentExperts
-from hide_llava.model.load import image_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -92,11 +89,10 @@ class MrLora(IndependentExperts):
         LLaMA's vocabulary has every letter with its space as one token; a smaller one has some, and spells the rest as
         space and letter. The larger of such groups is used, so that one position of one forward decides.
         """
-        start = f"{ROLES['gpt']}:"
-        skip = len(encode(start, self.core.tokenizer))
+        reader = self.core.backbone.reader()
         groups: dict[tuple[int, ...], dict[str, int]] = {}
         for letter in ascii_uppercase:
-            *before, token = encode(f"{start} {letter}", self.core.tokenizer)[skip:]
+            *before, token = reader.answer_start(letter)
             groups.setdefault(tuple(before), {})[letter] = token
         before, letters = max(groups.items(), key=lambda group: len(group[1]))
         if len(letters) < len(self.tasks):
@@ -114,10 +110,9 @@ class MrLora(IndependentExperts):
         if len(self.learned) == 1:
             return torch.zeros_like(batch["has_image"], dtype=torch.long)
         before, tokens = self.letters[0], list(self.letters[1].values())[: len(self.learned)]
-        places, rows = image_tokens(self.core.llava), []
+        reader, rows = self.core.backbone.reader(), []
         for text, has_image in zip(batch["texts"], batch["has_image"].tolist()):
-            ids = encode_question(self.ask(text), has_image, self.core.tokenizer) + before
-            rows.append(torch.tensor(expand_image(ids, None, places, None)[0], device=batch["has_image"].device))
+            rows.append(torch.tensor(reader.question(self.ask(text), has_image).ids + before, device=batch["has_image"].device))
         asked = {
             **{key: batch[key] for key in ("has_image", "pixel_values")},
             "input_ids": pad_sequence(rows, True, 0, padding_side="left"),

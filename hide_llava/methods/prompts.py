@@ -32,7 +32,7 @@ class Prompted(Method):
     @property
     def width(self) -> int:
         """d of the decoder's word embeddings."""
-        return self.core.llava.config.text_config.hidden_size
+        return self.core.backbone.width
 
     @property
     def names(self) -> list[str]:

@@ -12,17 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import LlavaForConditionalGeneration
+from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from hide_llava.adapters.core import Core
-from hide_llava.adapters.projectors import project
 from hide_llava.adapters.route import Route
-from hide_llava.data.conversation import last_line
+from hide_llava.backbones.base import Ready, Vision
+from hide_llava.data.turns import last_line
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Features, Method
-from hide_llava.model.decode import greedy
-from hide_llava.model.embed import Vision, insert_prompts, see, splice
 from hide_llava.precision import full_precision
 
 
@@ -44,7 +42,7 @@ class RoutedLlava(nn.Module):
         self, core: Core, method: Method, encoder: nn.Module | None, sentence_encoder: nn.Module | None = None
     ):
         super().__init__()
-        self.llava: LlavaForConditionalGeneration = core.llava
+        self.llava: PreTrainedModel = core.llava
         # In a tuple: not part of the module that engines wrap. A text that was met before is not encoded again, so processes
         # call the text towers differently often, and a tower that ZeRO-3 had divided among them would wait for the others.
         self._encoders = (encoder, sentence_encoder)
@@ -84,8 +82,7 @@ class RoutedLlava(nn.Module):
 
     def see(self, batch: dict[str, Any]) -> Vision | None:
         """The batch's images through the vision tower, once."""
-        pixels = batch.get("pixel_values")
-        return None if pixels is None or not len(pixels) else see(self.llava, pixels)
+        return self.core.backbone.see(batch)
 
     @torch.no_grad()
     def features(self, batch: dict[str, Any], vision: Vision | None) -> Features:
@@ -113,29 +110,19 @@ class RoutedLlava(nn.Module):
         return features
 
     def _feature_of_zeros(self) -> Tensor:
-        size = self.llava.config.vision_config.image_size
-        zeros = torch.zeros(1, 3, size, size, device=self.llava.device)
-        return self.encoder.image(see(self.llava, zeros).cls, zeros)[0]
+        zeros = self.core.backbone.blank()
+        return self.encoder.image(self.see({"pixel_values": zeros}).cls, zeros)[0]
 
-    def prepare(self, batch: dict[str, Any], train: bool) -> dict[str, Any]:
-        """Embeddings, mask, labels, features and route of a batch; the route becomes the current one."""
+    def prepare(self, batch: dict[str, Any], train: bool) -> tuple[Ready, Features, Route]:
+        """A batch as the decoder takes it, its features and its route, which becomes the current one."""
         vision = self.see(batch)
         features = self.features(batch, vision)
         route = self.method.route(batch, features, train)
         if not isinstance(route, Route):
             raise UserError(f"method '{self.method.name}': route() must return a Route, got {route!r:.80}.")
         self.core.follow(route)
-        embeds = splice(
-            self.llava, batch["input_ids"], vision, lambda x: project(self.core, x, route, batch["has_image"])
-        )
-        if vision is None and train:  # a batch without images still takes part in the projector's gradient (DDP)
-            linear = self.core.projector.linear_1
-            nothing = embeds.new_zeros(1, 1, linear.in_features, dtype=linear.weight.dtype)
-            embeds = embeds + 0.0 * self.core.projector(nothing).sum().to(embeds.dtype)
-        mask, labels = batch["attention_mask"], batch.get("labels")
-        if route.prompts is not None:
-            embeds, mask, labels = insert_prompts(route.prompts, embeds, mask, labels)
-        return {"inputs_embeds": embeds, "attention_mask": mask, "labels": labels, "features": features, "route": route}
+        ready = self.core.backbone.ready(batch, vision, self.core.projectors, route.projectors, route.prompts, train)
+        return ready, features, route
 
     def forward(
         self,
@@ -156,18 +143,15 @@ class RoutedLlava(nn.Module):
         them in fp32 as well), and of a small decoder a third of its arithmetic.
         """
         batch = {"input_ids": input_ids, "attention_mask": attention_mask, "has_image": has_image, "labels": labels}
-        ready = self.prepare({**batch, **rest}, self.training)
+        ready, features, route = self.prepare({**batch, **rest}, self.training)
         kwargs = {} if num_items_in_batch is None else {"num_items_in_batch": num_items_in_batch}
-        kwargs["labels"] = ready["labels"]
+        kwargs["labels"] = ready.labels
         if loss_only and labels is not None and targets is not None:
-            prompts = ready["inputs_embeds"].shape[1] - labels.shape[1]  # inserted after BOS, so before every target
             kwargs["labels"] = kwargs["shift_labels"] = labels.index_select(1, targets)
-            kwargs["logits_to_keep"] = targets + (prompts - 1)
-        output = self.llava(
-            inputs_embeds=ready["inputs_embeds"], attention_mask=ready["attention_mask"], use_cache=False, **kwargs
-        )
+            kwargs["logits_to_keep"] = targets + (ready.inserted - 1)
+        output = self.core.backbone.run(ready, **kwargs)
         logits = None if loss_only else output.logits
-        return RoutedOutput(output.loss, logits, ready["features"], ready["route"])
+        return RoutedOutput(output.loss, logits, features, route)
 
     @torch.no_grad()
     def generate(
@@ -178,12 +162,11 @@ class RoutedLlava(nn.Module):
         The answers lie in host memory: decoding reads every token anyway. shrink, static: of `greedy`, rows that have ended
         leave, if the route is one that can be cut into rows; a buffer of fixed size for keys and values.
         """
-        ready = self.prepare({**batch, "labels": None}, False)
-        route: Route = ready["route"]
+        ready, _, route = self.prepare({**batch, "labels": None}, False)
 
         def leave(kept: Tensor) -> None:
             self.core.follow(self.core.route.rows(kept))
 
-        answers = greedy(self.llava, ready["inputs_embeds"], ready["attention_mask"], max_new_tokens,
-                         leave if shrink and route.divisible else None, static)  # fmt: skip
+        cut = leave if shrink and route.divisible else None
+        answers = self.core.backbone.answer(ready, max_new_tokens, cut, static)
         return pad_sequence([torch.tensor(tokens) for tokens in answers], batch_first=True), route

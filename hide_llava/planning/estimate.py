@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hide_llava.backbones.shapes import ModelShape, Tower
 from hide_llava.methods.cost import Pass
-from hide_llava.model.shapes import ModelShape, Tower
 from hide_llava.planning.flops import Flops
 from hide_llava.planning.sizes import Sizes
 

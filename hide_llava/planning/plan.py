@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from hide_llava.backbones.loading import device_of, dtype_of
+from hide_llava.backbones.shapes import ModelShape, model_shape, skeleton
 from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Method, Stage, reads_logits
 from hide_llava.methods.cost import Pass
-from hide_llava.model.load import device_of, dtype_of
-from hide_llava.model.shapes import ModelShape, model_shape, skeleton
 from hide_llava.planning.cards import CARDS, Card, card_of
 from hide_llava.planning.estimate import ANSWER, QUESTION, TEXT, Work, in_flops, rounded
 from hide_llava.planning.sizes import Sizes, sizes

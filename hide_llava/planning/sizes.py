@@ -12,9 +12,10 @@ from torch import nn
 from transformers import LlavaConfig
 
 from hide_llava.adapters.core import Core
+from hide_llava.backbones.llava15 import Llava15
+from hide_llava.backbones.shapes import ModelShape, skeleton
 from hide_llava.methods.base import Context, Method, Task
 from hide_llava.methods.cost import Cost
-from hide_llava.model.shapes import ModelShape, skeleton
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def sizes(cls: type[Method], options: Any, shape: ModelShape, tasks: list[Task])
     """
     thin = copy.deepcopy(shape.llava)
     thin.vision_config.num_hidden_layers = 1  # no method adapts the tower; it only takes time
-    core = Core(skeleton(thin))
+    core = Core(Llava15(skeleton(thin)))
     method = cls(options, core, tasks)
     with torch.device("meta"):
         method.setup()

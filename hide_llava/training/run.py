@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from hide_llava.backbones.identity import model_sha256
 from hide_llava.benchmarks.files import BenchmarkTask, Common
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.benchmarks.selection import partial_label
@@ -22,7 +23,6 @@ from hide_llava.config import to_yaml
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Method, Stage, Task
 from hide_llava.methods.registry import method_class, method_config, plugins
-from hide_llava.model.identity import model_sha256
 from hide_llava.schema import FREE, RunConfig, flatten
 from hide_llava.storage import read_json, write_json, write_text
 from hide_llava.training.batching import BatchPlan, plan_batches

@@ -58,13 +58,9 @@ def _dataset(session: Session, records: Any) -> TrainingDataset:
     return TrainingDataset(
         records,
         run.common.table_root,
-        session.loaded.tokenizer,
-        session.loaded.transform("pad"),
-        session.loaded.image_tokens,
+        session.backbone.reader(masks=run.train.label_masks, routing=session.routing_text),
         run.train.max_length,
         run.train.on_bad_sample,
-        "reference" if "zero_image" in session.method.needs else "question",
-        run.train.label_masks,
         run.benchmark.image_orientation,
         run.train.num_workers,
     )

@@ -14,42 +14,44 @@ from transformers import set_seed
 
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.peft_folder import replace_values
+from hide_llava.backbones.auto import load
+from hide_llava.backbones.base import Backbone
+from hide_llava.backbones.loading import resolve
+from hide_llava.backbones.routing_encoder import ClipRoutingEncoder
+from hide_llava.backbones.sentence_encoder import SentenceEncoder
 from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Method, Stage
 from hide_llava.methods.checks import check_needs, check_training
 from hide_llava.methods.routed import RoutedLlava
-from hide_llava.model.load import Loaded, load, resolve
-from hide_llava.model.routing_encoder import ClipRoutingEncoder
-from hide_llava.model.sentence_encoder import SentenceEncoder
 from hide_llava.storage import load_state, load_tensors, read_json, save_state, write_jsonl, write_text
 from hide_llava.training.lineage import check_origin
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import stage_name
 
 
-def routing_encoder(name: str, loaded: Loaded, needs: frozenset[str]) -> nn.Module | None:
+def routing_encoder(name: str, backbone: Backbone, needs: frozenset[str]) -> nn.Module | None:
     """The encoder that a method's `needs` call for, or None. name: `router.encoder`."""
     if not needs & {"clip_image", "clip_text"}:
         return None
     kind, _, rest = name.partition(":")
     if kind == "clip":
-        return ClipRoutingEncoder(loaded.llava, loaded.clip).to(loaded.llava.device)
+        return ClipRoutingEncoder(backbone.model, backbone.clip).to(backbone.model.device)
     if kind == "open_clip":
-        from hide_llava.model.open_clip_encoder import OpenClipRoutingEncoder
+        from hide_llava.backbones.open_clip_encoder import OpenClipRoutingEncoder
 
-        return OpenClipRoutingEncoder(rest).to(loaded.llava.device)
+        return OpenClipRoutingEncoder(rest).to(backbone.model.device)
     raise UserError(f"router.encoder={name}: expected clip or open_clip:<model>:<weights>.")
 
 
-def sentence_encoder(name: str | None, root: Path, loaded: Loaded, clip: nn.Module | None) -> nn.Module:
+def sentence_encoder(name: str | None, root: Path, backbone: Backbone, clip: nn.Module | None) -> nn.Module:
     """The encoder that `model.sentence` names; `clip` is the routing encoder, for `model.sentence=clip`."""
     if name is None:
         raise UserError(
             "this method routes by sentence embeddings; set model.sentence to a sentence-transformers folder or hub id "
             "(the paper: sentence-transformers/all-MiniLM-L6-v2), or to clip for CLIP's text features."
         )
-    return clip if name == "clip" else SentenceEncoder(resolve(name, root)).to(loaded.llava.device)
+    return clip if name == "clip" else SentenceEncoder(resolve(name, root)).to(backbone.model.device)
 
 
 ABOUT = """What one stage of a run trained: the adapter(s) {what} in plain peft folders under `adapter/`{projector}.
@@ -62,21 +64,21 @@ them all. `stage.json` says which configuration and which stage before it this o
 
 
 class Session:
-    """One LLaVA with one method, at the stages of one run."""
+    """One backbone with one method, at the stages of one run."""
 
-    def __init__(self, run: Run, loaded: Loaded | None = None):
+    def __init__(self, run: Run, backbone: Backbone | None = None):
         self.run = run
-        self.loaded = loaded or load(run.model, run.model_root)
-        self.core = Core(self.loaded.llava, self.loaded.tokenizer)
+        self.backbone = backbone or load(run.model, run.model_root)
+        self.core = Core(self.backbone)
         self.tasks, self.stages = run.method_tasks, run.stages
         self.method: Method = run.method(run.options, self.core, self.tasks)
         check_needs(self.method)
         needs = self.method.needs
         by_clip = {"clip_text"} if "sentence" in needs and run.model.sentence == "clip" else set()
-        encoder = routing_encoder(run.encoder, self.loaded, needs | by_clip)
+        encoder = routing_encoder(run.encoder, self.backbone, needs | by_clip)
         sentence = None
         if "sentence" in needs:
-            sentence = sentence_encoder(run.model.sentence, run.model_root, self.loaded, encoder)
+            sentence = sentence_encoder(run.model.sentence, run.model_root, self.backbone, encoder)
         self.routed = RoutedLlava(self.core, self.method, encoder, sentence)
         self.initial_projector = self.core.projector_state()
         set_seed(run.seed)  # before any random initialisation, so that runs repeat (hide.md §7.2, 34)
@@ -84,6 +86,11 @@ class Session:
         self.routed.method_modules = self.method.modules
         self.widths = _widths(encoder, sentence)
         self.recomputes = False  # whether the stage at work has gradient checkpointing (memory.py)
+
+    @property
+    def routing_text(self) -> str:
+        """By which text a sample is routed: its question, or what the published code makes of it."""
+        return "reference" if "zero_image" in self.method.needs else "question"
 
     def context(self, **values: Any) -> Context:
         return Context(widths=self.widths, **values)

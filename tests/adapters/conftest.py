@@ -8,6 +8,7 @@ import torch
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
 from hide_llava.adapters.core import Core, LoraSpec
+from hide_llava.backbones.llava15 import Llava15
 from tests.tiny import write_model
 
 
@@ -26,7 +27,7 @@ def bare(tiny_config: LlavaConfig) -> Callable[..., Core]:
 
     def make(dtype: torch.dtype = torch.float32) -> Core:
         torch.manual_seed(0)
-        return Core(LlavaForConditionalGeneration(tiny_config).to(dtype).eval())
+        return Core(Llava15(LlavaForConditionalGeneration(tiny_config).to(dtype).eval()))
 
     return make
 

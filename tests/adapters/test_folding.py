@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hide_llava.adapters.core import Core, LoraSpec
 from hide_llava.adapters.folding import MODES, delta, place
 from hide_llava.adapters.route import Route
+from hide_llava.backbones.llava15 import Llava15
 from hide_llava.errors import UserError
 from tests.methods.host import OneLinear
 
@@ -208,7 +209,7 @@ def test_an_update_of_a_thousandth_of_the_weights_is_kept(dtype: torch.dtype, fo
     host.model.language_model.layers[0].mlp.down_proj.weight.data.copy_(
         0.02 * torch.randn(1024, 1024, generator=generator)
     )
-    core = Core(host.to(dtype))
+    core = Core(Llava15(host.to(dtype)))
     core.llava.dtype = dtype
     names, weights = ["e0", "e1"], [1.0, 0.5]
     for name in names:

@@ -38,8 +38,8 @@ def test_kernels_of_a_token(name: str, kernels: list[dict[str, float]]) -> None:
 
 def logits_and_tokens(routed: RoutedLlava, dtype: str = "float32") -> tuple[Tensor, list]:
     batch = build_batch(shape_of(2, dtype), 3, "left") | ({"task": 0} if routed.method.oracle else {})
-    ready = routed.prepare(batch, False)
-    logits = routed.llava(inputs_embeds=ready["inputs_embeds"], attention_mask=ready["attention_mask"]).logits
+    ready, _, _ = routed.prepare(batch, False)
+    logits = routed.core.backbone.run(ready).logits
     return logits[ready["attention_mask"].bool()].float(), routed.generate(batch, 6)[0].tolist()
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from hide_llava.adapters.route import Route
-from hide_llava.model.embed import splice
+from hide_llava.backbones.llava15 import splice
 from hide_llava.results.drawing import DARK
 from hide_llava.studies.cka.across_layers import analyse, debiased, interval, null, one_layer
 from hide_llava.studies.cka.estimators import gram, legacy_matrix, pairwise

@@ -10,11 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from hide_llava.backbones.loading import PACKAGE
+from hide_llava.backbones.vicuna import IMAGE_TOKEN
 from hide_llava.benchmarks.mini.generate import generate
 from hide_llava.cli import build_parser
 from hide_llava.config import names
-from hide_llava.data.conversation import IGNORE, IMAGE_TOKEN
-from hide_llava.model.load import PACKAGE
+from hide_llava.data.turns import IGNORE
 from tests.cli.call import call, content, manifest, refused
 from tests.cli.conftest import edit
 from tests.golden_reference import GOLDEN

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from hide_llava.data.images import ImageTransform
-from hide_llava.data.tokenizer import load_tokenizer
+from hide_llava.backbones.clip_pixels import ImageTransform
+from hide_llava.backbones.llama_tokenizer import load_tokenizer
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 

@@ -7,12 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
+from hide_llava.backbones.clip_pixels import ImageTransform
+from hide_llava.backbones.llava15 import Llava15Reader
+from hide_llava.backbones.vicuna import IMAGE_TOKEN, encode_question
 from hide_llava.data import decoded, measured
 from hide_llava.data.collator import Collator
-from hide_llava.data.conversation import IMAGE_TOKEN, encode_question
 from hide_llava.data.dataset import QuestionDataset, TrainingDataset
 from hide_llava.data.decoded import decode, undecodable
-from hide_llava.data.images import ImageTransform, load_image
+from hide_llava.data.images import load_image
 from hide_llava.data.records import load_records, readable
 from hide_llava.errors import UserError
 
@@ -22,6 +24,10 @@ PATCHES = 4
 @pytest.fixture(scope="module")
 def small():
     return ImageTransform({"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}})
+
+
+def training(table, images, tokenizer, small, masks="exact", routing="question", **options):
+    return TrainingDataset(table, images, Llava15Reader(tokenizer, PATCHES, small, masks, routing), **options)
 
 
 @pytest.fixture
@@ -38,7 +44,7 @@ def build(write, images, tokenizer, small, tmp_path):
     def make(*records, **options):
         file = write([{"id": i, **record} for i, record in enumerate(records)])
         table = load_records(file, images, tmp_path / "cache")
-        return TrainingDataset(table, images, tokenizer, small, PATCHES, **options)
+        return training(table, images, tokenizer, small, **options)
 
     return make
 
@@ -123,7 +129,7 @@ def test_concatenated_files_are_all_named(write, turns, images, tokenizer, small
         [load_records(file, images, tmp_path / "cache" / file.stem) for file in files]
     )
     with pytest.raises(UserError, match=r"one file\.json \+ .*two\.json: 2 of 2 records"):
-        TrainingDataset(table, images, tokenizer, small, PATCHES)
+        training(table, images, tokenizer, small)
 
 
 def test_long_complaints_are_cut_short(build, turns):
@@ -138,26 +144,26 @@ def test_questions(images, tokenizer, small):
         {"question_id": 2, "text": "Two plus two?"},
         {"question_id": 3, "image": "good.png", "text": "<image>\nWhere?"},
     ]
-    dataset = QuestionDataset(questions, images, tokenizer, small, PATCHES)
+    dataset = QuestionDataset(questions, images, Llava15Reader(tokenizer, PATCHES, small))
     first, second, third = (dataset[i] for i in range(3))
     ids = encode_question("What is it?", True, tokenizer)
     at = ids.index(IMAGE_TOKEN)
     assert first["input_ids"].tolist() == [*ids[:at], *[IMAGE_TOKEN] * PATCHES, *ids[at + 1 :]]
     assert (second["pixel_values"], second["text"], second["prompt"]) == (None, "Two plus two?", "Two plus two?")
     assert (third["text"], third["prompt"], third["question_id"]) == ("Where?", "Where?", 3)
-    reference = QuestionDataset(questions, images, tokenizer, small, PATCHES, routing="reference")
+    reference = QuestionDataset(questions, images, Llava15Reader(tokenizer, PATCHES, small, routing="reference"))
     assert [reference[i]["text"] for i in range(3)] == ["What is it?", "", "Where?"]
 
 
 @pytest.mark.parametrize("question", [{"text": "<image>\nWhat?"}, {"text": "What?", "image": "gone.png"}])
 def test_bad_question(images, tokenizer, small, question):
     with pytest.raises(UserError, match="Question 'q7'"):
-        QuestionDataset([{"question_id": "q7", **question}], images, tokenizer, small, PATCHES)
+        QuestionDataset([{"question_id": "q7", **question}], images, Llava15Reader(tokenizer, PATCHES, small))
 
 
 def test_undecodable_question_image(images, tokenizer, small):
     question = {"question_id": "q7", "text": "What?", "image": "cut.png"}
-    dataset = QuestionDataset([question], images, tokenizer, small, PATCHES)
+    dataset = QuestionDataset([question], images, Llava15Reader(tokenizer, PATCHES, small))
     with pytest.raises(UserError, match=r"Question 'q7': Image .*cut\.png cannot be decoded"):
         dataset[0]
 
@@ -213,7 +219,7 @@ def test_skip_means_skip_for_every_kind(write, turns, images, tokenizer, small, 
         load_records(file, images, tmp_path / "cache")
     assert "record 3 (id 'several pictures'): names 2 pictures" in str(stopped.value)
     table = load_records(file, images, tmp_path / "cache", on_bad="keep")
-    dataset = TrainingDataset(table, images, tokenizer, small, PATCHES, on_bad_sample="skip", workers=3)
+    dataset = training(table, images, tokenizer, small, on_bad_sample="skip", workers=3)
     assert [dataset[i]["id"] for i in range(len(dataset))] == ["first", "last"]
     assert [(bad["index"], bad["kind"]) for bad in dataset.skipped] == [
         *enumerate(MALFORMED, start=1), (len(rows) - 2, "no object")
@@ -270,7 +276,7 @@ def test_orientation_reaches_items_and_questions(build, turns, images, tokenizer
     asked = [{"question_id": i, "image": name, "text": "A?"} for i, name in enumerate(names)]
     for orientation in ("exif", "ignore"):
         data = [build(*records, orientation=orientation),
-                QuestionDataset(asked, images, tokenizer, small, PATCHES, orientation=orientation)]  # fmt: skip
+                QuestionDataset(asked, images, Llava15Reader(tokenizer, PATCHES, small), orientation)]  # fmt: skip
         for rows in data:
             same = torch.equal(rows[0]["pixel_values"], rows[1]["pixel_values"])
             assert same == (orientation == "exif")
@@ -288,7 +294,7 @@ def test_records_are_tokenised_once(images, turns, write, tokenizer, small, tmp_
     def build(name="a.json", rows=rows, **options):
         calls.clear()
         table = load_records(write(rows, name), images)
-        return TrainingDataset(table, images, tokenizer, small, PATCHES, on_bad_sample="skip", **options)
+        return training(table, images, tokenizer, small, on_bad_sample="skip", **options)
 
     first = build()
     assert len(calls) == 9 and len(first) == 6

@@ -4,17 +4,9 @@ import random
 
 import pytest
 
-from hide_llava.data.conversation import (
-    IGNORE,
-    MASKS,
-    SYSTEM,
-    build_prompt,
-    encode_training,
-    last_line,
-    reference_routing_text,
-    routing_text,
-)
+from hide_llava.backbones.vicuna import MASKS, SYSTEM, build_prompt, encode_training, reference_routing_text
 from hide_llava.data.dataset import modality_length
+from hide_llava.data.turns import IGNORE, last_line, routing_text
 
 
 @pytest.mark.parametrize("max_length", [2048, 300])

@@ -4,9 +4,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hide_llava.backbones.llava15 import Llava15Reader, expand_image
+from hide_llava.backbones.vicuna import IMAGE_TOKEN, encode_training
 from hide_llava.data.collator import Collator
-from hide_llava.data.conversation import IMAGE_TOKEN, encode_training
-from hide_llava.data.dataset import TrainingDataset, expand_image
+from hide_llava.data.dataset import TrainingDataset
 from hide_llava.data.records import load_records
 from hide_llava.errors import UserError
 
@@ -64,7 +65,7 @@ def test_training_dataset_gives_the_recorded_batch(
 ):
     recording = next(entry for entry in recorded("misc/mm_splice.json") if entry["key"] == "mixed")
     records = load_records(write([cases[name] for name in recording["ids"]]), golden / "data", tmp_path)
-    dataset = TrainingDataset(records, golden / "data", tokenizer, transform, PATCHES)
+    dataset = TrainingDataset(records, golden / "data", Llava15Reader(tokenizer, PATCHES, transform))
     batch = Collator()([dataset[index] for index in range(3)])
     assert batch["labels"].tolist() == splices["mixed.labels"].tolist()
     assert batch["attention_mask"].tolist() == splices["mixed.attention_mask"].tolist()
@@ -78,8 +79,8 @@ def test_where_the_reference_goes_wrong_we_refuse(golden, recorded, cases, token
     """Every recorded case that trains on nothing, on no image, or crashes there, is skipped with its reason here."""
     recordings = recorded("misc/preprocess_v1.json")["2048"]
     records = load_records(write([cases[recording["id"]] for recording in recordings]), golden / "data", tmp_path)
-    reference = {"on_bad_sample": "skip", "label_masks": "reference"}
-    dataset = TrainingDataset(records, golden / "data", tokenizer, transform, PATCHES, **reference)
+    reference = Llava15Reader(tokenizer, PATCHES, transform, masks="reference")
+    dataset = TrainingDataset(records, golden / "data", reference, on_bad_sample="skip")
     reasons = {bad["id"]: bad["reason"] for bad in dataset.skipped}
     masked = {recording["id"] for recording in recordings if recording["n_label"] == 0}
     assert masked <= set(reasons)
@@ -95,7 +96,7 @@ def test_where_the_reference_goes_wrong_we_refuse(golden, recorded, cases, token
     kept = [records[index]["id"].strip('"') for index in dataset.indices]
     assert dataset.modality_lengths == [lengths[name] for name in kept]
 
-    exact = TrainingDataset(records, golden / "data", tokenizer, transform, PATCHES, on_bad_sample="skip")
+    exact = TrainingDataset(records, golden / "data", Llava15Reader(tokenizer, PATCHES), on_bad_sample="skip")
     now = {bad["id"]: bad["kind"] for bad in exact.skipped}
     assert set(reasons) - set(now) == {"eos_in_text", "assistant_in_answer"}  # their answers are text, and found
     assert set(now) <= set(reasons) and now["unk_in_text"] == "special token in an answer"

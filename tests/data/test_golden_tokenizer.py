@@ -4,9 +4,9 @@ import json
 
 import pytest
 
-from hide_llava.data import tokenizer as module
-from hide_llava.data.conversation import encode_question, tokenize_with_image
-from hide_llava.data.tokenizer import encode, load_tokenizer
+from hide_llava.backbones import llama_tokenizer as module
+from hide_llava.backbones.llama_tokenizer import encode, load_tokenizer
+from hide_llava.backbones.vicuna import encode_question, tokenize_with_image
 
 
 @pytest.fixture(params=["base", "misc/llama_fast_export"], ids=["from tokenizer.model", "from tokenizer.json"])

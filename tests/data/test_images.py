@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import ExifTags, Image, ImageOps
 
+from hide_llava.backbones.clip_pixels import ImageTransform, crop_and_resize, pad_and_resize, pad_to_square
 from hide_llava.data.decoded import decode
-from hide_llava.data.images import ImageTransform, crop_and_resize, load_image, pad_and_resize, pad_to_square
+from hide_llava.data.images import load_image
 from hide_llava.errors import UserError
 
 MEAN_COLOR = (122, 116, 104)

@@ -9,8 +9,8 @@ import pytest
 import sentencepiece
 from tokenizers import Tokenizer, pre_tokenizers
 
-from hide_llava.data import tokenizer as module
-from hide_llava.data.tokenizer import encode, load_tokenizer
+from hide_llava.backbones import llama_tokenizer as module
+from hide_llava.backbones.llama_tokenizer import encode, load_tokenizer
 from hide_llava.errors import UserError
 
 

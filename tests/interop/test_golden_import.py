@@ -36,10 +36,7 @@ def test_every_stage_answers_as_recorded(kind: str, stages: int, tmp_path: Path)
     run = import_run(checkpoints(kind, stages), base_folder(kind, tmp_path), GOLDEN / "clip", tmp_path / "run")
     session = Session(Run.at(run.path))
     questions = load_questions(GOLDEN / "data" / "test.json", GOLDEN / "data")
-    data = QuestionDataset(
-        questions, GOLDEN / "data", session.loaded.tokenizer, session.loaded.transform("pad"),
-        session.loaded.image_tokens, "reference",
-    )  # fmt: skip
+    data = QuestionDataset(questions, GOLDEN / "data", session.backbone.reader(routing="reference"))
     for stage in range(stages):
         recorded = json.loads((GOLDEN / f"eval_{kind}" / f"task{stage + 1}.json").read_text())["samples"]
         tensors = load_file(GOLDEN / f"eval_{kind}" / f"task{stage + 1}.safetensors")

@@ -13,6 +13,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.route import Route
+from hide_llava.backbones.llava15 import Llava15
 from hide_llava.methods.base import Context, Method, Task
 
 RECORDED = Path(__file__).parent.parent / "golden_methods"
@@ -51,7 +52,7 @@ def on_one_linear(kind: type[Method], weight: Tensor, **options: object) -> Meth
     """Method `kind`, set up on one frozen linear [d_out, d_in]."""
     llava = OneLinear(weight.shape[1], weight.shape[0])
     llava.model.language_model.layers[0].mlp.down_proj.weight.data.copy_(weight)
-    method = kind(kind.Config(dropout=0.0, targets="ffn", **options), Core(llava), tasks())
+    method = kind(kind.Config(dropout=0.0, targets="ffn", **options), Core(Llava15(llava)), tasks())
     method.setup()
     return method
 
@@ -142,7 +143,7 @@ def _trainable_of_7b_layers(kind: type[Method], layers: int, options: dict[str, 
                               image_size=336, patch_size=14)  # fmt: skip
     with torch.device("meta"):
         llava = LlavaForConditionalGeneration(LlavaConfig(vision_config=vision, text_config=text))
-        method = kind(kind.Config(**options), Core(llava), tasks())
+        method = kind(kind.Config(**options), Core(Llava15(llava)), tasks())
         method.setup()
         method.before_task(method.tasks[0], Context(widths={"clip_image": 768, "clip_text": 768, "sentence": 384}))
     parameters = [p for group in method.params() for p in group["params"]]

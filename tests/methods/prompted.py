@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hide_llava.adapters.core import Core
+from hide_llava.backbones.llava15 import Llava15
 from hide_llava.methods.base import Context, Features, Method
 from tests.methods.host import tasks
 
@@ -25,7 +26,7 @@ def on_words(kind: type[Method], **options: object) -> Method:
         model=SimpleNamespace(multi_modal_projector=nn.Linear(1, 1)),
         requires_grad_=lambda flag: llava,
     )
-    method = kind(kind.Config(**options), Core(llava), tasks())
+    method = kind(kind.Config(**options), Core(Llava15(llava)), tasks())
     method.setup()
     return method
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hide_llava.adapters.core import Core
+from hide_llava.backbones.llava15 import Llava15
 from hide_llava.methods.base import Context, Method
 from hide_llava.methods.routed import RoutedLlava
 from tests.methods.host import assert_near, tasks, tiny_llama
@@ -24,7 +25,7 @@ def case(tensors: dict[str, Tensor], name: str) -> dict[str, Tensor]:
 def on_tiny_llama(kind: type[Method], parameters: dict[str, Tensor], learned: int, **options: object) -> RoutedLlava:
     """Method `kind` in training of its `learned`-th task; `parameters`: the recording's `param.` tensors."""
     llava = tiny_llama({f"tiny_llama/{k}": v for k, v in parameters.items()})
-    core = Core(llava)
+    core = Core(Llava15(llava))
     method = kind(kind.Config(dropout=0.0, projector="frozen", **options), core, tasks(max(3, learned)))
     method.setup()
     for task in method.tasks[:learned]:

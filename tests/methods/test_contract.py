@@ -123,9 +123,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: fl
 def questions(session: Session, world: Path, task: int = 0) -> QuestionDataset:
     rows = load_questions(world / "data" / f"task{task}" / "test.json")
     transform = session.run.tasks[task].settings()["image_transform"]
-    return QuestionDataset(
-        rows, world / "data", session.loaded.tokenizer, session.loaded.transform(transform), session.loaded.image_tokens
-    )
+    return QuestionDataset(rows, world / "data", session.backbone.reader(transform))
 
 
 class Finished(dict):
@@ -202,8 +200,8 @@ def test_decoding_is_upstreams_generate(method: str, dtype: str, finished: Finis
         batch["ids"] = list("abc")
 
         def upstream() -> list[list[int]]:
-            ready = session.routed.prepare(batch, False)
-            ids = llava.generate(inputs_embeds=ready["inputs_embeds"], attention_mask=ready["attention_mask"],
+            ready, _, _ = session.routed.prepare(batch, False)
+            ids = llava.generate(**ready.inputs, attention_mask=ready.attention_mask,
                                  max_new_tokens=8, do_sample=False, num_beams=1, pad_token_id=0)  # fmt: skip
             return ids.tolist()
 
@@ -222,8 +220,8 @@ def test_decoding_is_upstreams_generate(method: str, dtype: str, finished: Finis
 def first_logits(session: Session, items: list[dict]) -> torch.Tensor:
     """[B, V] fp32: what the first word of each answer is chosen from."""
     batch = _Collate()(items) | ({"task": 0} if session.method.oracle else {})
-    ready = session.routed.prepare(batch, False)
-    output = session.core.llava(inputs_embeds=ready["inputs_embeds"], attention_mask=ready["attention_mask"])
+    ready, _, _ = session.routed.prepare(batch, False)
+    output = session.backbone.run(ready)
     return output.logits[:, -1].float()
 
 

@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from hide_llava.adapters.route import Route
-from hide_llava.data.conversation import IMAGE_TOKEN
+from hide_llava.backbones.llava15 import splice
+from hide_llava.backbones.vicuna import IMAGE_TOKEN
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.data.records import load_questions
 from hide_llava.evaluation.cells import _Collate, answer_batch
 from hide_llava.methods.base import Context, Features, Task
 from hide_llava.methods.hide import HiDe
-from hide_llava.model.embed import splice
 from hide_llava.pipeline import run
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder
@@ -203,8 +203,7 @@ def batch_of(session: Session, world: Path) -> dict:
     items = []
     for t, index in ((0, 0), (1, 1), (2, 5), (2, 2)):
         rows = load_questions(world / "data" / f"task{t}" / "test.json")
-        transform = session.loaded.transform("pad")
-        data = QuestionDataset(rows, world / "data", session.loaded.tokenizer, transform, session.loaded.image_tokens)
+        data = QuestionDataset(rows, world / "data", session.backbone.reader())
         items.append(data[index])
     return _Collate()(items)
 
@@ -248,16 +247,16 @@ def test_soft_routing_mixes_projected_images(trained: Path, world: Path) -> None
     session = restored(trained)
     batch = batch_of(session, world)
     with session, torch.no_grad():
-        ready = session.routed.prepare({**batch, "labels": None}, False)
+        ready, _, route = session.routed.prepare({**batch, "labels": None}, False)
         vision = session.routed.see(batch)
-        rows = ready["route"].weights
+        rows = route.weights
         want = 0.0
         for name, projector in session.core.projectors.items():
             session.core.load_projector(projector)
             weight = rows[name][batch["has_image"]][:, None, None]
             want = want + weight * session.core.projector(vision.patches)
     places = batch["input_ids"] == IMAGE_TOKEN
-    torch.testing.assert_close(ready["inputs_embeds"][places], want.flatten(0, 1), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(ready.inputs["inputs_embeds"][places], want.flatten(0, 1), atol=1e-5, rtol=1e-5)
     assert torch.stack(list(rows.values()), 1).sum(1).tolist() == pytest.approx([1.0] * 4, abs=1e-5)
 
 

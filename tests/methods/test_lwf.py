@@ -7,7 +7,7 @@ import torch
 
 from hide_llava.adapters.probe import logits
 from hide_llava.adapters.route import Route
-from hide_llava.data.conversation import IGNORE
+from hide_llava.data.turns import IGNORE
 from hide_llava.methods.lwf import Lwf, distillation
 from tests.methods.host import assert_near, recorded
 from tests.methods.recorded import case, on_tiny_llama, put, text, trainable

@@ -6,9 +6,10 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from hide_llava.adapters.core import Core
+from hide_llava.backbones.base import Vision
+from hide_llava.backbones.llava15 import Llava15, insert_prompts, splice
 from hide_llava.methods.base import Context, Features
 from hide_llava.methods.modalprompt import ModalPrompt
-from hide_llava.model.embed import Vision, insert_prompts, splice
 from tests.methods.host import assert_near, recorded, tasks, trainable_at_7b
 from tests.methods.prompted import CONTEXT, alone, naive_cosine, on_words, some_features
 from tests.methods.refused import assert_refused
@@ -39,7 +40,7 @@ def llava_of(tensors: dict[str, Tensor]) -> LlavaForConditionalGeneration:
 
 def loaded(tensors: dict[str, Tensor], current: int, train: bool = True, **options: object) -> ModalPrompt:
     """The method with the recorded parameters: in training of task `current` (from 1), or when it is done."""
-    method = ModalPrompt(ModalPrompt.Config(**MCITLIB, **options), Core(llava_of(tensors)), tasks(COUNT))
+    method = ModalPrompt(ModalPrompt.Config(**MCITLIB, **options), Core(Llava15(llava_of(tensors))), tasks(COUNT))
     method.setup()
     for task in method.tasks[:current]:
         method.before_task(task, Context(widths={"clip_image": 768, "clip_text": 768}))

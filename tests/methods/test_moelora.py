@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from hide_llava.backbones.llava15 import Llava15
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Route
 from hide_llava.methods.moelora import MoELora
@@ -87,7 +88,7 @@ def test_recorded_model() -> None:
     from tests.methods.host import tasks
 
     tensors = recorded("moelora_coin")
-    method = MoELora(MoELora.Config(dropout=0.0, **SHAPE), Core(tiny_llama(tensors)), tasks())
+    method = MoELora(MoELora.Config(dropout=0.0, **SHAPE), Core(Llava15(tiny_llama(tensors))), tasks())
     method.setup()
     grads = {}
     for path, _, layer in method.core.layers("experts"):

@@ -9,7 +9,8 @@ from torch import nn
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.probe import logits
 from hide_llava.adapters.route import Route
-from hide_llava.data.tokenizer import encode, load_tokenizer
+from hide_llava.backbones.llama_tokenizer import encode, load_tokenizer
+from hide_llava.backbones.llava15 import Llava15
 from hide_llava.errors import UserError
 from hide_llava.evaluation.cells import _Collate
 from hide_llava.methods.base import Task
@@ -97,11 +98,15 @@ def test_the_question_lists_learned_tasks_only(trained: tuple[Session, Path]) ->
     method.learned = [0, 1, 2]
 
 
+class WithoutModel(Llava15):
+    image_positions = 4
+
+
 @pytest.mark.parametrize("folder", [PACKAGED, GOLDEN / "misc" / "llama_fast_export"], ids=["mini", "fast export"])
 def test_letters_differ_in_one_token(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     method = MrLora.__new__(MrLora)
-    method.core, method.tasks = Core(nn.Linear(1, 1), tokenizer), [Task(i, str(i), 6) for i in range(6)]
+    method.core, method.tasks = Core(WithoutModel(nn.Linear(1, 1), tokenizer)), [Task(i, str(i), 6) for i in range(6)]
     before, letters = method.letters
     assert len(letters) >= 6 and len(set(letters.values())) == len(letters)
     for letter, token in letters.items():

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hide_llava.adapters.core import Core
+from hide_llava.backbones.llava15 import Llava15
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Route
 from hide_llava.methods.registry import method_config
@@ -140,7 +141,7 @@ def test_recorded_decoding(tensors: dict[str, Tensor]) -> None:
 
 def test_recorded_model(tensors: dict[str, Tensor]) -> None:
     """A whole tiny Llama with experts on its FFN: logits and loss of training and inference, and every gradient."""
-    method = SMoLora(SMoLora.Config(dropout=0.0, **SHAPE, **PUBLISHED), Core(tiny_llama(tensors)), tasks())
+    method = SMoLora(SMoLora.Config(dropout=0.0, **SHAPE, **PUBLISHED), Core(Llava15(tiny_llama(tensors))), tasks())
     method.setup()
     method.before_task(tasks()[0], CONTEXT)
     names = {path: path.replace("language_model.", "") for path, _, _ in method.core.layers("experts")}

@@ -7,13 +7,15 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
+from hide_llava.backbones.base import Vision
+from hide_llava.backbones.llava15 import insert_prompts, see, splice
+from hide_llava.backbones.vicuna import IMAGE_TOKEN
 from hide_llava.data.collator import Collator
-from hide_llava.data.conversation import IGNORE, IMAGE_TOKEN
 from hide_llava.data.dataset import QuestionDataset, TrainingDataset
 from hide_llava.data.records import load_questions, load_records
+from hide_llava.data.turns import IGNORE
 from hide_llava.evaluation.cells import _Collate
 from hide_llava.methods.base import Context, Task
-from hide_llava.model.embed import Vision, insert_prompts, see, splice
 from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 from tests.tiny import SIZE, configuration
@@ -138,15 +140,15 @@ def test_the_tower_runs_once(method: str, world: Path, tmp_path: Path) -> None:
     calls: list[int] = []
     tower = session.core.llava.model.vision_tower
     tower.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
-    loaded, data = session.loaded, world / "data"
+    reader, data = session.backbone.reader(), world / "data"
     records = load_records(data / "task0" / "train.json", data)
-    train = TrainingDataset(records, data, loaded.tokenizer, loaded.transform("pad"), loaded.image_tokens)
+    train = TrainingDataset(records, data, reader)
     session.routed.train()(**Collator(side="right")([train[0], train[7], train[1]]))
     assert calls == [2]  # of three rows one has no image
     session.method.loss(None, {}, session.routed(**Collator(side="right")([train[0], train[1]])).features)
     session.method.after_task(Task(0, "task0", 3), Context())
     questions = load_questions(data / "task0" / "test.json")
-    test = QuestionDataset(questions, data, loaded.tokenizer, loaded.transform("pad"), loaded.image_tokens)
+    test = QuestionDataset(questions, data, reader)
     calls.clear()
     with session:
         batch = _Collate()([test[0], test[1], test[5]])

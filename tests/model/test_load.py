@@ -10,9 +10,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import LlavaForConditionalGeneration
 
+from hide_llava.backbones import loading as module
+from hide_llava.backbones.auto import load
+from hide_llava.backbones.base import Backbone
+from hide_llava.backbones.loading import resolve
 from hide_llava.errors import UserError
-from hide_llava.model import load as module
-from hide_llava.model.load import Loaded, load, resolve
 from hide_llava.schema import ModelConfig
 from tests.golden_reference import GOLDEN
 from tests.tiny import configuration
@@ -25,7 +27,7 @@ def config(world: Path, *more: str) -> tuple[ModelConfig, Path]:
 
 
 @pytest.fixture(scope="module")
-def loaded(world: Path) -> Loaded:
+def loaded(world: Path) -> Backbone:
     return load(*config(world))
 
 
@@ -38,25 +40,25 @@ def spoiled(world: Path, tmp_path: Path) -> Path:
 # ------------------------------------------------------------------------------------------------------------- what
 
 
-def test_hugging_face_folder(loaded: Loaded, world: Path) -> None:
+def test_hugging_face_folder(loaded: Backbone, world: Path) -> None:
     stored = load_file(world / "llava" / "model.safetensors")
-    state = loaded.llava.state_dict()
+    state = loaded.model.state_dict()
     for key in state:
         if "embed_tokens" not in key and "lm_head" not in key:
             short = [k for k in stored if k.endswith(key.split("language_model.")[-1].removeprefix("model."))]
             assert any(torch.equal(stored[k], state[key]) for k in short), key
-    assert not loaded.llava.training and not any(p.requires_grad for p in loaded.llava.parameters())
-    assert loaded.image_tokens == 4 and loaded.clip == world / "clip" and loaded.preprocessor == world / "llava"
-    assert loaded.llava.dtype == torch.float32 and loaded.llava.device.type == "cpu"
+    assert not loaded.model.training and not any(p.requires_grad for p in loaded.model.parameters())
+    assert loaded.image_positions == 4 and loaded.clip == world / "clip" and loaded.preprocessor == world / "llava"
+    assert loaded.model.dtype == torch.float32 and loaded.model.device.type == "cpu"
 
 
-def test_image_and_padding_rows_are_dropped(loaded: Loaded, world: Path, spoiled: Path) -> None:
+def test_image_and_padding_rows_are_dropped(loaded: Backbone, world: Path, spoiled: Path) -> None:
     """No answer can contain them and no loss is spread over them; what is kept is unchanged."""
     whole = LlavaForConditionalGeneration.from_pretrained(world / "llava").eval()
     size = len(loaded.tokenizer)
     whole.resize_token_embeddings(size + 64)  # as llava-hf has it: <image>, <pad> and filling
     whole.save_pretrained(spoiled)
-    ours = load(*config(world, f"model.path={spoiled}")).llava
+    ours = load(*config(world, f"model.path={spoiled}")).model
     for get in ("get_input_embeddings", "get_output_embeddings"):
         kept, stored = (getattr(m, get)().weight for m in (ours, whole))
         assert kept.shape[0] == size and stored.shape[0] == size + 64 and torch.equal(kept, stored[:size])
@@ -68,26 +70,26 @@ def test_image_and_padding_rows_are_dropped(loaded: Loaded, world: Path, spoiled
     assert ours.generation_config.eos_token_id == loaded.tokenizer.eos_token_id == 2
 
 
-def test_pixels_are_the_towers(loaded: Loaded) -> None:
+def test_pixels_are_the_towers(loaded: Backbone) -> None:
     from PIL import Image
 
-    assert loaded.transform("pad")(Image.new("RGB", (40, 20))).shape == (3, 28, 28)
+    assert loaded.reader().pixels(Image.new("RGB", (40, 20))).shape == (3, 28, 28)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision(dtype: str, world: Path) -> None:
-    model = load(*config(world, f"model.dtype={dtype}")).llava
+    model = load(*config(world, f"model.dtype={dtype}")).model
     assert {p.dtype for p in model.parameters()} == {getattr(torch, dtype)}
 
 
 @pytest.mark.parametrize("name, expected", [("auto", "sdpa"), ("sdpa", "sdpa"), ("eager", "eager")])
-def test_attention(name: str, expected: str, world: Path, loaded: Loaded) -> None:
-    model = load(*config(world, f"model.attention={name}")).llava
+def test_attention(name: str, expected: str, world: Path, loaded: Backbone) -> None:
+    model = load(*config(world, f"model.attention={name}")).model
     language = model.model.language_model.config._attn_implementation
     assert language == expected
     ids = torch.tensor([[1, 5, 9, 30]])
     with torch.no_grad():
-        ours, theirs = model(input_ids=ids).logits, loaded.llava(input_ids=ids).logits
+        ours, theirs = model(input_ids=ids).logits, loaded.model(input_ids=ids).logits
     torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
 
 
@@ -100,10 +102,10 @@ def test_flash_attention_where_it_is_missing(world: Path) -> None:
 
 def test_auto_attention_takes_flash_where_it_fits(world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "is_flash_attn_2_available", lambda: True)
-    assert module.attention_of(config(world, "model.dtype=bfloat16").model) == "sdpa"  # installed, but on a CPU
+    assert module.attention_of(config(world, "model.dtype=bfloat16")[0]) == "sdpa"  # installed, but on a CPU
     monkeypatch.setattr(module, "_runs_flash", lambda device: True)
-    assert module.attention_of(config(world, "model.dtype=bfloat16").model) == "flash_attention_2"
-    assert module.attention_of(config(world, "model.dtype=float32").model) == "sdpa"  # flash has no fp32 kernels
+    assert module.attention_of(config(world, "model.dtype=bfloat16")[0]) == "flash_attention_2"
+    assert module.attention_of(config(world, "model.dtype=float32")[0]) == "sdpa"  # flash has no fp32 kernels
 
 
 # ------------------------------------------------------------------------------------------------------------- where
@@ -123,7 +125,7 @@ def test_the_packages_own_model(world: Path) -> None:
     if not (resolve("package:assets/mini/llava", world) / "config.json").is_file():
         pytest.skip("the mini model has not been built in this checkout")
     mini = load(*config(world, "model.path=package:assets/mini/llava", "model.clip=package:assets/mini/clip"))
-    assert mini.image_tokens == 16 and len(mini.tokenizer) == mini.llava.get_input_embeddings().num_embeddings
+    assert mini.image_positions == 16 and len(mini.tokenizer) == mini.model.get_input_embeddings().num_embeddings
 
 
 def test_a_hub_id_without_a_hub(world: Path) -> None:
@@ -180,7 +182,7 @@ def test_greedy_whatever_the_folder_says(world: Path, spoiled: Path) -> None:
     (spoiled / "generation_config.json").write_text(json.dumps({
         "repetition_penalty": 1.5, "bad_words_ids": [[5]], "suppress_tokens": [7], "max_time": 1e-6, "do_sample": True,
         "temperature": 0.2, "num_beams": 3, "stop_strings": ["a"], "prompt_lookup_num_tokens": 2}))  # fmt: skip
-    ours, plain = load(*config(world, f"model.path={spoiled}")).llava, load(*config(world)).llava
+    ours, plain = load(*config(world, f"model.path={spoiled}")).model, load(*config(world)).model
     assert ours.generation_config.to_diff_dict() == plain.generation_config.to_diff_dict()
     embeds = plain.get_input_embeddings()(torch.tensor([[1, 5, 9, 30, 7]]))
     one, two = (m.generate(inputs_embeds=embeds, max_new_tokens=8, do_sample=False, num_beams=1) for m in (ours, plain))

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hide_llava.backbones.open_clip_encoder import OpenClipRoutingEncoder
 from hide_llava.errors import UserError
-from hide_llava.model.open_clip_encoder import OpenClipRoutingEncoder
 from tests.tiny import configuration, write_world
 
 MODEL = "RN50:"  # no weights are named: random ones

@@ -9,14 +9,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoProcessor, LlavaForConditionalGeneration
 
+from hide_llava.backbones.clip_pixels import ImageTransform
+from hide_llava.backbones.llama_tokenizer import load_tokenizer
+from hide_llava.backbones.llava15 import Llava15Reader
+from hide_llava.backbones.original import is_original, load_original, original_config, write_hf
+from hide_llava.backbones.vicuna import IMAGE_TOKEN, tokenize_with_image
 from hide_llava.data.collator import Collator
-from hide_llava.data.conversation import IMAGE_TOKEN, tokenize_with_image
 from hide_llava.data.dataset import QuestionDataset, TrainingDataset
-from hide_llava.data.images import ImageTransform
 from hide_llava.data.records import load_questions, load_records
-from hide_llava.data.tokenizer import load_tokenizer
 from hide_llava.errors import UserError
-from hide_llava.model.original import is_original, load_original, original_config, write_hf
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 BASE, CLIP = GOLDEN / "base", GOLDEN / "clip"
@@ -57,7 +58,8 @@ def forward(model, batch):
 
 @pytest.fixture(scope="module")
 def batch(tokenizer, transform):
-    questions = QuestionDataset(load_questions(GOLDEN / "data/test.json"), GOLDEN / "data", tokenizer, transform, 576)
+    rows, reader = load_questions(GOLDEN / "data/test.json"), Llava15Reader(tokenizer, 576, transform)
+    questions = QuestionDataset(rows, GOLDEN / "data", reader)
     return Collator()([questions[0], questions[1]])
 
 
@@ -88,7 +90,7 @@ def test_vocabulary_is_the_text_vocabulary(model):
 def test_first_loss_of_the_reference(model, tokenizer, transform, tmp_path):
     """The reference's loss before its first update: train_e3/task0, step 0, where LoRA's B is still zero."""
     records = load_records(GOLDEN / "data/task0.json", GOLDEN / "data", tmp_path)
-    dataset = TrainingDataset(records, GOLDEN / "data", tokenizer, transform, 576)
+    dataset = TrainingDataset(records, GOLDEN / "data", Llava15Reader(tokenizer, 576, transform))
     samples = {sample["id"]: sample for sample in dataset}
     batch = Collator()([samples["t0_0"], samples["t0_4"]])
     logits = forward(model, batch)
@@ -251,7 +253,7 @@ def test_written_processor(model, tokenizer, tmp_path):
 
 
 def test_failed_write_leaves_nothing(model, tokenizer, tmp_path, monkeypatch):
-    from hide_llava.model import write_hf as module
+    from hide_llava.backbones import write_hf as module
 
     monkeypatch.setattr(module, "_image_processor", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):

@@ -9,7 +9,8 @@ from transformers import LlavaConfig, LlavaForConditionalGeneration
 from hide_llava.adapters.core import Core, LoraSpec
 from hide_llava.adapters.folding import MODES
 from hide_llava.adapters.route import Route
-from hide_llava.model.quantized import quantize
+from hide_llava.backbones.llava15 import Llava15
+from hide_llava.backbones.quantized import quantize
 from hide_llava.pipeline import run
 from hide_llava.training.run_folder import RunFolder
 from tests.tiny import configuration, write_model, write_world
@@ -33,7 +34,7 @@ def by_32(config: LlavaConfig) -> LlavaConfig:
 
 
 def with_experts(llava: LlavaForConditionalGeneration) -> Core:
-    core = Core(llava.eval())
+    core = Core(Llava15(llava.eval()))
     for i in range(2):
         core.add(f"e{i}", LoraSpec(rank=4, alpha=8.0, dropout=0.0))
         for j, parameter in enumerate(core.parameters_of(f"e{i}")):

@@ -13,10 +13,10 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
+from hide_llava.backbones.llava15 import see
+from hide_llava.backbones.routing_encoder import ClipRoutingEncoder
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Features
-from hide_llava.model.embed import see
-from hide_llava.model.routing_encoder import ClipRoutingEncoder
 from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 from tests.tiny import SIZE, configuration

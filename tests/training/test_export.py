@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import LlavaForConditionalGeneration
 
 from hide_llava.adapters.route import Route
+from hide_llava.backbones.vicuna import IMAGE_TOKEN
 from hide_llava.data.collator import Collator
-from hide_llava.data.conversation import IMAGE_TOKEN
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.data.records import load_questions
 from hide_llava.pipeline import run
@@ -45,9 +45,9 @@ def test_plain_peft_gives_the_same_logits(stage: int, finished: RunFolder, world
     session = Session(Run.at(finished.path))
     session.restore(stage)
     folder = finished.stage(f"0{stage + 1}-task{stage}")
-    loaded, data = session.loaded, world / "data"
+    data = world / "data"
     rows = load_questions(data / f"task{stage}" / "test.json")
-    questions = QuestionDataset(rows, data, loaded.tokenizer, loaded.transform("pad"), loaded.image_tokens)
+    questions = QuestionDataset(rows, data, session.backbone.reader())
     batch = Collator(side="right")([questions[0], questions[1], questions[2]])
     assert bool(batch["has_image"].all())
     with torch.no_grad():
@@ -64,7 +64,7 @@ def test_plain_peft_gives_the_same_logits(stage: int, finished: RunFolder, world
     with torch.no_grad():
         theirs = model(input_ids=ids, attention_mask=batch["attention_mask"], pixel_values=batch["pixel_values"]).logits
     attended = batch["attention_mask"].bool()
-    assert ours.shape[-1] == len(loaded.tokenizer) < theirs.shape[-1]
+    assert ours.shape[-1] == len(session.backbone.tokenizer) < theirs.shape[-1]
     torch.testing.assert_close(theirs[..., : ours.shape[-1]][attended], ours[attended], atol=1e-5, rtol=1e-5)
     assert (ours - bare)[attended].abs().max() > 1e-2  # the expert does something
 

@@ -12,9 +12,9 @@ import yaml
 from safetensors.torch import load_file
 
 import hide_llava.methods.all  # noqa: F401
+from hide_llava.backbones.shapes import published
 from hide_llava.config import from_yaml
 from hide_llava.errors import UserError
-from hide_llava.model.shapes import published
 from hide_llava.pipeline import run
 from hide_llava.training import memory
 from hide_llava.training.batching import BatchPlan

@@ -16,11 +16,12 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 
 import hide_llava.methods.all  # noqa: F401
 from hide_llava.adapters.core import Core
+from hide_llava.backbones.llava15 import Llava15
+from hide_llava.backbones.shapes import ModelShape, Tower, published
 from hide_llava.config import compose, names
 from hide_llava.errors import UserError
 from hide_llava.methods.base import REGISTRY, Context, Features, Method, Task
 from hide_llava.methods.registry import method_class, method_config
-from hide_llava.model.shapes import ModelShape, Tower, published
 from hide_llava.planning.cards import CARDS
 from hide_llava.planning.estimate import TEXT, Work, in_flops
 from hide_llava.planning.flops import Flops
@@ -184,7 +185,7 @@ def options_of(name: str) -> object:
 def built(name: str, weights: LlavaForConditionalGeneration, shape: ModelShape, count: int) -> Method:
     """Method `name` in its first task."""
     tasks = [Task(i, f"task-{i}", count) for i in range(count)]
-    method = REGISTRY[name](options_of(name), Core(copy.deepcopy(weights)), tasks)
+    method = REGISTRY[name](options_of(name), Core(Llava15(copy.deepcopy(weights))), tasks)
     method.setup()
     method.before_task(tasks[0], Context(widths=shape.widths))
     return method

@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from hide_llava.data.conversation import SPECIAL, routing_text
+from hide_llava.backbones.vicuna import SPECIAL
 from hide_llava.data.dataset import check_place, check_turns
 from hide_llava.data.hashing import NONE, Hashes, as_hashes, hash64, repeats
 from hide_llava.data.records import check_question, check_record, picture_of, stream
+from hide_llava.data.turns import routing_text
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.studies.audit.findings import SHOWN, Finding, plural
 from hide_llava.studies.audit.pictures import Pictures, pictures

@@ -8,8 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hide_llava.data.conversation import IMAGE_TEXT, Turn
-from hide_llava.data.dataset import supervised
+from hide_llava.data.reader import Reader
+from hide_llava.data.turns import IMAGE_TEXT, Turn
 from hide_llava.errors import UserError
 from hide_llava.schema import ModelConfig
 
@@ -104,7 +104,7 @@ def _clip_tokenizer(model: ModelConfig, root: Path) -> tuple[Any, int] | None:
     """The tokenizer of model.clip and its encoder's positions, if it lies on this machine; nothing is downloaded."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from hide_llava.model.load import local
+    from hide_llava.backbones.loading import local
 
     name = local(model.clip, root) or model.clip
     if name is None:
@@ -125,30 +125,28 @@ class AnswerRoom:
 
     def __init__(self, model: ModelConfig, root: Path, limit: int, masks: str):
         self.limit, self.masks = limit, masks  # train.max_length, train.label_masks
-        self.model = _llava_tokenizer(model, root)
+        self.reader = _reader(model, root, masks)
         name = model.path
-        self.how = f"{self.limit} tokens of {name}" if self.model else f"not looked for, {name} is not on this machine"
+        self.how = f"{self.limit} tokens of {name}" if self.reader else f"not looked for, {name} is not on this machine"
 
     def check(self, turns: Sequence[Turn], has_image: bool) -> None:
         """Raises BadRecord, with the words of a run, for a conversation of which nothing could be learned."""
-        if self.model is None:
+        if self.reader is None:
             return
-        tokenizer, image_tokens = self.model
         letters = sum(len(turn["value"].encode("utf-8", "replace")) + AROUND for turn in turns)  # a token is at least one byte
-        if letters + AROUND + image_tokens > self.limit or self.masks == "reference":
-            supervised(turns, has_image, tokenizer, image_tokens, self.limit, self.masks)
+        if letters + AROUND + self.reader.image_positions > self.limit or self.masks == "reference":
+            self.reader.training(turns, has_image, self.limit)
 
 
-def _llava_tokenizer(model: ModelConfig, root: Path) -> tuple[Any, int] | None:
-    """The model's tokenizer and its positions of one image, if it lies on this machine."""
-    from hide_llava.data.preview import image_tokens
-    from hide_llava.data.tokenizer import load_tokenizer
-    from hide_llava.model.load import local
+def _reader(model: ModelConfig, root: Path, masks: str) -> Reader | None:
+    """How the model reads, if it lies on this machine; nothing is downloaded."""
+    from hide_llava.backbones.auto import reader_of
+    from hide_llava.backbones.loading import local
 
     folders = [local(name, root) for name in (model.path, model.clip)]
     if folders[0] is None:
         return None
     try:
-        return load_tokenizer(folders[0]), image_tokens(*folders)
+        return reader_of(*folders, masks)
     except UserError:
         return None  # `doctor` and a run say what is wrong with a model folder

@@ -78,7 +78,7 @@ def analyse(
         activation, pooling, kernel, samples = "mlp", "all", "rbf", LEGACY_SAMPLES
     probes = [probe_of(session.run.tasks[session.stages[t].train[0]], samples, legacy) for t in chosen]
     longest = max(len(question["text"]) for probe in probes for question in probe.questions)  # characters: above tokens
-    automatic = automatic_batch_size(session.core.llava, lambda: session.loaded.image_tokens + longest)
+    automatic = automatic_batch_size(session.core.llava, lambda: session.backbone.reader().image_positions + longest)
     size = batch_size or session.run.eval.batch_size or automatic
     models = []
     for k, t in enumerate(chosen):

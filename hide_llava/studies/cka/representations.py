@@ -53,11 +53,9 @@ def probe_of(task: BenchmarkTask, samples: int, first: bool = False) -> Probe:
 def batches(session: Session, probe: Probe, size: int) -> Iterator[dict[str, Any]]:
     """The probe's prompts, left-padded, in order."""
     settings = probe.task.settings()
-    routing = "reference" if "zero_image" in session.method.needs else "question"
     data = QuestionDataset(
         with_suffix(probe.questions, settings["prompt_suffix"]), probe.task.question_images,
-        session.loaded.tokenizer, session.loaded.transform(settings["image_transform"]), session.loaded.image_tokens,
-        routing, settings["image_orientation"],
+        session.backbone.reader(settings["image_transform"], routing=session.routing_text), settings["image_orientation"],
     )  # fmt: skip
     device = session.core.llava.device
     for batch in DataLoader(data, batch_size=size, collate_fn=Collator(side="left")):
@@ -72,7 +70,7 @@ def represent(session: Session, probes: list[Probe], activation: str, pooling: s
     `last` (last prompt token) or `all` (mean over all positions, system prompt and image included).
     """
     session.routed.eval()
-    layers = session.core.llava.model.language_model.layers
+    layers = session.backbone.layers
     seen: list[list[Tensor]] = [[] for _ in layers]
     mask: Tensor | None = None
 
@@ -93,9 +91,9 @@ def represent(session: Session, probes: list[Probe], activation: str, pooling: s
     bar = tqdm(total=count, desc="prompts", delay=5, disable=None if os.isatty(2) else True)
     try:
         for batch in (batch for probe in probes for batch in batches(session, probe, size)):
-            ready = session.routed.prepare(batch, True)
-            mask = ready["attention_mask"]
-            session.core.llava(inputs_embeds=ready["inputs_embeds"], attention_mask=mask, use_cache=False)
+            ready, _, _ = session.routed.prepare(batch, True)
+            mask = ready.attention_mask
+            session.backbone.run(ready)
             bar.update(len(mask))
     finally:
         bar.close()

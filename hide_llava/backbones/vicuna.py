@@ -1,6 +1,6 @@
 """Turns → prompt string → token ids and labels, in the vicuna_v1 format of LLaVA-1.5.
 
-Everything here is un-expanded: one image is one id, `IMAGE_TOKEN`. The dataset repeats it once per patch.
+Everything here is un-expanded: one image is one id, `IMAGE_TOKEN`. The reader (llava15.py) repeats it once per patch.
 The ids are those of the reference, bit for bit; `tests/data/test_golden_conversation.py` holds the recordings. The labels
 are, too, wherever the reference finds the answers: it searches the text for " ASSISTANT: " and "</s>", so a prompt with
 these words in it was masked wrongly or not at all. `masks="reference"` repeats that; "exact" knows where the answers are.
@@ -9,17 +9,16 @@ these words in it was masked wrongly or not at all. `masks="reference"` repeats 
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerFast
 
-from hide_llava.data.tokenizer import encode
+from hide_llava.backbones.llama_tokenizer import encode
+from hide_llava.data.turns import IGNORE, IMAGE_TEXT, Turn, drop_leading_answer, place_image
 from hide_llava.errors import UserError
 
 IMAGE_TOKEN = -200  # stands for the image in input_ids; never a row of the embedding table
-IGNORE = -100  # a position without loss
-IMAGE_TEXT = "<image>"  # what stands for the image in text
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -27,9 +26,6 @@ SYSTEM = (
 )
 ROLES = {"human": "USER", "gpt": "ASSISTANT"}
 SEPARATORS = {"human": " ", "gpt": "</s>"}
-
-Turn = Mapping[str, str]  # {"from": "human" | "gpt", "value": text}
-
 
 MASKS = ("exact", "reference")
 SPECIAL = ("<s>", "</s>", "<unk>")  # LLaMA's special tokens, which its tokenizer also finds in texts
@@ -41,18 +37,6 @@ class Encoded(NamedTuple):
     input_ids: list[int]
     labels: list[int]
     mismatch: bool
-
-
-def place_image(text: str) -> str:
-    """`<image>` first and once, followed by a newline, wherever and however often it stood; other text unchanged."""
-    if IMAGE_TEXT not in text:
-        return text
-    return f"{IMAGE_TEXT}\n{text.replace(IMAGE_TEXT, '').strip()}".strip()
-
-
-def drop_leading_answer(turns: Sequence[Turn]) -> Sequence[Turn]:
-    """The reference skips an assistant turn before the first question."""
-    return turns[1:] if turns and turns[0]["from"] != "human" else turns
 
 
 def build_prompt(turns: Sequence[Turn], generate: bool = False) -> str:
@@ -176,18 +160,6 @@ def encode_question(text: str, has_image: bool, tokenizer: PreTrainedTokenizerFa
         text = place_image(text) if IMAGE_TEXT in text else f"{IMAGE_TEXT}\n{text}"
     prompt = build_prompt([{"from": "human", "value": text}], generate=True)
     return tokenize_with_image(prompt, tokenizer) if has_image else encode(prompt, tokenizer)
-
-
-def routing_text(source: str | Sequence[Turn]) -> str:
-    """The text a sample is routed by: its first question, without `<image>` and the newline that follows it."""
-    if not isinstance(source, str):
-        source = next((turn["value"] for turn in source if turn["from"] == "human"), "")
-    return place_image(source).replace(IMAGE_TEXT, "").lstrip("\n")
-
-
-def last_line(text: str) -> str:
-    """Of a question, where instruction-tuning data say what form the answer should have; "" of an empty one."""
-    return text.rstrip().rpartition("\n")[2]
 
 
 def reference_routing_text(input_ids: Sequence[int], tokenizer: PreTrainedTokenizerFast) -> str:

@@ -13,8 +13,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, LlavaForConditionalGeneration
 
+from hide_llava.backbones.text_encoder import TextEncoder
 from hide_llava.errors import UserError
-from hide_llava.model.text_encoder import TextEncoder
 
 
 class ClipRoutingEncoder(TextEncoder):

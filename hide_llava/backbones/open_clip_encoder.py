@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from hide_llava.backbones.text_encoder import TextEncoder
 from hide_llava.errors import UserError
-from hide_llava.model.text_encoder import TextEncoder
 
 
 class OpenClipRoutingEncoder(TextEncoder):

@@ -20,9 +20,9 @@ from transformers import (
     PretrainedConfig,
 )
 
+from hide_llava.backbones.loading import local
+from hide_llava.backbones.original import is_original, original_config
 from hide_llava.errors import UserError
-from hide_llava.model.load import local
-from hide_llava.model.original import is_original, original_config
 from hide_llava.schema import ModelConfig
 
 LLAMA = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}  # width, MLP width, layers, heads

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
+from hide_llava.backbones.text_encoder import TextEncoder
 from hide_llava.errors import UserError
-from hide_llava.model.text_encoder import TextEncoder
 from hide_llava.storage import read_json
 
 

@@ -20,8 +20,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
+from hide_llava.backbones.write_hf import write_hf
 from hide_llava.errors import UserError
-from hide_llava.model.write_hf import write_hf
 
 __all__ = ["is_original", "load_original", "original_config", "write_hf"]
 

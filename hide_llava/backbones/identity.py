@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from hide_llava.backbones.loading import resolve, resolve_file
 from hide_llava.data.records import cache_folder
-from hide_llava.model.load import resolve, resolve_file
 from hide_llava.schema import ModelConfig
 from hide_llava.storage import read_json, sha256, write_json
 

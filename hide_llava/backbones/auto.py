@@ -1,0 +1,31 @@
+"""From `model.path` to its backbone. LLaVA-1.5 is the one family there is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hide_llava.backbones.base import Backbone
+from hide_llava.backbones.llama_tokenizer import load_tokenizer
+from hide_llava.backbones.llava15 import Llava15Reader, load_llava15, stated_image_tokens
+from hide_llava.data.reader import Reader
+from hide_llava.schema import ModelConfig
+
+
+def load(config: ModelConfig, root: Path) -> Backbone:
+    """Load model, tokenizer and picture settings; the model is frozen, on its device, in eval mode.
+
+    root: the folder that models lie under.
+
+    Raises:
+        UserError: folder missing, no model of a family that is known, weights missing, tokenizer not exact.
+    """
+    return load_llava15(config, root)
+
+
+def reader_of(folder: Path, clip: Path | None, masks: str = "exact") -> Reader:
+    """How the model in a folder reads, without its weights and without pixels. clip: of an original-format folder.
+
+    Raises:
+        UserError: no tokenizer there, or nothing says how many positions an image takes.
+    """
+    return Llava15Reader(load_tokenizer(folder), stated_image_tokens(folder, clip), masks=masks)

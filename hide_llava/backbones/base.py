@@ -1,0 +1,135 @@
+"""The contract of a backbone: what the adapters, the methods, training and evaluation ask of a vision-language model.
+
+Nothing outside this folder knows a model family. A family is one file here: how it is loaded, how it reads (`Reader`), where
+its decoder, its projector and its linears are, and how a batch becomes the decoder's input.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import ModelOutput
+
+from hide_llava.data.reader import Reader
+
+# Which linears of a decoder layer are adapted, by the names that LLaMA and most decoders after it give them.
+TARGETS = {
+    "all": r"self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj)",
+    "attention": r"self_attn\.(q_proj|k_proj|v_proj|o_proj)",
+    "ffn": r"mlp\.(gate_proj|up_proj|down_proj)",
+}
+
+
+@dataclass
+class Vision:
+    """One pass of the vision tower over a batch's n images.
+
+    patches: [n, P, d_v], what the projector maps into the decoder's space. cls: [n, d_v], what a routing encoder reads.
+    """
+
+    patches: Tensor
+    cls: Tensor
+
+
+@dataclass
+class Ready:
+    """A batch as the decoder takes it.
+
+    inputs: arguments of the model's forward that stand for the tokens. attention_mask [B, N]. labels [B, N], None without.
+    inserted: prompt positions that were put in before every label.
+    """
+
+    inputs: dict[str, Tensor]
+    attention_mask: Tensor
+    labels: Tensor | None
+    inserted: int = 0
+
+
+class Backbone(ABC):
+    """One vision-language model of transformers. model: upstream's class. tokenizer: None where only shapes matter. clip:
+    folder of the CLIP that samples are routed by, if there is one."""
+
+    clip: Path | None = None
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None):
+        self.model, self.tokenizer = model, tokenizer
+
+    # ---- its parts ---------------------------------------------------------------------------------------------------
+    @property
+    @abstractmethod
+    def decoder(self) -> nn.Module:
+        """The text model behind the word embeddings, which takes ids or embeddings and gives hidden states."""
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The decoder layers, from the first to the last."""
+        return self.decoder.layers
+
+    @property
+    @abstractmethod
+    def projector(self) -> nn.Module:
+        """All that maps the tower's states into the decoder's space: what `projector: shared` trains."""
+
+    @abstractmethod
+    def linears(self, targets: str) -> str:
+        """A regular expression of the module names of the decoder's linears, as peft's `target_modules`; never the tower's."""
+
+    @property
+    def width(self) -> int:
+        """Of a word embedding."""
+        return self.model.config.get_text_config().hidden_size
+
+    @abstractmethod
+    def reader(self, transform: str = "pad", masks: str = "exact", routing: str = "question") -> Reader:
+        """How it reads records and questions.
+
+        transform: of pictures, `pad` or `crop`. masks: `exact`, or `reference` for the labels of the published code.
+        routing: `question`, or `reference` for the text that the published code routes by.
+        """
+
+    # ---- a batch -----------------------------------------------------------------------------------------------------
+    @abstractmethod
+    def see(self, batch: dict[str, Any]) -> Vision | None:
+        """The batch's images through the frozen vision tower, once; None without an image."""
+
+    @abstractmethod
+    def blank(self) -> Tensor:
+        """[1, 3, H, W] zeros on the model's device: pixels of no image at all."""
+
+    @abstractmethod
+    def ready(
+        self, batch: dict[str, Any], vision: Vision | None, projectors: dict[str, dict[str, Tensor]],
+        weights: dict[str, Tensor] | None, prompts: Tensor | None, train: bool,
+    ) -> Ready:  # fmt: skip
+        """The decoder's input.
+
+        projectors, weights: named copies of the projector's weights, and how much of each a row [B] takes; weights None: the
+        projector itself. prompts: [B, P, d] vectors that are put in behind the first token. train: a batch without images
+        still takes part in the projector's gradient, as several processes need.
+        """
+
+    def run(self, ready: Ready, **more: Any) -> ModelOutput:
+        """The forward of the whole decoder. more: arguments of upstream's forward, as labels."""
+        return self.model(**ready.inputs, attention_mask=ready.attention_mask, use_cache=False, **more)
+
+    @abstractmethod
+    def answer(
+        self, ready: Ready, max_new_tokens: int, leave: Callable[[Tensor], None] | None = None, static: bool = False
+    ) -> list[list[int]]:
+        """Greedy answers, each up to and with its end token; leave, static: of `decode.greedy`."""
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Hidden states of the decoder's last layer [..., d] → logits [..., V]."""
+        return self.model.get_output_embeddings()(states)
+
+    @property
+    def stop_ids(self) -> set[int]:
+        """Tokens that end an answer."""
+        ends = self.model.generation_config.eos_token_id
+        return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
