@@ -9,8 +9,9 @@ import torch
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
-from hide_llava.adapters.core import TARGETS, Core, LoraSpec
+from hide_llava.adapters.core import Core, LoraSpec
 from hide_llava.adapters.route import Route
+from hide_llava.backbones.base import TARGETS
 from hide_llava.errors import UserError
 
 ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
