@@ -25,6 +25,27 @@ def pytest_configure(config: pytest.Config) -> None:
         raise pytest.UsageError("xdist_group has no effect under pytest 9.2; install what constraints.txt names.")
 
 
+# Files and folders whose tests are left out of the default lane (scripts/test.sh), by the marker that they get.
+LANES = {
+    "faults": ("faults/",),
+    "distributed": ("methods/test_two_processes.py", "training/test_launch.py", "training/test_engines.py",
+                    "training/test_uneven.py"),
+    "slow": ("methods/test_contract.py", "simulated_cuda/", "test_every_preset.py", "benchmarks/test_every_benchmark.py",
+             "test_perf_smoke.py", "test_docs.py", "test_scripts.py", "training/test_plan.py", "evaluation/test_binding.py",
+             "cli/test_bad_input.py", "cli/test_own_file.py", "cli/test_verbs.py", "audit/test_memory.py"),
+}  # fmt: skip
+QUICK = ("test_contract.py::", "[hide")  # of a slow file, what is in the default lane all the same: one method's contract
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test the marker of its lane."""
+    for item in items:
+        place = item.nodeid.removeprefix("tests/")
+        for lane, places in LANES.items():
+            if place.startswith(places) and not (QUICK[0] in place and f"{QUICK[1]}]" in place.replace("-float32", "")):
+                item.add_marker(lane)
+
+
 def pytest_collection_finish() -> None:
     """What importing has made is never searched for garbage again: accelerate collects at the start of every task."""
     gc.collect()

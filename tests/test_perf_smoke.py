@@ -54,7 +54,7 @@ def test_the_folded_and_the_naive_model_are_the_same_function(generation: str) -
     assert "hide and naive give the same tokens: yes" in generation
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_training_step_prints_variants_and_trains_one_task_only() -> None:
     chosen = ["peft", "hide", "naive", "all_three"]
     table = rows(toy("training_step", "--batch", "1", "--answer-tokens", "3", "--variants", ",".join(chosen)))
@@ -183,7 +183,7 @@ def test_growth_counts_bytes_that_are_flat_in_the_number_of_tasks() -> None:
     assert table["kept"].split(" / ")[0] == table["kept"].split(" / ")[1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_evaluation_divides_the_time_of_a_cell(tmp_path: Path) -> None:
     table = rows(harness("evaluation", "--folder", str(tmp_path), "--task", "flickr30k", "--rounds", "1", "limit=6"))
     assert [(row["task"], row["answers"]) for row in table] == [("flickr30k", "6")]

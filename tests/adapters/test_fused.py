@@ -40,7 +40,7 @@ def logits_and_tokens(routed: RoutedLlava, dtype: str = "float32") -> tuple[Tens
     batch = build_batch(shape_of(2, dtype), 3, "left") | ({"task": 0} if routed.method.oracle else {})
     ready, _, _ = routed.prepare(batch, False)
     logits = routed.core.backbone.run(ready).logits
-    return logits[ready["attention_mask"].bool()].float(), routed.generate(batch, 6)[0].tolist()
+    return logits[ready.attention_mask.bool()].float(), routed.generate(batch, 6)[0].tolist()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,6 @@
 """A run killed or stopped anywhere and started again ends bit for bit like one that was never disturbed.
 
-In the gate every seam of a run is tried, and about ten deaths are drawn at random; `-m slow` draws ten more, and a long test
+In the gate every seam of a run is tried, and about ten deaths are drawn at random; `-m nightly` draws ten more, and a long test
 HIDE_FAULT_TRIALS=N.
 """
 
@@ -31,7 +31,7 @@ ANY = "any moment"  # a fault that the clock brings; its visit is in millisecond
 DEATHS_PER_RUN = 2  # at least, on average
 TRIALS = int(os.environ.get("HIDE_FAULT_TRIALS", "0"))
 GATE, SLOW = 4, 8
-SEEDS = [*range(GATE), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(GATE, SLOW))]
+SEEDS = [*range(GATE), *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(GATE, SLOW))]
 SEEDS += range(SLOW, SLOW + TRIALS // DEATHS_PER_RUN)
 
 

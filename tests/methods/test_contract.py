@@ -63,7 +63,7 @@ def in_both(methods: list[str]) -> list:
 
 
 def _in_gate(method: str, first: list[str]) -> list[pytest.MarkDecorator]:
-    return [pytest.mark.xdist_group(method), *([] if method in first else [pytest.mark.slow])]
+    return [pytest.mark.xdist_group(method), *([] if method in first else [pytest.mark.nightly])]
 
 
 def make_world(folder: Path, train: int = 8) -> Path:

@@ -93,7 +93,7 @@ def assert_equal_runs(one: Path, two: Path, atol: float) -> None:
 
 @pytest.mark.timeout(1800)  # the first of them waits for the launch of all
 @pytest.mark.xdist_group("two-processes")
-@pytest.mark.parametrize(("method", "dtype"), [*GATE, *(pytest.param(*run, marks=pytest.mark.slow) for run in REST)])
+@pytest.mark.parametrize(("method", "dtype"), [*GATE, *(pytest.param(*run, marks=pytest.mark.nightly) for run in REST)])
 def test_two_processes_equal_one(method: str, dtype: str, world: Path, in_two: InTwo, tmp_path: Path) -> None:
     two = in_two(method, dtype)
     run(compose(words(world, method, tmp_path / "one", dtype=dtype)), report=False)

@@ -1,6 +1,6 @@
 """Every method on a simulated CUDA device in bf16: what a GPU refuses, where it waits, and that a restart changes nothing.
 
-The gate walks one preset of each method; `-m slow` walks all presets. Skipped where there is no C++ compiler.
+The gate walks one preset of each method; `-m nightly` walks all presets. Skipped where there is no C++ compiler.
 """
 
 import json
@@ -84,7 +84,7 @@ def grouped(presets: list[str], *marks: pytest.MarkDecorator) -> list:
 
 
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize(("half", "method"), [*grouped(ONE_EACH), *grouped(REST, pytest.mark.slow)])
+@pytest.mark.parametrize(("half", "method"), [*grouped(ONE_EACH), *grouped(REST, pytest.mark.nightly)])
 def test_a_method_runs_restarts_and_does_not_wait(half: list[str], method: str, walked: Walked) -> None:
     if method not in walked:
         walked.walk(half)

@@ -79,7 +79,7 @@ def test_a_dead_rank_ends_the_others_and_the_run_goes_on(world: Path, alone: Pat
     assert tokens(tmp_path / "run") == tokens(alone)
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.nightly)])
 def test_sharded_evaluation_writes_the_same_files(processes: int, world: Path, alone: Path, tmp_path: Path) -> None:
     """Killed once in the middle, then run again."""
     folder = tmp_path / "run"
