@@ -10,10 +10,7 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import datasets
-import pyarrow.compute
+from typing import TYPE_CHECKING, Any
 
 from hide_llava.benchmarks.selection import draw
 from hide_llava.data.records import load_questions, load_records, readable
@@ -22,6 +19,9 @@ from hide_llava.metrics import get
 from hide_llava.metrics.rows import read_jsonl
 from hide_llava.schema import BenchmarkConfig, EvalConfig, TaskConfig
 from hide_llava.storage import sha256
+
+if TYPE_CHECKING:
+    import datasets
 
 Rows = list[dict[str, Any]]
 
@@ -130,6 +130,8 @@ class BenchmarkTask:
         Raises:
             UserError: the file is missing or damaged, or holds a bad record that is not to be skipped.
         """
+        import pyarrow.compute  # here, because answering questions needs none of it
+
         root, on_bad = self.common.table_root, "error" if self.common.on_bad_sample == "error" else "keep"
         records = load_records(self.train_file, self.images, on_bad=on_bad)
         if self.images != root:

@@ -37,7 +37,7 @@ def tensors(folder: Path) -> dict[str, torch.Tensor]:
 def session_of(**train: Any) -> Any:
     """What `layout` reads of a session."""
     return SimpleNamespace(
-        config=SimpleNamespace(train=SimpleNamespace(**train)),
+        run=SimpleNamespace(train=SimpleNamespace(**train)),
         core=SimpleNamespace(llava=SimpleNamespace(device=torch.device("cuda"))),
     )
 
