@@ -1,10 +1,10 @@
-"""What kind of mistake each wrong answer is: some benchmarks' errors are mostly ±1 (spec hide.md §4.6) or format."""
+"""What kind of mistake each wrong answer is: on counting tasks most are off by one, on others the format is wrong."""
 
 from __future__ import annotations
 
 import re
 
-from hide_llava.metrics.answers import has_words
+from hide_llava.metrics.filters import has_words
 from hide_llava.metrics.vqa import ARTICLES, NUMBERS
 
 KINDS = ("empty", "case", "punctuation", "article", "longer_answer", "off_by_one", "wrong_format", "other")
