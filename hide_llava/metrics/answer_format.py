@@ -44,7 +44,7 @@ def is_short(text: str, record: dict, options: dict) -> int:
     return int(len(text.split()) <= SHORT or text.lower() in [answer.lower() for answer in record["answers"]])
 
 
-def per_distinct_text(rule: Rule) -> Callable[[Job], dict | None]:
+def per_distinct_or_stop(rule: Rule) -> Callable[[Job], dict | None]:
     """`per_distinct`; None where the published script stops, at a long answer to a question whose gold is a list."""
 
     def legacy(job: Job) -> dict | None:
@@ -96,7 +96,7 @@ register(
         source="Minato-Zackie/SMoLoRA eval_vqa_instruction.py (CVIT's data sets of short answers)",
         legacy_rule=is_short,
         clean_rule=is_short_answer,
-        legacy_join=per_distinct_text,
+        legacy_join=per_distinct_or_stop,
         read=list_records,
     )
 )

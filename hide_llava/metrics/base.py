@@ -50,7 +50,7 @@ class Job:
         return all(row["question_id"] == record["question_id"] for row, record in zip(self.rows, self.gold))
 
 
-Clean = Callable[[Job], "tuple[dict, dict[str, float]]"]
+Clean = Callable[[Job], tuple[dict, dict[str, float]]]
 """What a clean join makes of a rule: job -> ({"score", "n", …}, {question_id: 0…1})."""
 
 

@@ -1,4 +1,4 @@
-"""What kind of mistake each wrong answer is: on counting tasks most are off by one, on others the format is wrong."""
+"""What kind of mistake each wrong answer is: a count that is off by one, for example, or a wrong format."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from hide_llava.metrics.letters import ALPHABET, option_letters, option_texts, s
 
 Rule = Callable[[str, dict, dict], float]
 """(answer text, reference record, options) -> 0…1"""
-Extract = Callable[[str, dict], "str | None"]
+Extract = Callable[[str, dict], str | None]
 """(answer text, reference record) -> the part that counts, None for an answer that is wrong in any case"""
 Normalise = Callable[[str], str]
 Match = Callable[[str, str], float]
