@@ -1,8 +1,9 @@
-"""Scores of answer files: one file per family of rules, each with the published rule and a clean one beside it.
+"""Scores of answer files: each by the published rule and by a clean one beside it.
 
     score("exact_upper", predictions, questions)            rows in memory
     score_files("exact_upper", "merge.jsonl", "test.json")  files
 
+`rules.py` is the table of the metrics that are one rule for one answer; those that are more have files of their own.
 Metrics know strings, never models.
 """
 
@@ -12,29 +13,11 @@ import difflib
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.answer_format import FORMAT_LETTER, FORMAT_SENTENCE, FORMAT_SHORT
-from hide_llava.metrics.base import OPTIONS, Job, Metric, check_join
-from hide_llava.metrics.caption import CAPTION7
-from hide_llava.metrics.chart import RELAXED_CHART
-from hide_llava.metrics.cider import CIDER_D_PTB, CIDER_D_WS, CVIT_CIDER_ORACLE
+from hide_llava.metrics import answer_format, caption, cider, gqa, grounding, mathvista, ocrbench, rules, vqa, yes_no  # noqa: F401
+from hide_llava.metrics.base import METRICS, OPTIONS, Job, Metric, check_join
 from hide_llava.metrics.error_profile import error_profile, gold_answers
-from hide_llava.metrics.exact_match import EXACT_LOWER_UNANSWERABLE, EXACT_UPPER
-from hide_llava.metrics.fin import EXACT_SQUEEZED
-from hide_llava.metrics.gqa import GQA_EXACT
-from hide_llava.metrics.grounding import IOU50
-from hide_llava.metrics.imagenet import SUBSTRING_BIDIR
-from hide_llava.metrics.mathvista import MATHVISTA
-from hide_llava.metrics.ocrbench import OCRBENCH
-from hide_llava.metrics.option_exact import OPTION_EXACT_LOCAL
-from hide_llava.metrics.option_letter import OPTION_LETTER_COIN, OPTION_LETTER_HIDE
 from hide_llava.metrics.ptb import java_available, java_version
 from hide_llava.metrics.rows import by_prompt, check_predictions, question_rows, read_jsonl, read_table
-from hide_llava.metrics.sci import SCI_MIXED
-from hide_llava.metrics.substring import SUBSTRING_LOWER, SUBSTRING_SQUEEZED, SUBSTRING_WORDISH
-from hide_llava.metrics.text_distance import ANLS, ANLS_PRISM
-from hide_llava.metrics.vqa import VQA_SOFT10
-from hide_llava.metrics.vqa_standard import VQA_STANDARD
-from hide_llava.metrics.yes_no import MME, YES_NO
 
 __all__ = [
     "ALL_EMPTY",
@@ -51,42 +34,6 @@ __all__ = [
 
 ALL_EMPTY = "all answers are empty"
 """The label of a score whose answers hold nothing at all: what a diverged or an untrained model leaves behind."""
-
-METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        EXACT_UPPER,
-        EXACT_LOWER_UNANSWERABLE,
-        CAPTION7,
-        OPTION_LETTER_HIDE,
-        OPTION_LETTER_COIN,
-        VQA_SOFT10,
-        GQA_EXACT,
-        IOU50,
-        SUBSTRING_BIDIR,
-        SUBSTRING_WORDISH,
-        SUBSTRING_LOWER,
-        SUBSTRING_SQUEEZED,
-        SCI_MIXED,
-        EXACT_SQUEEZED,
-        OCRBENCH,
-        MATHVISTA,
-        OPTION_EXACT_LOCAL,
-        ANLS_PRISM,
-        ANLS,
-        RELAXED_CHART,
-        CVIT_CIDER_ORACLE,
-        CIDER_D_WS,
-        CIDER_D_PTB,
-        FORMAT_LETTER,
-        FORMAT_SHORT,
-        FORMAT_SENTENCE,
-        VQA_STANDARD,
-        YES_NO,
-        MME,
-    )
-}
-
 
 def names() -> list[str]:
     """The names of all metrics, sorted."""

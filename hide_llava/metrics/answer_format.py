@@ -1,19 +1,20 @@
-"""MIF: does an answer have the form that the instruction asks for? (spec benchmarks.md §1.7)
+"""MIF: does an answer have the form that the instruction asks for? (CVIT, Wang et al. 2025, arXiv 2411.13949)
 
 Right or wrong does not matter: the rules see how the answer looks. The published aggregate over data sets is not in any
-code; `mif` is the plain mean over the tasks given (§1.7, [DECISION]).
+code; `mif` is the plain mean over the tasks given.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Callable
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.base import Job, Metric, per_distinct, per_question, percent
+from hide_llava.metrics.base import AnswerMetric, Job, last_per_question, per_distinct, register
 from hide_llava.metrics.cider import caption_records
+from hide_llava.metrics.filters import Rule
 from hide_llava.metrics.letters import ALPHABET
-from hide_llava.metrics.option_letter import scienceqa_records
-from hide_llava.metrics.rows import annotation_rows, text_list
+from hide_llava.metrics.rows import list_records
+from hide_llava.metrics.scienceqa import scienceqa_records
 
 SHORT = 2
 SENTENCE = 4
@@ -26,27 +27,15 @@ def mif(scores: dict[str, float]) -> float:
     return sum(scores.values()) / len(scores)
 
 
-def is_letter(text: str) -> bool:
-    """Exactly one letter A–Z of either case, blanks around it allowed."""
+def is_letter(text: str, record: dict, options: dict) -> int:
+    """Exactly one letter A–Z of either case, blanks around it allowed; also one that is no option of the problem."""
     letter = text.strip().upper()
-    return len(letter) == 1 and "A" <= letter <= "Z"
-
-
-def letter_legacy(job: Job) -> dict:
-    """Over all problems, an unanswered one fails; a letter that is no option of the problem passes."""
-    texts = {row["question_id"]: row["text"] for row in job.rows}
-    passed = sum(is_letter(texts.get(qid, "FAILED")) for qid in job.by_id)
-    return {"score": percent(passed, len(job.by_id)), "n": len(job.by_id)}
+    return int(len(letter) == 1 and "A" <= letter <= "Z")
 
 
 def letter_of_problem(text: str, record: dict, options: dict) -> int:
     """Clean: the letter must be an option of its problem."""
-    return int(is_letter(text) and text.strip().upper() in ALPHABET[: record["n_choices"]])
-
-
-def short_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
-    """Records with "answers"; the raw `answer` is kept."""
-    return [{**row, "answers": text_list(row)} for row in annotation_rows(questions, references, options)]
+    return int(is_letter(text, record, options) and text.strip().upper() in ALPHABET[: record["n_choices"]])
 
 
 def is_short(text: str, record: dict, options: dict) -> int:
@@ -55,14 +44,15 @@ def is_short(text: str, record: dict, options: dict) -> int:
     return int(len(text.split()) <= SHORT or text.lower() in [answer.lower() for answer in record["answers"]])
 
 
-def short_legacy(job: Job) -> dict | None:
-    """None where the published script stops: a long answer to a question whose gold is a list."""
-    texts = {row["question_id"]: row["text"] for row in job.rows}
-    if any(
-        len(text.split()) > SHORT and not isinstance(job.by_id[i].get("answer"), str | int) for i, text in texts.items()
-    ):
-        return None
-    return per_distinct(is_short)(job)
+def per_distinct_or_stop(rule: Rule) -> Callable[[Job], dict | None]:
+    """`per_distinct`; None where the published script stops, at a long answer to a question whose gold is a list."""
+
+    def legacy(job: Job) -> dict | None:
+        texts = {row["question_id"]: row["text"] for row in job.rows}
+        lists = [qid for qid in texts if not isinstance(job.by_id[qid].get("answer"), str | int)]
+        return None if any(len(texts[qid].split()) > SHORT for qid in lists) else per_distinct(rule)(job)
+
+    return legacy
 
 
 def is_short_answer(text: str, record: dict, options: dict) -> int:
@@ -86,31 +76,38 @@ def is_caption(text: str, record: dict, options: dict) -> int:
     return is_sentence(text, {"captions": record["captions"]}, options) if text.strip(" .") else 0
 
 
-FORMAT_LETTER = Metric(
-    name="format_letter",
-    summary="MIF: the answer is exactly one letter; clean: one of the problem's options",
-    source="spec benchmarks.md §1.7: CVIT ScienceQA (eval_scienceqa_instruction)",
-    records=scienceqa_records,
-    legacy=letter_legacy,
-    clean=per_question(letter_of_problem),
-    needs="scienceqa",
-    options=("split", "allow_unanswerable"),
+register(
+    AnswerMetric(
+        name="format_letter",
+        summary="MIF: the answer is exactly one letter; clean: one of the problem's options",
+        source="Minato-Zackie/SMoLoRA eval_scienceqa_instruction.py (CVIT ScienceQA)",
+        legacy_rule=is_letter,
+        clean_rule=letter_of_problem,
+        legacy_join=last_per_question,
+        read=scienceqa_records,
+        needs="scienceqa",
+        options=("split", "allow_unanswerable"),
+    )
 )
-
-FORMAT_SHORT = Metric(
-    name="format_short",
-    summary="MIF: at most two words, or the gold answer; clean: not empty",
-    source="spec benchmarks.md §1.7: CVIT short-answer data sets (eval_vqa_instruction)",
-    records=short_records,
-    legacy=short_legacy,
-    clean=per_question(is_short_answer),
+register(
+    AnswerMetric(
+        name="format_short",
+        summary="MIF: at most two words, or the gold answer; clean: not empty",
+        source="Minato-Zackie/SMoLoRA eval_vqa_instruction.py (CVIT's data sets of short answers)",
+        legacy_rule=is_short,
+        clean_rule=is_short_answer,
+        legacy_join=per_distinct_or_stop,
+        read=list_records,
+    )
 )
-
-FORMAT_SENTENCE = Metric(
-    name="format_sentence",
-    summary="MIF: ends with a period and has five words, or is part of a reference",
-    source="spec benchmarks.md §1.7: CVIT Flickr30k, TextCaps (eval_caption_instruction)",
-    records=caption_records,
-    legacy=per_distinct(is_sentence),
-    clean=per_question(is_caption),
+register(
+    AnswerMetric(
+        name="format_sentence",
+        summary="MIF: ends with a period and has five words, or is part of a reference",
+        source="Minato-Zackie/SMoLoRA eval_caption_instruction.py (CVIT Flickr30k, TextCaps)",
+        legacy_rule=is_sentence,
+        clean_rule=is_caption,
+        legacy_join=per_distinct,
+        read=caption_records,
+    )
 )

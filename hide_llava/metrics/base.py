@@ -1,4 +1,4 @@
-"""What a metric is, and the two joins every family shares.
+"""What a metric is, how it is entered, and the joins that make one score of many answers.
 
 `legacy` repeats the published evaluation script, quirks included, so that numbers compare with the papers; `clean` is
 the same rule without the quirks. Both are always computed. Which of them is the headline is the metric's to say: the form
@@ -12,11 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.rows import check_unique, question_rows
-
-Rule = Callable[[str, dict, dict], float]
-"""(answer text, reference record, options) -> 0…1"""
-
+from hide_llava.metrics.filters import ByOption, Rule
+from hide_llava.metrics.rows import answer_records, check_unique, question_rows
 
 OPTIONS = ("allow_partial", "allow_duplicates", "headline", "tokenizer")
 """Options that every metric accepts."""
@@ -53,21 +50,23 @@ class Job:
         return all(row["question_id"] == record["question_id"] for row, record in zip(self.rows, self.gold))
 
 
-@dataclass(frozen=True)
-class Metric:
-    """A named rule.
+Clean = Callable[[Job], tuple[dict, dict[str, float]]]
+"""What a clean join makes of a rule: job -> ({"score", "n", …}, {question_id: 0…1})."""
 
-    records(questions, references, options) -> reference records, UserError for every record that the rules below could
-    not use; legacy(job) -> {"score", "n", …} or None when the published script would stop; clean(job) -> ({"score",
-    "n", …}, {question_id: 0…1}) or None when ids cannot be joined.
+
+class Metric:
+    """What every metric is: attributes that say what it needs, and three steps.
+
+    `records` reads and checks the references, `legacy` scores as the published script does, `clean` without its quirks.
+    A metric of its own kind subclasses this and is entered by `@register`; one that scores answer by answer is an
+    `AnswerMetric`, which only has to be declared.
     """
 
     name: str
     summary: str
+    """The rule in one line; `hide-llava ls metrics` prints it."""
     source: str
-    records: Callable[[list[dict], Path | None, dict], list[dict]]
-    legacy: Callable[[Job], dict | None]
-    clean: Callable[[Job], tuple[dict, dict[str, float]] | None]
+    """The paper, or the repository and the file of the published script."""
     needs: str = "questions"
     """What `references` must be: "questions" (records with answers), "coco", "gqa", "textvqa" or "scienceqa"."""
     positional: bool = False
@@ -77,10 +76,25 @@ class Metric:
     """The form that `score` shows unless the option `headline` asks for the other one: "legacy" or "clean"."""
     averages: tuple[str, ...] = ("legacy", "clean")
     """Which of the two scores are means over questions, so that per-question verdicts may explain them."""
-    labels: Callable[[dict], list[str]] = lambda options: []
-    """What every table must say beside this score, given the options: a judge's name, a tokenizer, "local"."""
-    check: Callable[[dict], None] = lambda options: None
-    """Raises UserError when this machine cannot compute the metric with these options; ask before generating."""
+
+    def records(self, questions: list[dict], references: Path | None, options: dict) -> list[dict]:
+        """The reference records; UserError for every record that the two rules could not use."""
+        raise NotImplementedError
+
+    def legacy(self, job: Job) -> dict | None:
+        """{"score": percent, "n", …}, or None where the published script would stop."""
+        raise NotImplementedError
+
+    def clean(self, job: Job) -> tuple[dict, dict[str, float]] | None:
+        """({"score": percent, "n", …}, {question_id: 0…1}), or None where ids cannot be joined."""
+        raise NotImplementedError
+
+    def labels(self, options: dict) -> list[str]:
+        """What every table must say beside this score, given the options: a judge's name, a tokenizer, "local"."""
+        return []
+
+    def check(self, options: dict) -> None:
+        """Raises UserError when this machine cannot compute the metric with these options; ask before generating."""
 
     def gold(
         self, questions: list[dict], references: Path | None, options: dict, source: str = "questions"
@@ -103,6 +117,22 @@ class Metric:
         return records
 
 
+METRICS: dict[str, Metric] = {}
+"""Every metric by its name; `register` enters them."""
+
+
+def register(metric: type[Metric] | Metric) -> type[Metric] | Metric:
+    """Make a metric known under its name: a class decorator, or a call with a declared `AnswerMetric`.
+
+    Raises:
+        UserError: another metric has that name.
+    """
+    if metric.name in METRICS:
+        raise UserError(f"There is a metric {metric.name!r} already; give yours another name.")
+    METRICS[metric.name] = metric() if isinstance(metric, type) else metric
+    return metric
+
+
 def percent(right: float, n: int) -> float:
     """100·right/n."""
     return 100.0 * right / n if n else 0.0
@@ -122,9 +152,8 @@ def per_distinct(rule: Rule) -> Callable[[Job], dict]:
     """Legacy join through a dict of the answers: the LAST answer of an id counts, the denominator is distinct ids."""
 
     def legacy(job: Job) -> dict:
-        texts = {row["question_id"]: row["text"] for row in job.rows}
-        right = sum(rule(text, job.by_id[qid], job.options) for qid, text in texts.items())
-        return {"score": percent(right, len(texts)), "n": len(texts)}
+        last = {row["question_id"]: row for row in job.rows}
+        return per_row(rule)(Job([*last.values()], job.gold, job.options))
 
     return legacy
 
@@ -141,7 +170,18 @@ def per_position(rule: Rule) -> Callable[[Job], dict]:
     return legacy
 
 
-def per_question(rule: Rule) -> Callable[[Job], tuple[dict, dict[str, float]]]:
+def last_per_question(rule: Rule) -> Callable[[Job], dict]:
+    """Legacy join over all QUESTIONS: the LAST answer of an id counts, a missing one is wrong."""
+
+    def legacy(job: Job) -> dict:
+        texts = {row["question_id"]: row["text"] for row in job.rows}
+        right = sum(rule(texts[qid], record, job.options) for qid, record in job.by_id.items() if qid in texts)
+        return {"score": percent(right, len(job.by_id)), "n": len(job.by_id)}
+
+    return legacy
+
+
+def per_question(rule: Rule) -> Clean:
     """Clean join: by id, the denominator is the number of QUESTIONS, a missing answer is wrong."""
 
     def clean(job: Job) -> tuple[dict, dict[str, float]]:
@@ -154,25 +194,64 @@ def per_question(rule: Rule) -> Callable[[Job], tuple[dict, dict[str, float]]]:
     return clean
 
 
-def with_parts(
-    clean: Callable[[Job], tuple[dict, dict[str, float]]], group: Callable[[dict], str | None] = lambda record: None,
-    **rules: Rule,
-) -> Callable[[Job], tuple[dict, dict[str, float]]]:  # fmt: skip
-    """A clean rule with further numbers beside its score: other rules on the same answers, and its own score by group.
+def with_parts(group: Callable[[dict], str] | None = None, **rules: Rule) -> Callable[[Rule], Clean]:
+    """The clean join with further numbers beside the score: other rules on the same answers, and the score by group.
 
-    rules: name → rule, each over all questions. group(record) names the record's group, None for none.
+    rules: name → rule, each over all questions. group(record) names the record's group.
     """
 
-    def more(job: Job) -> tuple[dict, dict[str, float]]:
-        result, verdicts = clean(job)
-        result |= {name: per_question(rule)(job)[0]["score"] for name, rule in rules.items()}
-        groups: dict[str, list[float]] = {}
-        for qid, record in job.by_id.items():
-            if (name := group(record)) is not None:
-                groups.setdefault(name, []).append(verdicts[qid])
-        return result | {k: percent(sum(v), len(v)) for k, v in sorted(groups.items())}, verdicts
+    def join(rule: Rule) -> Clean:
+        def clean(job: Job) -> tuple[dict, dict[str, float]]:
+            result, verdicts = per_question(rule)(job)
+            result |= {name: per_question(part)(job)[0]["score"] for name, part in rules.items()}
+            groups: dict[str, list[float]] = {}
+            for qid, record in job.by_id.items() if group else ():
+                groups.setdefault(group(record), []).append(verdicts[qid])
+            return result | {k: percent(sum(v), len(v)) for k, v in sorted(groups.items())}, verdicts
 
-    return more
+        return clean
+
+    return join
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnswerMetric(Metric):
+    """A metric that is one rule for one answer, in its two forms, and the joins that make a score of many answers.
+
+    legacy_rule, clean_rule: usually a `filters.Chain`. read: the function that makes the reference records.
+    """
+
+    name: str
+    summary: str
+    source: str
+    legacy_rule: Rule
+    clean_rule: Rule
+    legacy_join: Callable[[Rule], Callable[[Job], dict | None]] = per_row
+    clean_join: Callable[[Rule], Clean] = per_question
+    read: Callable[[list[dict], Path | None, dict], list[dict]] = answer_records
+    needs: str = "questions"
+    positional: bool = False
+    options: tuple[str, ...] = ()
+    headline: str = "legacy"
+    label: str | None = None
+    """What every table must say beside this score."""
+
+    def records(self, questions: list[dict], references: Path | None, options: dict) -> list[dict]:
+        return self.read(questions, references, options)
+
+    def legacy(self, job: Job) -> dict | None:
+        return self.legacy_join(self.legacy_rule)(job)
+
+    def clean(self, job: Job) -> tuple[dict, dict[str, float]]:
+        return self.clean_join(self.clean_rule)(job)
+
+    def labels(self, options: dict) -> list[str]:
+        return [self.label] if self.label else []
+
+    def check(self, options: dict) -> None:
+        for rule in (self.legacy_rule, self.clean_rule):
+            if isinstance(rule, ByOption):
+                rule.chosen(options)
 
 
 def check_join(job: Job) -> list[str]:

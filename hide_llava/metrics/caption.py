@@ -1,4 +1,4 @@
-"""The caption score of UCIT's VizWiz and Flickr30k tasks (spec hide.md §4.4).
+"""The caption score of UCIT's VizWiz and Flickr30k tasks (Guo et al. 2025, HiDe-LLaVA, arXiv 2503.12941).
 
     caption7 = 100 · (BLEU-1 + BLEU-2 + BLEU-3 + BLEU-4 + METEOR + ROUGE-L + CIDEr) / 7
 
@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from hide_llava.errors import UserError
 from hide_llava.metrics import ptb
-from hide_llava.metrics.base import Job, Metric
+from hide_llava.metrics.base import Job, Metric, register
 from hide_llava.metrics.ptb import java_available
 from hide_llava.metrics.rows import read_json, where
 from hide_llava.metrics.spice import require_spice, spice
@@ -27,7 +27,7 @@ from hide_llava.metrics.spice import require_spice, spice
 if TYPE_CHECKING:
     from pycocoevalcap.meteor.meteor import Meteor
 
-__all__ = ["CAPTION7", "PYTHON_LABEL", "caption_scores", "java_available", "require"]
+__all__ = ["PYTHON_LABEL", "Caption7", "caption_scores", "java_available", "require"]
 
 PYTHON_LABEL = "caption6-python, not comparable"
 TOKENIZERS = ("ptb", "java", "python")  # "java" is the command line's word for "ptb"
@@ -222,44 +222,45 @@ def _score(job: Job, texts: list[str]) -> Scores:
     return seen[key]
 
 
-def caption_legacy(job: Job) -> dict | None:
-    """Line i of the answers is the caption of image id i; question ids are ignored.
+@register
+class Caption7(Metric):
+    """The mean of the seven parts, by line as published and by question id."""
 
-    None for an incomplete file (the published script stops). UserError when there are more answers than images or the
-    image ids are not 1…N.
-    """
-    if len(job.rows) > len(job.gold):
-        raise UserError(f"{len(job.rows)} captions for {len(job.gold)} images; remove the surplus lines.")
-    by_image = {i: row["text"] for i, row in enumerate(job.rows, 1)}
-    ids = [record["image_id"] for record in job.gold]
-    if len(job.rows) < len(job.gold) or set(ids) != set(by_image):
-        return None
-    return _score(job, [by_image[i] for i in ids])[0]
+    name = "caption7"
+    summary = "mean of BLEU-1…4, METEOR, ROUGE-L and CIDEr, times 100"
+    source = "Ghy0501/HiDe-LLaVA eval_caption.py (UCIT VizWiz, Flickr30k)"
+    needs = "coco"
+    positional = True
+    averages = ()  # BLEU is one number of all captions
+    options = ("spice",)
+    records = staticmethod(coco_records)
 
+    def legacy(self, job: Job) -> dict | None:
+        """Line i of the answers is the caption of image id i; question ids are ignored.
 
-def caption_clean(job: Job) -> tuple[dict, dict[str, float]] | None:
-    """Captions joined by question id; a missing caption is an empty one. None without a question file.
+        None for an incomplete file (the published script stops). UserError when there are more answers than images.
+        """
+        if len(job.rows) > len(job.gold):
+            raise UserError(f"{len(job.rows)} captions for {len(job.gold)} images; remove the surplus lines.")
+        by_image = {i: row["text"] for i, row in enumerate(job.rows, 1)}
+        ids = [record["image_id"] for record in job.gold]
+        if len(job.rows) < len(job.gold) or set(ids) != set(by_image):
+            return None
+        return _score(job, [by_image[i] for i in ids])[0]
 
-    The verdict of a question is the mean of its image's parts, as a fraction (CIDEr makes it exceed 1).
-    """
-    if not job.joinable:
-        return None
-    answers = [job.answers.get(record["question_id"]) for record in job.gold]
-    scores, per_image = _score(job, [answer["text"] if answer else "" for answer in answers])
-    return dict(scores), dict(zip((record["question_id"] for record in job.gold), per_image))
+    def clean(self, job: Job) -> tuple[dict, dict[str, float]] | None:
+        """Captions joined by question id; a missing caption is an empty one. None without a question file.
 
+        The verdict of a question is the mean of its image's parts, as a fraction (CIDEr makes it exceed 1).
+        """
+        if not job.joinable:
+            return None
+        answers = [job.answers.get(record["question_id"]) for record in job.gold]
+        scores, per_image = _score(job, [answer["text"] if answer else "" for answer in answers])
+        return dict(scores), dict(zip((record["question_id"] for record in job.gold), per_image))
 
-CAPTION7 = Metric(
-    name="caption7",
-    summary="mean of BLEU-1…4, METEOR, ROUGE-L and CIDEr, times 100",
-    source="spec hide.md §4.4: UCIT VizWiz and Flickr30k captions",
-    records=coco_records,
-    legacy=caption_legacy,
-    clean=caption_clean,
-    needs="coco",
-    positional=True,
-    averages=(),  # BLEU is one number of all captions
-    labels=lambda options: [PYTHON_LABEL] if options.get("tokenizer") == "python" else [],
-    check=lambda options: require(options.get("tokenizer", "ptb"), bool(options.get("spice"))),
-    options=("spice",),
-)
+    def labels(self, options: dict) -> list[str]:
+        return [PYTHON_LABEL] if options.get("tokenizer") == "python" else []
+
+    def check(self, options: dict) -> None:
+        require(options.get("tokenizer", "ptb"), bool(options.get("spice")))

@@ -1,4 +1,4 @@
-"""CIDEr-D three ways: CVIT's oracle rule, whitespace tokens, Penn-Treebank tokens (spec benchmarks.md §1.6).
+"""CIDEr-D three ways: CVIT's oracle rule, whitespace tokens, Penn-Treebank tokens (Vedantam et al. 2015, arXiv 1411.5726).
 
 All are mean × 100 of CIDEr-D, which itself ends at 10, so a perfect answer scores up to 1000, and less when it has
 fewer than four words or when its words occur in every image. A corpus of one image scores 0 (idf = log 1).
@@ -7,12 +7,11 @@ fewer than four words or when its words occur in every image. A corpus of one im
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 
 from hide_llava.errors import UserError
 from hide_llava.metrics import ptb
-from hide_llava.metrics.base import Job, Metric
+from hide_llava.metrics.base import Job, Metric, register
 from hide_llava.metrics.caption import coco_records, require
 from hide_llava.metrics.rows import annotation_rows, read_table, text_list
 
@@ -91,82 +90,84 @@ def _asked(job: Job) -> Corpus:
     return {i: record["captions"] for i, record in job.by_id.items()}, texts
 
 
-def _result(scored: Scored) -> dict:
-    return {"score": 100 * scored[0], "n": len(scored[1])}
-
-
-def _metric(name: str, summary: str, used: str, legacy_rule: Callable, clean_rule: Callable, **more) -> Metric:
-    """legacy_rule, clean_rule: (corpus, options) -> Scored."""
-
-    def legacy(job: Job) -> dict | None:
-        return _with_standard(_result(legacy_rule(_answered(job), job.options)), job, name) if job.joinable else None
-
-    def clean(job: Job) -> tuple[dict, dict[str, float]] | None:
-        if not job.joinable:
-            return None
-        scored = clean_rule(_asked(job), job.options)
-        return _with_standard(_result(scored), job, name), scored[1]
-
-    source = f"spec benchmarks.md §1.6: {used}"
-    return Metric(name=name, summary=summary, source=source, records=caption_records, legacy=legacy, clean=clean, **more)
-
-
-def _with_standard(result: dict, job: Job, name: str) -> dict:
-    """The oracle score never stands alone: the standard CIDEr-D of all questions beside it, where Java allows it."""
-    if name == "cvit_cider_oracle" and _can_tokenize(job.options):
-        key = "_ptb"  # legacy and clean show the same number: compute it once
-        if key not in job.options:
-            job.options[key] = 100 * treebank(_asked(job), job.options.get("tokenizer", "ptb"))[0]
-        result[PTB_PART] = job.options[key]
-    return result
-
-
 def _can_tokenize(options: dict) -> bool:
     return options.get("tokenizer") == "python" or ptb.java_available()
 
 
-def _oracle_labels(options: dict) -> list[str]:
-    return [] if _can_tokenize(options) else [f"{PTB_PART} left out: no Java"]
+class CiderMetric(Metric):
+    """legacy: the images that have an answer. clean: all images. Both on whitespace tokens unless a subclass says otherwise."""
+
+    records = staticmethod(caption_records)
+
+    def legacy(self, job: Job) -> dict | None:
+        return self._result(self.legacy_scores(_answered(job), job.options), job) if job.joinable else None
+
+    def clean(self, job: Job) -> tuple[dict, dict[str, float]] | None:
+        if not job.joinable:
+            return None
+        scored = self.clean_scores(_asked(job), job.options)
+        return self._result(scored, job), scored[1]
+
+    def legacy_scores(self, corpus: Corpus, options: dict) -> Scored:
+        return self.clean_scores(corpus, options)
+
+    def clean_scores(self, corpus: Corpus, options: dict) -> Scored:
+        return whitespace(corpus)
+
+    def _result(self, scored: Scored, job: Job) -> dict:
+        return {"score": 100 * scored[0], "n": len(scored[1])}
+
+    def check(self, options: dict) -> None:
+        if importlib.util.find_spec("pycocoevalcap") is None:
+            raise UserError("CIDEr needs pycocoevalcap: pip install -e '.[caption]'.")
 
 
-def _check_package(options: dict) -> None:
-    if importlib.util.find_spec("pycocoevalcap") is None:
-        raise UserError("CIDEr needs pycocoevalcap: pip install -e '.[caption]'.")
+@register
+class CvitCiderOracle(CiderMetric):
+    """Never stands alone: the standard CIDEr-D of all questions beside it, where Java allows it."""
+
+    name = "cvit_cider_oracle"
+    summary = "CIDEr-D of the best single reference, roles swapped, whitespace tokens; clean: cider_d_ws"
+    source = "Minato-Zackie/SMoLoRA eval_flickr30k_cider.py (CVIT Flickr30k)"
+    averages = ("clean",)  # the verdicts are of cider_d_ws
+
+    def legacy_scores(self, corpus: Corpus, options: dict) -> Scored:
+        return oracle(corpus)
+
+    def _result(self, scored: Scored, job: Job) -> dict:
+        result = super()._result(scored, job)
+        if _can_tokenize(job.options):
+            key = "_ptb"  # legacy and clean show the same number: compute it once
+            if key not in job.options:
+                job.options[key] = 100 * treebank(_asked(job), job.options.get("tokenizer", "ptb"))[0]
+            result[PTB_PART] = job.options[key]
+        return result
+
+    def labels(self, options: dict) -> list[str]:
+        return [] if _can_tokenize(options) else [f"{PTB_PART} left out: no Java"]
 
 
-def _treebank(corpus: Corpus, options: dict) -> Scored:
-    tokenizer = options.get("tokenizer", "ptb")
-    require(tokenizer)
-    return treebank(corpus, tokenizer)
+@register
+class CiderDWs(CiderMetric):
+    name = "cider_d_ws"
+    summary = "CIDEr-D of all references on whitespace tokens"
+    source = "Minato-Zackie/SMoLoRA eval_textcaps_cider.py (CVIT TextCaps)"
 
 
-CVIT_CIDER_ORACLE = _metric(
-    "cvit_cider_oracle",
-    "CIDEr-D of the best single reference, roles swapped, whitespace tokens; clean: cider_d_ws",
-    "CVIT Flickr30k (eval_flickr30k_cider)",
-    lambda corpus, options: oracle(corpus),
-    lambda corpus, options: whitespace(corpus),
-    averages=("clean",),  # the verdicts are of cider_d_ws
-    labels=_oracle_labels,
-    check=_check_package,
-)
+@register
+class CiderDPtb(CiderMetric):
+    name = "cider_d_ptb"
+    summary = "the standard CIDEr-D: Penn-Treebank tokens, all references"
+    source = "Vedantam et al. 2015 (arXiv 1411.5726), pycocoevalcap"
+    headline = "clean"  # pycocoevalcap scores every image of the reference file
 
-CIDER_D_WS = _metric(
-    "cider_d_ws",
-    "CIDEr-D of all references on whitespace tokens",
-    "CVIT TextCaps (eval_textcaps_cider)",
-    lambda corpus, options: whitespace(corpus),
-    lambda corpus, options: whitespace(corpus),
-    check=_check_package,
-)
+    def clean_scores(self, corpus: Corpus, options: dict) -> Scored:
+        tokenizer = options.get("tokenizer", "ptb")
+        require(tokenizer)
+        return treebank(corpus, tokenizer)
 
-CIDER_D_PTB = _metric(
-    "cider_d_ptb",
-    "the standard CIDEr-D: Penn-Treebank tokens, all references",
-    "the standard beside CVIT's two rules",
-    _treebank,
-    _treebank,
-    headline="clean",  # pycocoevalcap scores every image of the reference file
-    labels=lambda options: ["python tokenizer, not comparable"] if options.get("tokenizer") == "python" else [],
-    check=lambda options: require(options.get("tokenizer", "ptb")),
-)
+    def labels(self, options: dict) -> list[str]:
+        return ["python tokenizer, not comparable"] if options.get("tokenizer") == "python" else []
+
+    def check(self, options: dict) -> None:
+        require(options.get("tokenizer", "ptb"))

@@ -1,10 +1,10 @@
-"""What kind of mistake each wrong answer is: some benchmarks' errors are mostly ±1 (spec hide.md §4.6) or format."""
+"""What kind of mistake each wrong answer is: a count that is off by one, for example, or a wrong format."""
 
 from __future__ import annotations
 
 import re
 
-from hide_llava.metrics.answers import has_words
+from hide_llava.metrics.filters import has_words
 from hide_llava.metrics.vqa import ARTICLES, NUMBERS
 
 KINDS = ("empty", "case", "punctuation", "article", "longer_answer", "off_by_one", "wrong_format", "other")

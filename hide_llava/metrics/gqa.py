@@ -1,4 +1,4 @@
-"""GQA accuracy with its break-down (spec hide.md §4.3: CoIN GQA)."""
+"""GQA accuracy with its break-down (Hudson and Manning 2019, arXiv 1902.09506), which CoIN and CVIT run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.base import Job, Metric, per_question, percent
+from hide_llava.metrics.base import Job, Metric, per_question, percent, register
+from hide_llava.metrics.filters import Chain, equal
 from hide_llava.metrics.rows import annotation_rows, read_table, select, text_field, where
 
 
@@ -38,14 +39,8 @@ def normalise(text: str) -> str:
     return text.rstrip(".").lower()
 
 
-def equal(text: str, record: dict, options: dict) -> int:
-    """1 iff normalise(p) == g exactly."""
-    return int(normalise(text) == record["answer"])
-
-
-def equal_clean(text: str, record: dict, options: dict) -> int:
-    """1 iff both sides are equal after the same normalisation (GQA's own answers are already lower case)."""
-    return int(normalise(text) == normalise(record["answer"]))
+LEGACY = Chain(extract=(lambda text, record: normalise(text),), match=equal)  # GQA's gold answers are in lower case
+CLEAN = Chain(normalise=(normalise,), match=equal)
 
 
 def chi_square(gold: dict[str, Counter], predicted: dict[str, Counter]) -> float:
@@ -85,36 +80,30 @@ def distribution(records: list[dict], texts: dict[str, str]) -> dict[str, float]
     return {"distribution": chi_square(gold, predicted)} if gold else {}
 
 
-def gqa_legacy(job: Job) -> dict | None:
-    """Accuracy over balanced questions, with Binary, Open, Distribution and per-type tables.
+@register
+class GqaExact(Metric):
+    """Accuracy over balanced questions, with Binary, Open and per-type tables."""
 
-    None for an incomplete answer file: the published script stops at the first unanswered question.
-    """
-    records = [record for record in job.gold if record["balanced"]]
-    if any(record["question_id"] not in job.answers for record in records):
-        return None
-    # The published script builds a dict of the answers, so the last of two answers counts.
-    texts = {row["question_id"]: row["text"] for row in job.rows}
-    hits = {record["question_id"]: equal(texts[record["question_id"]], record, job.options) for record in records}
-    right = sum(hits[record["question_id"]] for record in records)
-    result = {"score": percent(right, len(records)), "n": len(records)}
-    return result | breakdown(records, hits) | distribution(records, texts)
+    name = "gqa_exact"
+    summary = "lower(p) without trailing periods == g, over balanced questions"
+    source = "GQA's eval.py, as Ghy0501/HiDe-LLaVA (CoIN) and Minato-Zackie/SMoLoRA (CVIT) run it in eval_gqa.py"
+    needs = "gqa"
+    records = staticmethod(gqa_records)
 
+    def legacy(self, job: Job) -> dict | None:
+        """With Distribution beside it. None for an incomplete file: the published script stops at an unanswered question."""
+        records = [record for record in job.gold if record["balanced"]]
+        if any(record["question_id"] not in job.answers for record in records):
+            return None
+        # The published script builds a dict of the answers, so the last of two answers counts.
+        texts = {row["question_id"]: row["text"] for row in job.rows}
+        hits = {record["question_id"]: LEGACY(texts[record["question_id"]], record, job.options) for record in records}
+        right = sum(hits[record["question_id"]] for record in records)
+        result = {"score": percent(right, len(records)), "n": len(records)}
+        return result | breakdown(records, hits) | distribution(records, texts)
 
-def gqa_clean(job: Job) -> tuple[dict, dict[str, float]]:
-    """Accuracy over balanced questions and by type; an unanswered question is wrong."""
-    balanced = [record for record in job.gold if record["balanced"]]
-    asked = Job(job.rows, balanced, job.options)
-    result, verdicts = per_question(equal_clean)(asked)
-    return result | breakdown(list(asked.by_id.values()), verdicts), verdicts
-
-
-GQA_EXACT = Metric(
-    name="gqa_exact",
-    summary="lower(p) without trailing periods == g, over balanced questions",
-    source="spec hide.md §4.3: CoIN GQA",
-    records=gqa_records,
-    legacy=gqa_legacy,
-    clean=gqa_clean,
-    needs="gqa",
-)
+    def clean(self, job: Job) -> tuple[dict, dict[str, float]]:
+        """An unanswered question is wrong."""
+        asked = Job(job.rows, [record for record in job.gold if record["balanced"]], job.options)
+        result, verdicts = per_question(CLEAN)(asked)
+        return result | breakdown(list(asked.by_id.values()), verdicts), verdicts

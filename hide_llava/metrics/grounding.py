@@ -1,13 +1,15 @@
-"""Box overlap: CoIN's Grounding task (spec hide.md §4.3, defect 51)."""
+"""Box overlap: CoIN's Grounding task (RefCOCO)."""
 
 from __future__ import annotations
 
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.base import Job, Metric, per_question, per_row, with_parts
+from hide_llava.metrics.base import AnswerMetric, Job, per_row, register, with_parts
+from hide_llava.metrics.filters import Rule
 from hide_llava.metrics.rows import annotation_rows, is_number, where
 
 Box = tuple[float, float, float, float]
@@ -77,26 +79,25 @@ def overlap(text: str, record: dict, options: dict) -> float:
     return iou(box, record["box"])
 
 
-def overlaps_legacy(text: str, record: dict, options: dict) -> int:
-    """1 iff IoU > 0.5 (strict) with the legacy parser."""
-    return int(overlap_legacy(text, record, options) > THRESHOLD)
+def above_half(rule: Rule) -> Rule:
+    """1 iff the rule's IoU is above 0.5, strictly."""
+    return lambda text, record, options: int(rule(text, record, options) > THRESHOLD)
 
 
-def overlaps(text: str, record: dict, options: dict) -> int:
-    """1 iff IoU > 0.5 (strict) with the box that the answer holds."""
-    return int(overlap(text, record, options) > THRESHOLD)
+def with_mean_iou(rule: Rule) -> Callable[[Job], dict]:
+    """`per_row`, and the mean IoU of the result rows, which the published script does not print."""
+    return lambda job: {**per_row(rule)(job), "mean_iou": per_row(overlap_legacy)(job)["score"]}
 
 
-def boxes_legacy(job: Job) -> dict:
-    """Share of result rows above the threshold, and their mean IoU (not in the published script)."""
-    return {**per_row(overlaps_legacy)(job), "mean_iou": per_row(overlap_legacy)(job)["score"]}
-
-
-IOU50 = Metric(
-    name="iou50",
-    summary="IoU with the reference box > 0.5; legacy loses digits while parsing, clean reads four numbers",
-    source="spec hide.md §4.3: CoIN Grounding",
-    records=box_records,
-    legacy=boxes_legacy,
-    clean=with_parts(per_question(overlaps), mean_iou=overlap),
+register(
+    AnswerMetric(
+        name="iou50",
+        summary="IoU with the reference box > 0.5; legacy loses digits while parsing, clean reads four numbers",
+        source="Ghy0501/HiDe-LLaVA eval_grounding.py (CoIN's Grounding)",
+        legacy_rule=above_half(overlap_legacy),
+        clean_rule=above_half(overlap),
+        legacy_join=with_mean_iou,
+        clean_join=with_parts(mean_iou=overlap),
+        read=box_records,
+    )
 )

@@ -1,4 +1,4 @@
-"""Option letters: those that a question offers, and the one that an answer says. `answers.option_letter` reads with it.
+"""Option letters: those that a question offers, and the one that an answer says. `filters.option_letter` reads with it.
 
 It reads what a person would read and nothing else, a letter that stands for an option: "B", "(b)", "B. rises", "Answer:
 **D**", "C is correct", "It's C", "B because …". An article, a pronoun or the letter of a word is no option, two options at

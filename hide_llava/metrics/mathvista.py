@@ -1,4 +1,4 @@
-"""MathVista: MLLM-ACL's Math task (spec benchmarks.md §3.5, arXiv 2310.02255).
+"""MathVista (Lu et al. 2024, arXiv 2310.02255): MLLM-ACL's Math task, by VLMEvalKit's evaluation.
 
 The published pipeline takes what it can parse itself ("prefetch") and asks an LLM for the rest. Without a judge the rest
 is wrong, which is labelled Math-rule. Answers are joined to MathVista's own testmini file by id. The published code
@@ -13,8 +13,8 @@ import re
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.answers import has_words, numbers, option_letter, trim
-from hide_llava.metrics.base import Job, Metric, per_question, per_row
+from hide_llava.metrics.base import Job, Metric, per_question, per_row, register
+from hide_llava.metrics.filters import has_words, numbers, option_letter, trim
 from hide_llava.metrics.judge import judge_from
 from hide_llava.metrics.letters import ALPHABET, check_options
 from hide_llava.metrics.rows import is_number, read_table, select, text_field, where
@@ -158,29 +158,31 @@ def read_option(text: str, choices: list[str]) -> str | None:
     return option_letter(text, _letters(choices), choices)
 
 
-def _named(score: dict, job: Job) -> dict:
-    judge = judge_from(job.options)
-    return {**score, "judge": judge.model if judge else "none"}
+@register
+class MathVista(Metric):
+    """Both forms name the judge; without one what the rule cannot read is wrong, and the score says so."""
 
+    name = "mathvista"
+    summary = "option letter or number, read by rule or by a judge"
+    source = "bjzhb666/MLLM-CL eval_math.py, from VLMEvalKit's MathVista (MLLM-ACL Math)"
+    options = ("judge_url", "judge_model", "judge_prompt", "judge_cache")
+    records = staticmethod(mathvista_records)
 
-def _labels(options: dict) -> list[str]:
-    judge = judge_from(options)
-    return [judge.label if judge else RULE_LABEL]
+    def legacy(self, job: Job) -> dict:
+        return {**per_row(published)(job), "judge": self._judge(job.options)}
 
+    def clean(self, job: Job) -> tuple[dict, dict[str, float]]:
+        score, verdicts = per_question(sane)(job)
+        return {**score, "judge": self._judge(job.options)}, verdicts
 
-def _clean(job: Job) -> tuple[dict, dict[str, float]]:
-    score, verdicts = per_question(sane)(job)
-    return _named(score, job), verdicts
+    @staticmethod
+    def _judge(options: dict) -> str:
+        judge = judge_from(options)
+        return judge.model if judge else "none"
 
+    def labels(self, options: dict) -> list[str]:
+        judge = judge_from(options)
+        return [judge.label if judge else RULE_LABEL]
 
-MATHVISTA = Metric(
-    name="mathvista",
-    summary="option letter or number, read by rule or by a judge",
-    source="spec benchmarks.md §3.5: MLLM-ACL Math (eval_math)",
-    records=mathvista_records,
-    legacy=lambda job: _named(per_row(published)(job), job),
-    clean=_clean,
-    options=("judge_url", "judge_model", "judge_prompt", "judge_cache"),
-    labels=_labels,
-    check=lambda options: judge_from(options) and None,
-)
+    def check(self, options: dict) -> None:
+        judge_from(options)

@@ -1,12 +1,14 @@
-"""OCRBench: MLLM-ACL's OCR task (spec benchmarks.md §3.5)."""
+"""OCRBench (Liu et al. 2024, arXiv 2305.07895), MLLM-ACL's OCR task: answers by kind of question, hits in five groups."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.base import Job, Metric, per_question, with_parts
-from hide_llava.metrics.rows import annotation_rows, text_list, where
+from hide_llava.metrics.base import AnswerMetric, Job, register, with_parts
+from hide_llava.metrics.filters import ByRecord, Chain, Rule, contains, filled, without_line_feeds, without_spaces
+from hide_llava.metrics.rows import list_records, where
 
 FORMULA = "Handwritten Mathematical Expression Recognition"
 RECOGNITION = ("Regular Text", "Irregular Text", "Artistic Text", "Handwriting", "Digit String", "Non-Semantic Text")
@@ -21,45 +23,49 @@ CATEGORIES = {
 
 def ocr_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
     """Records with "answers" (one or more strings) and a known answer_type; UserError otherwise."""
-    rows = annotation_rows(questions, references, options)
+    rows = list_records(questions, references, options)
     for row in rows:
         if row.get("answer_type") not in [*CATEGORIES]:
             raise UserError(
                 f"{where(row)}: answer_type is {row.get('answer_type')!r}, which OCRBench does not have; known: "
                 f"{', '.join(CATEGORIES)}."
             )
-    return [{**row, "answers": text_list(row)} for row in rows]
+    return rows
 
 
-def found(text: str, record: dict, options: dict) -> int:
-    """1 iff any reference ⊂ p: formulas without blanks and with case, the rest in lower case without line feeds."""
-
-    def plain(t: str) -> str:
-        t = t.strip().replace("\n", "")
-        return t.replace(" ", "") if record["answer_type"] == FORMULA else t.lower()
-
-    return int(any(plain(reference) in plain(text) for reference in record["answers"]))
+def kind(record: dict) -> str:
+    """ "formula" or "text": a formula is compared without spaces and with case, all else in lower case."""
+    return "formula" if record["answer_type"] == FORMULA else "text"
 
 
-def found_something(text: str, record: dict, options: dict) -> int:
-    """As `found`, with empty references left out (they are part of every answer)."""
-    return found(text, {**record, "answers": [r for r in record["answers"] if r.strip()]}, options)
+def per_thousand(rule: Rule) -> Callable[[Job], dict]:
+    """Legacy join: hits / 10, whatever the number of rows: right for exactly 1,000. Hits of the five groups beside it."""
+
+    def legacy(job: Job) -> dict:
+        groups = dict.fromkeys(CATEGORIES.values(), 0)
+        for row in job.rows:
+            record = job.by_id[row["question_id"]]
+            groups[CATEGORIES[record["answer_type"]]] += rule(row["text"], record, job.options)
+        return {"score": sum(groups.values()) / 10, "n": len(job.rows), **{f"hits:{k}": v for k, v in groups.items()}}
+
+    return legacy
 
 
-def ocr_legacy(job: Job) -> dict:
-    """Hits / 10, whatever the number of rows: right for exactly 1,000. Hits of the five groups beside it."""
-    groups = dict.fromkeys(CATEGORIES.values(), 0)
-    for row in job.rows:
-        record = job.by_id[row["question_id"]]
-        groups[CATEGORIES[record["answer_type"]]] += found(row["text"], record, job.options)
-    return {"score": sum(groups.values()) / 10, "n": len(job.rows), **{f"hits:{k}": v for k, v in groups.items()}}
-
-
-OCRBENCH = Metric(
-    name="ocrbench",
-    summary="any reference in p; legacy: hits / 10, clean: hits / questions",
-    source="spec benchmarks.md §3.5: MLLM-ACL OCR (eval_ocr)",
-    records=ocr_records,
-    legacy=ocr_legacy,
-    clean=with_parts(per_question(found_something), group=lambda record: CATEGORIES[record["answer_type"]]),
-)
+register(
+    AnswerMetric(  # legacy: an empty reference is part of every answer
+        name="ocrbench",
+        summary="any reference in p; legacy: hits / 10, clean: hits / questions",
+        source="bjzhb666/MLLM-CL eval_ocr.py, a port of OCRBench's own (MLLM-ACL OCR)",
+        legacy_rule=ByRecord(kind, {
+            "formula": Chain(normalise=(without_line_feeds, without_spaces), match=contains, gold="answers"),
+            "text": Chain(normalise=(without_line_feeds, str.lower), match=contains, gold="answers"),
+        }),
+        clean_rule=ByRecord(kind, {
+            "formula": Chain(normalise=(without_line_feeds, without_spaces), match=filled(contains), gold="answers"),
+            "text": Chain(normalise=(without_line_feeds, str.lower), match=filled(contains), gold="answers"),
+        }),
+        legacy_join=per_thousand,
+        clean_join=with_parts(group=lambda record: CATEGORIES[record["answer_type"]]),
+        read=ocr_records,
+    )
+)  # fmt: skip

@@ -274,3 +274,14 @@ def annotation_rows(questions: list[dict], references: Path | None, options: dic
     table = read_table(references, "annotation file")
     rows = question_rows(table, str(references), apart=not options.get("allow_duplicates"))
     return select(rows, questions, references, options)
+
+
+def answer_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
+    """Records with "answer", one text, from the annotation file or from the questions themselves."""
+    rows = annotation_rows(questions, references, options)
+    return [{**row, "answer": text_field(row, "answer")} for row in rows]
+
+
+def list_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
+    """Records with "answers", at least one text each, read from `answer` or `answers`; the raw `answer` is kept."""
+    return [{**row, "answers": text_list(row)} for row in annotation_rows(questions, references, options)]

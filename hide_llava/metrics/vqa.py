@@ -1,13 +1,20 @@
-"""EvalAI answer normalisation and VQA soft accuracy: CoIN's TextVQA (spec hide.md §4.5)."""
+"""VQA accuracy over ten answers (Antol et al. 2015, arXiv 1505.00468), with the answer normalisation of its script.
+
+`vqa_soft10` is TextVQA's form, whose prediction and references always go through the normaliser of the EvalAI server.
+
+`vqa_standard` is VQAv2's own script, which exists in two states. The one of today (since 2021) is the clean form and the
+headline; the one of before, by which older papers were scored, is the legacy form. Both average min(1, matches / 3) over
+the ten subsets of nine answers, and both compare texts as they are after the same steps; they differ in which side those
+steps are done to.
+"""
 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.base import Metric, per_question, per_row
+from hide_llava.metrics.base import AnswerMetric, register
 from hide_llava.metrics.rows import question_rows, read_table, select, text_list, where
 
 N_REFERENCES = 10
@@ -71,17 +78,8 @@ def process_words(text: str) -> str:
     return " ".join(CONTRACTIONS.get(word, word) for word in words if word not in ARTICLES)
 
 
-def soft_scores(references: list[str]) -> dict[str, float]:
-    """Score of each distinct normalised reference u: mean over i of min(1, #{j ≠ i : ref_j = u}/3)."""
-    refs = [normalise(reference) for reference in references]
-    counts = Counter(refs)
-    n = len(refs)
-    # #{j ≠ i : ref_j = u} is count − 1 for the `count` positions i that hold u and count for the others.
-    return {u: sum([min(1.0, (count - (ref == u)) / 3) for ref in refs]) / n for u, count in counts.items()}
-
-
 def textvqa_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
-    """Records with "answers" (ten strings) and "soft" (their soft scores).
+    """Records with "answers" (ten strings) and "normalised" (the same after `normalise`).
 
     references: TextVQA's {"data": […]}, VQA's {"annotations": […]} or a list of records; without it the question
     records themselves. Answers are strings or {"answer": string}. UserError unless there are ten.
@@ -103,7 +101,7 @@ def textvqa_records(questions: list[dict], references: Path | None, options: dic
                 "of a split that has answers (TextVQA_0.5.1_val.json; test has none)."
             )
     rows = [{**row, "answers": text_list(row)} for row in rows]
-    return [{**row, "soft": soft_scores(row["answers"])} for row in rows]
+    return [{**row, "normalised": [normalise(answer) for answer in row["answers"]]} for row in rows]
 
 
 def _by_image(gold: list[dict], questions: list[dict]) -> list[dict]:
@@ -127,17 +125,66 @@ def _by_image(gold: list[dict], questions: list[dict]) -> list[dict]:
     return found
 
 
+def leave_one_out(text: str, answers: list[str]) -> float:
+    """Mean over i of min(1, #{j ≠ i : answer_j == text} / 3)."""
+    hits = [answer == text for answer in answers]
+    return sum(min(1.0, (sum(hits) - hit) / 3) for hit in hits) / len(hits)
+
+
 def soft_accuracy(text: str, record: dict, options: dict) -> float:
     """VQA soft accuracy of one answer, 0…1; 0 when the normalised answer is no reference."""
-    return record["soft"].get(normalise(text), 0.0)
+    return leave_one_out(normalise(text), record["normalised"])
 
 
-VQA_SOFT10 = Metric(
-    name="vqa_soft10",
-    summary="VQA soft accuracy with ten references after EvalAI normalisation",
-    source="spec hide.md §4.5: CoIN TextVQA",
-    records=textvqa_records,
-    legacy=per_row(soft_accuracy),
-    clean=per_question(soft_accuracy),
-    needs="textvqa",
+def _plain(text: str) -> str:
+    return text.replace("\n", " ").replace("\t", " ").strip()
+
+
+def _processed(text: str) -> str:
+    return process_words(process_punctuation(text))
+
+
+def before_2021(text: str, record: dict, options: dict) -> float:
+    """The older script: the prediction is always normalised, the answers only when they differ, and then only partly.
+
+    Punctuation goes from differing answers; case, articles, number words and contractions stay as they are. So "Two"
+    meets an answer "2" but never an answer "two".
+    """
+    answers = [_plain(answer) for answer in record["answers"]]
+    answers = [process_punctuation(a) for a in answers] if len(set(answers)) > 1 else answers
+    return leave_one_out(_processed(_plain(text)), answers)
+
+
+def official(text: str, record: dict, options: dict) -> float:
+    """Today's script: when the ten answers differ, they and the prediction are normalised; else neither is.
+
+    So "Black." is wrong where all ten say "black", and right where nine do.
+    """
+    text, answers = _plain(text), [_plain(answer) for answer in record["answers"]]
+    if len(set(answers)) > 1:
+        text, answers = _processed(text), [_processed(answer) for answer in answers]
+    return leave_one_out(text, answers)
+
+
+register(
+    AnswerMetric(
+        name="vqa_soft10",
+        summary="VQA soft accuracy with ten references after EvalAI normalisation",
+        source="Ghy0501/HiDe-LLaVA eval_textvqa.py (CoIN's TextVQA) with LLaVA's m4c_evaluator.py",
+        legacy_rule=soft_accuracy,
+        clean_rule=soft_accuracy,
+        read=textvqa_records,
+        needs="textvqa",
+    )
+)
+register(
+    AnswerMetric(
+        name="vqa_standard",
+        summary="VQA accuracy over ten answers by today's official script; legacy: by the one of before 2021",
+        source="Antol et al. 2015 (arXiv 1505.00468), VQAv2's evaluation script",
+        legacy_rule=before_2021,
+        clean_rule=official,
+        read=textvqa_records,
+        headline="clean",
+    )
 )

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics import answers
-from hide_llava.metrics.base import Job, Metric, percent
+from hide_llava.metrics import filters
+from hide_llava.metrics.base import Job, Metric, percent, register
 from hide_llava.metrics.rows import annotation_rows, text_field, where
 
 Parser = Callable[[str], str | None]
@@ -20,7 +20,7 @@ def yes_no_records(questions: list[dict], references: Path | None, options: dict
     """Records whose answer is "yes" or "no", under `answer` or, as POPE's own files have it, under `label`."""
     records = []
     for row in annotation_rows(questions, references, options):
-        given = [answers.trim(text_field(row, key)) for key in ("answer", "label") if row.get(key) is not None]
+        given = [filters.trim(text_field(row, key)) for key in ("answer", "label") if row.get(key) is not None]
         if not given or given[0] not in ("yes", "no"):
             raise UserError(f"{where(row)}: answer is {row.get('answer', row.get('label'))!r}, expected yes or no.")
         if len(set(given)) > 1:
@@ -120,28 +120,31 @@ def _mme(parsed: dict, job: Job) -> dict:
     return result | {f"sum:{category}": value for category, value in sorted(sums.items())}
 
 
-def _clean(count: Callable[[dict, Job], dict]) -> Callable[[Job], tuple[dict, dict[str, float]]]:
-    def clean(job: Job) -> tuple[dict, dict[str, float]]:
-        parsed = _parsed(job, answers.yes_no, asked=True)
-        return count(parsed, job), _hits(parsed, job)
+class YesNoMetric(Metric):
+    """legacy: as `parse` reads the rows there are. clean: as `filters.yes_no` reads the answers to all questions."""
 
-    return clean
+    parse: Parser
+    count: Callable[[dict[str, str | None], Job], dict]
+
+    def legacy(self, job: Job) -> dict:
+        return self.count(_parsed(job, self.parse, asked=False), job)
+
+    def clean(self, job: Job) -> tuple[dict, dict[str, float]]:
+        parsed = _parsed(job, filters.yes_no, asked=True)
+        return self.count(parsed, job), _hits(parsed, job)
 
 
-YES_NO = Metric(
-    name="yes_no",
-    summary="yes/no accuracy with precision, recall, F1 and share of yes",
-    source="Li et al. 2023, POPE (arXiv 2305.10355)",
-    records=yes_no_records,
-    legacy=lambda job: _pope(_parsed(job, parse_pope, asked=False), job),
-    clean=_clean(_pope),
-)
+@register
+class Pope(YesNoMetric):
+    name = "yes_no"
+    summary = "yes/no accuracy with precision, recall, F1 and share of yes"
+    source = "Li et al. 2023, POPE (arXiv 2305.10355)"
+    records, parse, count = staticmethod(yes_no_records), staticmethod(parse_pope), staticmethod(_pope)
 
-MME = Metric(
-    name="mme",
-    summary="yes/no accuracy, and accuracy+ over image pairs",
-    source="Fu et al. 2023, MME (arXiv 2306.13394)",
-    records=mme_records,
-    legacy=lambda job: _mme(_parsed(job, parse_mme, asked=False), job),
-    clean=_clean(_mme),
-)
+
+@register
+class Mme(YesNoMetric):
+    name = "mme"
+    summary = "yes/no accuracy, and accuracy+ over image pairs"
+    source = "Fu et al. 2023, MME (arXiv 2306.13394)"
+    records, parse, count = staticmethod(mme_records), staticmethod(parse_mme), staticmethod(_mme)

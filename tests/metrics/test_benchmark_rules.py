@@ -1,4 +1,4 @@
-"""Rules of MLLM-DCL, MLLM-ACL, TriGap and general benchmarks (spec benchmarks.md §2.5, §3.5, §4.4), row by row."""
+"""Rules of MLLM-DCL, MLLM-ACL, TriGap and general benchmarks, row by row."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import pytest
 
 from hide_llava.errors import UserError
 from hide_llava.metrics import METRICS, score
-from hide_llava.metrics.answers import has_words, numbers, yes_no
-from hide_llava.metrics.text_distance import levenshtein
+from hide_llava.metrics.filters import has_words, levenshtein, numbers, yes_no
 
 
 def one(metric: str, said: str, gold: object, **fields) -> tuple[float, float]:
@@ -21,14 +20,14 @@ def one(metric: str, said: str, gold: object, **fields) -> tuple[float, float]:
 @pytest.mark.parametrize(
     "metric, text, gold, legacy, clean",
     [
-        # §2.5, the table of executed checks
+        # MLLM-DCL: what eval_ai2d.py of MLLM-CL gave when it was run
         ("substring_wordish", "10", "1", 1, 0),
         ("substring_wordish", "there are 10 cars", "1", 1, 0),
         ("substring_wordish", "no", "No.", 1, 1),
         ("substring_wordish", "the answer is b", "A", 1, 0),
         ("substring_wordish", "Not a problem", "A", 1, 1),
         ("substring_wordish", "0", "10", 0, 0),
-        # §2.5, the other quirks
+        # and the other quirks of its four scripts, and of MLLM-ACL's
         ("substring_wordish", "10m2", "0m2", 1, 0),
         ("substring_wordish", "16", "1", 1, 0),
         ("substring_wordish", "pineapple", "app", 1, 0),
@@ -60,7 +59,7 @@ def one(metric: str, said: str, gold: object, **fields) -> tuple[float, float]:
         ("option_exact_local", "The answer is (C).", "C", 0, 1),
         ("option_exact_local", "Z", "B", 0, 0),
         ("option_exact_local", "a button", "A", 0, 0),
-        # §4.4
+        # TriGap, and the standard rules beside its own
         ("anls_prism", "Hello", " hello", 1, 1),
         ("anls_prism", "hexxx", "hello", 0.4, 0.4),
         ("anls", "hexxx", "hello", 0, 0),

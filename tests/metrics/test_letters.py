@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from hide_llava.metrics import score
-from hide_llava.metrics.answers import option_letter
+from hide_llava.metrics.filters import option_letter
 from hide_llava.metrics.letters import option_letters, option_texts
 from hide_llava.metrics.mathvista import infer_option
-from hide_llava.metrics.option_letter import parse_coin, parse_hide
+from hide_llava.metrics.scienceqa import parse_coin, parse_hide
 
 CHOICES = ["a circle", "a triangle", "a square", "none of the options"]
 READ = {

@@ -137,6 +137,20 @@ def test_every_metric_is_listed_and_documented() -> None:
         assert re.search(rf"^{name} +\S", listed, re.MULTILINE) and metric.summary in listed
 
 
+def test_the_documented_metric_of_ones_own_scores() -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    try:
+        exec(code, {})
+        questions = [{"question_id": i, "answer": 12} for i in range(3)]
+        rows = [{"question_id": i, "text": text} for i, text in enumerate(("12.", "3 and 12", "none"))]
+        result = score("last_number", rows, questions)
+        assert (result["legacy"]["score"], result["score"]) == (pytest.approx(100 / 3), pytest.approx(200 / 3))
+        with pytest.raises(UserError, match="'last_number' already"):
+            exec(code, {})
+    finally:
+        METRICS.pop("last_number", None)
+
+
 def test_lists_and_scores_do_without_torch(tmp_path: Path) -> None:
     """Its import takes seconds, and metrics know strings only."""
     (tmp_path / "q.jsonl").write_text('{"question_id": 1, "answer": "a"}\n')

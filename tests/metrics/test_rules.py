@@ -1,4 +1,4 @@
-"""Every quirk of spec hide.md §4.3, legacy and clean, as a row of a table; and what is refused."""
+"""Every quirk of the scripts that score UCIT and CoIN, legacy and clean, as a row of a table; and what is refused."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pytest
 from hide_llava.errors import UserError
 from hide_llava.metrics import METRICS, get, names, score, score_files
 from hide_llava.metrics.grounding import iou, parse_box, parse_box_legacy
-from hide_llava.metrics.option_letter import parse_coin, parse_hide
-from hide_llava.metrics.vqa import CONTRACTIONS, normalise, soft_scores
+from hide_llava.metrics.scienceqa import parse_coin, parse_hide
+from hide_llava.metrics.vqa import CONTRACTIONS, leave_one_out, normalise
 
 
 def one(metric: str, text: str, gold: dict, **options) -> tuple[float, float]:
@@ -120,7 +120,8 @@ def test_vqa_contractions_and_soft_scores() -> None:
     assert len(CONTRACTIONS) > 110 and CONTRACTIONS["couldntve".replace("ve", "'ve")] == "couldn't've"
     assert normalise("Im") == "im" and normalise("well, lets") == "well lets"  # not in the published table
     assert normalise("Dont, the 3.5 N/A?") == "don't 3.5 n"
-    assert soft_scores(["cat"] * 3 + ["dog"] * 7) == {"cat": pytest.approx(0.9), "dog": 1.0}
+    ten = ["cat"] * 3 + ["dog"] * 7
+    assert [leave_one_out(text, ten) for text in ("cat", "dog", "cow")] == [pytest.approx(0.9), 1.0, 0.0]
     with pytest.raises(UserError, match="exactly ten"):
         score("vqa_soft10", [{"question_id": 1, "text": "x"}], [{"question_id": 1, "answers": ["x"]}])
 

@@ -1,4 +1,4 @@
-"""Answer letters of multiple-choice questions: ScienceQA, with HiDe's and with CoIN's parser in the legacy forms."""
+"""ScienceQA (Lu et al. 2022, arXiv 2209.09513): its files, the published parsers of answer letters, and its joins."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.answers import option_letter
-from hide_llava.metrics.base import Job, Metric, per_question, percent
+from hide_llava.metrics.base import Clean, Job, last_per_question, per_question, percent
+from hide_llava.metrics.filters import Rule, option_letter
 from hide_llava.metrics.letters import ALPHABET, check_options, option_letters, option_texts
 from hide_llava.metrics.rows import annotation_rows, read_json, select, where
 
@@ -17,7 +17,6 @@ FAILED = "FAILED"
 THE_ANSWER_IS = re.compile(r"The answer is ([A-Z]).")  # the last "." is any character, as published
 LONE_CHARACTER = re.compile(r"\b(\w)\b")
 IMAGE_TOKEN = "<image>"
-Parser = Callable[[str], str]
 
 
 def _leading_letter(text: str) -> str | None:
@@ -29,7 +28,7 @@ def _leading_letter(text: str) -> str | None:
     return None
 
 
-def parse_hide(text: str) -> str:
+def parse_hide(text: str, record: dict | None = None) -> str:
     """HiDe: rule (3) is "The answer is X." matching exactly once. Case-sensitive; "FAILED" when nothing fits."""
     letter = _leading_letter(text)
     if letter:
@@ -38,19 +37,13 @@ def parse_hide(text: str) -> str:
     return found[0] if len(found) == 1 else FAILED
 
 
-def parse_coin(text: str) -> str:
+def parse_coin(text: str, record: dict | None = None) -> str:
     """CoIN: rule (3) is the first one-character word anywhere, upper-cased; "a dog" gives A."""
     letter = _leading_letter(text)
     if letter:
         return letter
     found = LONE_CHARACTER.search(text)
     return found.group(1).upper() if found else FAILED
-
-
-def choice_index(letter: str, n_choices: int) -> int:
-    """A→0 … E→4; −1 when the letter is no option of this question."""
-    index = LETTERS.find(letter) if len(letter) == 1 else -1
-    return index if index < n_choices else -1
 
 
 def scienceqa_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
@@ -97,68 +90,46 @@ def _flat_record(row: dict, options: dict) -> dict:
     return {**row, "index": index, "answer": ALPHABET[index], "n_choices": len(letters)}
 
 
-def _right(text: str, record: dict, parse: Parser) -> int:
-    return int(choice_index(parse(text), record["n_choices"]) == record["index"])
+def offered(letter: str, record: dict) -> str | None:
+    """The letter if it is one of A–E and of the problem's options, else None."""
+    return letter if letter in [*LETTERS[: record["n_choices"]]] else None
 
 
-def _legacy(parse: Parser, divide_by_problems: bool) -> Callable[[Job], dict]:
-    """Correct over the problems ÷ number of predictions (HiDe) or number of problems (CoIN).
+def named_choice(text: str, record: dict) -> str | None:
+    """The letter of the problem's choice that the answer names, by its letter or by its text."""
+    return option_letter(text, ALPHABET[: record["n_choices"]], option_texts(record))
 
-    image_accuracy: among problems whose stored prompt contains "<image>"; an unanswered one has no prompt.
+
+def per_prediction(rule: Rule) -> Callable[[Job], dict]:
+    """HiDe's legacy join: right answers of the problems ÷ number of PREDICTIONS, of two answers the last counts.
+
+    image_accuracy: of the answered problems whose stored prompt contains "<image>".
     """
 
     def legacy(job: Job) -> dict:
-        rows = {row["question_id"]: row for row in job.rows}  # a dict, so the last of two answers counts
-        right, image_right, image_n = 0, 0, 0
-        for qid, record in job.by_id.items():
-            if qid not in rows:
-                continue
-            hit = _right(rows[qid]["text"], record, parse)
-            right += hit
-            if IMAGE_TOKEN in str(rows[qid].get("prompt", "")):
-                image_right += hit
-                image_n += 1
-        n = len(job.by_id) if divide_by_problems else len(rows)
-        image = percent(image_right, image_n) if image_n else None
-        return {"score": percent(right, n), "n": n, "image_accuracy": image, "image_n": image_n}
+        rows = {row["question_id"]: row for row in job.rows}
+        hits = {qid: rule(rows[qid]["text"], record, job.options) for qid, record in job.by_id.items() if qid in rows}
+        images = [hit for qid, hit in hits.items() if IMAGE_TOKEN in str(rows[qid].get("prompt", ""))]
+        return {"score": percent(sum(hits.values()), len(rows)), "n": len(rows), **_image_accuracy(images)}
 
     return legacy
 
 
-def named(text: str, record: dict, options: dict) -> int:
-    """1 iff the option that the answer names, by its letter or by its text, is the right one."""
-    letters = ALPHABET[: record["n_choices"]]
-    return int(option_letter(text, letters, option_texts(record)) == record["answer"])
+def per_problem(rule: Rule) -> Callable[[Job], dict]:
+    """CoIN's legacy join: as `per_prediction`, but ÷ number of PROBLEMS."""
+    return lambda job: {**per_prediction(rule)(job), **last_per_question(rule)(job)}
 
 
-def letters_clean(job: Job) -> tuple[dict, dict[str, float]]:
-    """Every problem counts, a missing answer is wrong; image_accuracy goes by the record's own image field."""
-    result, verdicts = per_question(named)(job)
-    images = [verdicts[qid] for qid, record in job.by_id.items() if record.get("image")]
-    result["image_accuracy"] = percent(sum(images), len(images)) if images else None
-    result["image_n"] = len(images)
-    return result, verdicts
+def with_images(rule: Rule) -> Clean:
+    """The clean join, and image_accuracy of the problems whose record has an image."""
+
+    def clean(job: Job) -> tuple[dict, dict[str, float]]:
+        result, verdicts = per_question(rule)(job)
+        images = [verdicts[qid] for qid, record in job.by_id.items() if record.get("image")]
+        return {**result, **_image_accuracy(images)}, verdicts
+
+    return clean
 
 
-def _metric(name: str, summary: str, parse: Parser, divide_by_problems: bool) -> Metric:
-    return Metric(
-        name=name,
-        summary=summary,
-        source="spec hide.md §4.3: CoIN ScienceQA",
-        records=scienceqa_records,
-        legacy=_legacy(parse, divide_by_problems),
-        clean=letters_clean,
-        needs="scienceqa",
-        options=("split", "allow_unanswerable"),
-    )
-
-
-OPTION_LETTER_HIDE = _metric(
-    "option_letter_hide", 'answer letter: "A", "A. …" or one "The answer is A."', parse_hide, divide_by_problems=False
-)
-OPTION_LETTER_COIN = _metric(
-    "option_letter_coin",
-    'answer letter: "A", "A. …" or the first one-character word',
-    parse_coin,
-    divide_by_problems=True,
-)
+def _image_accuracy(hits: list[float]) -> dict:
+    return {"image_accuracy": percent(sum(hits), len(hits)) if hits else None, "image_n": len(hits)}
