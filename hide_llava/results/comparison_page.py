@@ -139,4 +139,5 @@ def _curves(view: View, path: Path) -> tuple[html.Picture | None, str]:
     data = figures.png(light)
     html.write(path, data)
     dark = figures.png(mean_curves(view.table.rows, figures.DARK))
-    return html.picture(data, dark, "Mean score over the tasks seen so far, after each stage, for every method", 760), ""
+    alt, width = "Mean score over the tasks seen so far, after each stage, for every method", light.get_size_inches()[0]
+    return html.picture(data, dark, alt, round(100 * width)), ""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from hide_llava.metrics import ALL_EMPTY
 from hide_llava.results.aggregates import References, aggregates
-from hide_llava.results.conditions import configuration, differing, dtypes, words
+from hide_llava.results.conditions import configuration, differing, dtypes, option, words
 from hide_llava.results.matrix import Cell, last_row, mean
 from hide_llava.results.run_reader import Run
 
@@ -184,7 +184,7 @@ def _are_samples(run: Run, other: Run) -> bool:
 
 
 def _name(rows: list[Row]) -> None:
-    """The preset; where presets repeat also the model, then what the configuration has of its own, then the folder."""
+    """The preset; where presets repeat also the model, then what sets the configuration apart, then the folder."""
     for row in rows:
         row.name = row.runs[0].title
     for distinguish in (_model, _own_keys, lambda row, twins: row.runs[0].path.name):
@@ -201,9 +201,10 @@ def _model(row: Row, twins: list[Row]) -> str:
 
 
 def _own_keys(row: Row, twins: list[Row]) -> str:
-    own, others = configuration(row.runs[0]), [configuration(twin.runs[0]) for twin in twins]
-    keys = [key for key in sorted(own) if any(other.get(key) != own[key] for other in others)]
-    return ", ".join(f"{key.rpartition('.')[2]}={own[key]}" for key in keys[:3])
+    """At most three values that not all twins have; one that most of them have goes without saying."""
+    own, every = configuration(row.runs[0]), [configuration(twin.runs[0]) for twin in twins]
+    shares = {key: sum(other.get(key) == value for other in every) / len(every) for key, value in own.items()}
+    return ", ".join([option(key, own[key]) for key in sorted(own) if shares[key] <= 0.5][:3])
 
 
 def row_notes(row: Row, table: Table) -> list[str]:
