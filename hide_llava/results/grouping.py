@@ -9,6 +9,7 @@ is no further sample, and has a row of its own. What else rows differ in is said
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field
 
 from hide_llava.metrics import ALL_EMPTY
@@ -201,10 +202,14 @@ def _model(row: Row, twins: list[Row]) -> str:
 
 
 def _own_keys(row: Row, twins: list[Row]) -> str:
-    """At most three values that not all twins have; one that most of them have goes without saying."""
+    """At most three values that not all twins have; the one that is most frequent goes without saying."""
     own, every = configuration(row.runs[0]), [configuration(twin.runs[0]) for twin in twins]
-    shares = {key: sum(other.get(key) == value for other in every) / len(every) for key, value in own.items()}
-    return ", ".join([option(key, own[key]) for key in sorted(own) if shares[key] <= 0.5][:3])
+
+    def usual(key: str) -> bool:
+        (value, count), *others = Counter(other.get(key) for other in every).most_common(2)
+        return not others or (own[key] == value and count > others[0][1])
+
+    return ", ".join([option(key, own[key]) for key in sorted(own) if not usual(key)][:3])
 
 
 def row_notes(row: Row, table: Table) -> list[str]:

@@ -42,11 +42,11 @@ def expected_answers(run: Run, tasks: dict[str, None]) -> Expected:
             with contextlib.suppress(Exception):
                 task = resolved.task(name)
                 gold = get(task.metric).gold(task.all_questions(), task.reference_file, task.score_options())
-                found[name] = task.questions_sha256(), {str(r["question_id"]): _shown(r) for r in gold}
+                found[name] = task.questions_sha256(), {str(r["question_id"]): shown_answer(r) for r in gold}
     return found
 
 
-def _shown(record: dict[str, Any]) -> str:
+def shown_answer(record: dict[str, Any]) -> str:
     """The gold answers, the most frequent first, or the captions."""
     boxes = isinstance(record.get("answer"), list) and not all(isinstance(part, str) for part in record["answer"])
     texts = [str(record["answer"])] if boxes else gold_answers(record) or [str(c) for c in record.get("captions") or []]

@@ -117,7 +117,7 @@ def markdown(run: Run) -> str:
 def markdown_table(header: list[str], rows: list[list[str]], align: str = "") -> list[str]:
     """Lines of a Markdown table; `align` holds l or r per column, by default all but the first are numbers."""
     align = align or "l" + "r" * (len(header) - 1)
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
+    escaped = [[" ".join(cell.split("\n")).replace("|", "\\|") for cell in row] for row in [header, *rows]]
     lines = ["| " + " | ".join(row) + " |" for row in escaped]
     lines.insert(1, "|" + "|".join("---" if a == "l" else "---:" for a in align) + "|")
     return lines
