@@ -63,7 +63,8 @@ def _view(view: View, figure: Path) -> dict[str, Any]:
     tasks, first, count = view.table.task_titles, "Method preset", len(view.table.tasks)
     body = [[*(own[key] for key in keys), *last] for own, last in zip(view.aggregates, view.last)]
     small = [["" for _ in keys] + [interval_text(i).replace(" ", "\u00a0") for i in row] for row in view.intervals]
-    theirs = [[n, *row[count:], *row[:count]] for n, row in zip(names_of_published(view), published_rows(view, [*PUBLISHED]))]
+    spreads = [[_spread(text) for text in row] for row in published_rows(view, [*PUBLISHED])]
+    theirs = [[n, *row[count:], *row[:count]] for n, row in zip(names_of_published(view), spreads)]
     sources = [[name, "; ".join(row.labels)] for name, row in zip(names_of_published(view), view.published)]
     conditions = [[row.name, *(row.conditions.get(key, "") for key in view.varied)] for row in view.table.rows]
     titles, costs = view.costs
@@ -125,6 +126,12 @@ def _difference(value: Difference | str) -> Shown:
     first, _, rest = text.partition(" ")
     low_high, _, p = rest.rpartition(", ")
     return Shown(first, [low_high, p], "best" if value.interval.low > 0 or value.interval.high < 0 else "")
+
+
+def _spread(text: str) -> Shown:
+    """`62.29–67.69 (3)` with the count below, so that the columns stay narrow."""
+    value, _, count = text.partition(" ")
+    return Shown(value, [count] if count else [])
 
 
 def _curves(view: View, path: Path) -> tuple[html.Picture | None, str]:

@@ -133,8 +133,8 @@ def _on(colour: tuple[float, ...]) -> str:
 
 
 def cut(text: str, letters: int = 20) -> str:
-    """A name that is too long for a figure."""
-    return text if len(text) <= letters else text[: letters - 1].rstrip() + "…"
+    """A name that is too long for a figure: its beginning and its end."""
+    return text if len(text) <= letters else f"{text[: letters - 6].rstrip()}…{text[-5:]}"
 
 
 def stage_ticks(axes: Any, titles: list[str], width: float) -> None:

@@ -483,7 +483,7 @@ def test_published_ranges_stand_beside_ours(tmp_path: Path) -> None:
     assert "62.29–67.69 (3)" in line and "68.94–70.11 (2)" in line  # Last and the column mean, never mixed
     assert "HiDe paper, Table 1: Last 64.19" in called.out and "(computed from its matrix)" in called.out
     page = Page((tmp_path / "out" / "comparison.html").read_text())
-    assert "48.12–61.24 (2)" in page.text and "HiDe paper, Table 1" in page.text
+    assert "48.12–61.24(2)" in page.text and "HiDe paper, Table 1" in page.text
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
     assert any(row["Method preset"] == "published: hide (LLaVA-1.5-7B)" for row in rows)
     tex = (tmp_path / "out" / "comparison.tex").read_text()
