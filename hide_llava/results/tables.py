@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hide_llava.results.aggregates import AGGREGATES, Aggregate, aggregates, reason
+from hide_llava.results.html import write
 from hide_llava.results.matrix import AccuracyMatrix, Cell, column_means, last_row, row_means
 from hide_llava.results.run_reader import Run
-from hide_llava.storage import write_text
 
 MEAN = "Mean"
 BOOKTABS = r"% needs \usepackage{booktabs}"
@@ -181,4 +181,4 @@ def latex(run: Run) -> str:
 def write_tables(run: Run, folder: Path) -> None:
     """matrix.md, matrix.csv and matrix.tex in that folder."""
     for suffix, text in {"md": markdown(run), "csv": comma_separated(run), "tex": latex(run)}.items():
-        write_text(folder / f"matrix.{suffix}", text)
+        write(folder / f"matrix.{suffix}", text)
