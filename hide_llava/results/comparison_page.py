@@ -1,9 +1,9 @@
-"""A comparison as one self-contained page."""
+"""What the page of a comparison shows: the tables of every view, aggregates first, and its curves."""
 
 from __future__ import annotations
 
-from html import escape
 from pathlib import Path
+from typing import Any
 
 from hide_llava.errors import UserError
 from hide_llava.results import figures, html
@@ -22,11 +22,17 @@ from hide_llava.results.comparison_text import (
 from hide_llava.results.conditions import condition_title
 from hide_llava.results.costs import NOTE
 from hide_llava.results.grouping import Stat
+from hide_llava.results.html import Grid, Shown
 from hide_llava.results.mean_curves import mean_curves
 from hide_llava.results.tables import named
 from hide_llava.results.view import View
 
 LOWER = {a.key for a in AGGREGATES if a.lower_is_better}
+PAIRED = (
+    "Paired bootstrap over the questions after the last stage: difference, 95 % interval, two-sided p. Bold: the "
+    "interval leaves zero out. Not corrected for the number of comparisons."
+)
+GLOSSARY = "A[t][j]: score on task j after stage t of T; Z: zero-shot, M: multi-task run of the same table."
 
 
 def comparison_page(views: list[View], page: Path, left_out: str = "") -> str:
@@ -36,77 +42,74 @@ def comparison_page(views: list[View], page: Path, left_out: str = "") -> str:
     """
     runs = [run for view in views for run in view.table.runs]
     benchmarks = ", ".join(dict.fromkeys(view.table.benchmark for view in views))
-    heading = f"{benchmarks}: {len(runs)} run{'s' * (len(runs) > 1)}"
-    formulas = html.table(["Aggregate", "Formula"], [[named(a), a.formula] for a in AGGREGATES], text_columns=(1,))
-    problems = [f"{run.name}: {problem}" for run in runs for problem in run.problems]
-    parts = [f'<header><h1>{escape(heading)}</h1><p class="lead">Aggregates and last scores of each method</p></header>']
-    for number, view in enumerate(views, 1):
-        parts += _view(view, page.with_name(f"{page.stem}{'' if number == 1 else f'-{number}'}.png"), len(views) > 1)
-    parts += [f'<p class="note">{escape(left_out)}</p>'] if left_out else []
-    parts += [
-        html.section("Formulas", formulas, '<p class="note">A[t][j]: score on task j after stage t of T; Z: zero-shot, '
-                     "M: multi-task run of the same table.</p>"),
-        html.section("Problems", html.warning("Found while reading", problems)),
-    ]  # fmt: skip
-    return html.page(f"{heading} · hide-llava", "\n".join(part for part in parts if part))
+    pictures = [page.with_name(f"{page.stem}{f'-{k}' if k > 1 else ''}.png") for k in range(1, len(views) + 1)]
+    return html.render(
+        "comparison.html",
+        heading=f"{benchmarks}: {len(runs)} run{'s' * (len(runs) > 1)}",
+        views=[_view(view, picture) for view, picture in zip(views, pictures)],
+        left_out=left_out,
+        formulas=Grid(["Aggregate", "Formula"], [[named(a), a.formula] for a in AGGREGATES], (1,), GLOSSARY),
+        problems=[f"{run.name}: {problem}" for run in runs for problem in run.problems],
+    )
 
 
-def _view(view: View, figure: Path, several: bool) -> list[str]:
+def _view(view: View, figure: Path) -> dict[str, Any]:
+    """What the template shows of a view."""
     keys = [key for key in LAYOUT if key in view.keys]
     others = [key for key in view.keys if key not in LAYOUT]
-    items = "".join(f"<li>{escape(note)}</li>" for note in view.notes)
     legend = "Bold: best of the column. Score after the last stage, percent; an empty cell was not evaluated."
     if any(interval for row in view.intervals for interval in row):
         legend += " Small: 95 % bootstrap interval over the questions; it says nothing about another training seed."
-    tasks = [[values[k] for values in view.last] for k in range(len(view.table.tasks))]
-    small = [[interval_text(row[k]) for row in view.intervals] for k in range(len(view.table.tasks))]
-    shown = [[values[key] for values in view.aggregates] for key in keys]
-    titles = [*(TITLES[key] for key in keys), *view.table.task_titles]  # what one looks for first stands first
-    blank = [[""] * len(view.names)] * len(keys)
-    parts = [
-        f"<h2>{escape(view.title)}</h2>" if several else "",
-        html.warning("A table of its own, because of", view.table.reasons),
-        _table(view, titles, [*shown, *tasks], [False] * len(titles), [*blank, *small]),
-        f'<p class="note">{legend}</p>',
-        f'<ol class="note">{items}</ol>' if items else "",
-    ]
-    if others:
-        columns = [[values[key] for values in view.aggregates] for key in others]
-        aggregates = _table(view, [TITLES[key] for key in others], columns, [key in LOWER for key in others])
-        parts.append(html.section("Other aggregates", aggregates))
-    parts += [
-        _conditions(view),
-        _costs(view),
-        _against(view),
-        _published(view),
-        html.section("Mean over the tasks seen so far", _curve(view, figure)),
-    ]
-    return parts
+    tasks, first, count = view.table.task_titles, "Method preset", len(view.table.tasks)
+    body = [[*(own[key] for key in keys), *last] for own, last in zip(view.aggregates, view.last)]
+    small = [["" for _ in keys] + [interval_text(i).replace(" ", "\u00a0") for i in row] for row in view.intervals]
+    spreads = [[_spread(text) for text in row] for row in published_rows(view, [*PUBLISHED])]
+    theirs = [[n, *row[count:], *row[:count]] for n, row in zip(names_of_published(view), spreads)]
+    sources = [[name, "; ".join(row.labels)] for name, row in zip(names_of_published(view), view.published)]
+    conditions = [[row.name, *(row.conditions.get(key, "") for key in view.varied)] for row in view.table.rows]
+    titles, costs = view.costs
+    curves, undrawn = _curves(view, figure)
+    return {
+        "title": view.title,
+        "reasons": view.table.reasons,
+        "main": _ours(view, [TITLES[key] for key in keys] + tasks, body, [False] * (len(keys) + count), legend, small),
+        "notes": list(view.notes),
+        "others": _ours(view, [TITLES[key] for key in others], [[own[key] for key in others] for own in view.aggregates],
+                        [key in LOWER for key in others]) if others else None,
+        "conditions": Grid([first, *map(condition_title, view.varied)], conditions, range(1, 99)) if view.varied else None,
+        "costs": Grid([first, *titles], [[n, *c] for n, c in zip(view.names, costs)], note=NOTE) if titles else None,
+        "baseline": view.baseline,
+        "against": Grid(["Run", *tasks], [[row.name, *map(_difference, row.tasks)] for row in view.against], note=PAIRED)
+        if view.against else None,
+        "published_note": view.published_note,
+        "published": Grid(["Method (model)", *(TITLES[key] for key in PUBLISHED), *tasks], theirs) if theirs else None,
+        "sources": Grid(["Method (model)", "Protocol, table and Last"], sources, (1,)),
+        "printed": sum(len(row.labels) for row in view.published),
+        "curves": curves,
+        "undrawn": undrawn,
+    }  # fmt: skip
 
 
-def _table(
+def _ours(
     view: View,
     titles: list[str],
-    columns: list[list[Stat | None]],
+    rows: list[list[Stat | None]],
     lower: list[bool],
+    note: str = "",
     small: list[list[str]] | None = None,
-) -> str:
-    """Our rows: one list of values per column, the best in bold, `small` text below a value."""
-    best = [_best(values, low) for values, low in zip(columns, lower)]
-    body = ""
-    for k, name in enumerate(view.names):
-        refs = ", ".join(map(str, view.marks(k)))
-        cells = ""
-        for c, values in enumerate(columns):
-            mark = " class=best" if values[k] is not None and values[k].mean == best[c] else ""
-            below = f"<small>{escape(small[c][k])}</small>" if small and small[c][k] else ""
-            cells += f"<td{mark}>{stat_text(values[k])}{below}</td>"
-        head = escape(name) + (f" <sup>{refs}</sup>" if refs else "")
-        count = f"<td>{view.counts[k]}</td>" if view.counts else ""
-        body += f'<tr><th scope="row">{head}</th>{count}{cells}</tr>\n'
-    heads = ["Method preset", *(["n"] if view.counts else []), *titles]
-    top = "".join(f'<th scope="col">{escape(title)}</th>' for title in heads)
-    return f'<div class="scroll"><table class="full rows"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
+) -> Grid:
+    """Our rows: their notes' numbers beside the names, how many runs, the best of each column in bold, `small` below."""
+    best = [_best([row[c] for row in rows], low) for c, low in enumerate(lower)]
+    body = []
+    for k, (name, row) in enumerate(zip(view.names, rows)):
+        head = Shown(name, mark=", ".join(map(str, view.marks(k))))
+        cells = [
+            Shown(stat_text(value), [small[k][c]] if small and small[k][c] else [],
+                  "best" if value is not None and value.mean == best[c] else "")
+            for c, value in enumerate(row)
+        ]  # fmt: skip
+        body.append([head, *view.counts[k : k + 1], *cells])
+    return Grid(["Method preset", *(["n"] if view.counts else []), *titles], body, note=note)
 
 
 def _best(values: list[Stat | None], lower: bool) -> float | None:
@@ -116,77 +119,32 @@ def _best(values: list[Stat | None], lower: bool) -> float | None:
     return min(present) if lower else max(present)
 
 
-def _conditions(view: View) -> str:
-    """What else differs between the rows, as a table: a reader must not take it for the method's work."""
-    if not view.varied:
-        return ""
-    body = [[row.name, *(row.conditions.get(key, "") for key in view.varied)] for row in view.table.rows]
-    return html.section("Not the same in every row", html.table(["Method preset", *map(condition_title, view.varied)], body))
+def _difference(value: Difference | str) -> Shown:
+    text = difference_text(value)
+    if not isinstance(value, Difference):
+        return Shown("", [text], "none")
+    first, _, rest = text.partition(" ")
+    low_high, _, p = rest.rpartition(", ")
+    return Shown(first, [low_high, p], "best" if value.interval.low > 0 or value.interval.high < 0 else "")
 
 
-def _costs(view: View) -> str:
-    titles, rows = view.costs
-    if not titles:
-        return ""
-    body = [[name, *row] for name, row in zip(view.names, rows)]
-    return html.section("Costs", html.table(["Method preset", *titles], body), f'<p class="note">{NOTE}</p>')
+def _spread(text: str) -> Shown:
+    """`62.29–67.69 (3)` with the count below, so that the columns stay narrow."""
+    value, _, count = text.partition(" ")
+    return Shown(value, [count] if count else [])
 
 
-def _against(view: View) -> str:
-    if not view.against:
-        return ""
-    body = ""
-    for row in view.against:
-        cells = ""
-        for value in row.tasks:
-            text = difference_text(value)
-            if isinstance(value, Difference):
-                first, _, rest = text.partition(" ")
-                low_high, _, p = rest.rpartition(", ")
-                clear = " class=best" if value.interval.low > 0 or value.interval.high < 0 else ""
-                cells += f"<td{clear}>{escape(first)}<small>{escape(low_high)}</small><small>{escape(p)}</small></td>"
-            else:
-                cells += f'<td class="none"><small>{escape(text)}</small></td>'
-        body += f'<tr><th scope="row">{escape(row.name)}</th>{cells}</tr>\n'
-    top = "".join(f'<th scope="col">{escape(title)}</th>' for title in ["Run", *view.table.task_titles])
-    table = f'<div class="scroll"><table class="full"><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
-    note = (
-        "Paired bootstrap over the questions after the last stage: difference, 95 % interval, two-sided p. Bold: the "
-        "interval leaves zero out. Not corrected for the number of comparisons."
-    )
-    return html.section(f"Difference to {view.baseline} on the same questions", table, f'<p class="note">{note}</p>')
-
-
-def _published(view: View) -> str:
-    if not view.published_note:
-        return ""
-    note = f'<p class="note">{escape(view.published_note)}</p>'
-    if not view.published:
-        return html.section("Published values", note)
-    names, count = names_of_published(view), len(view.table.tasks)
-    titles = ["Method (model)", *(TITLES[key] for key in PUBLISHED), *view.table.task_titles]
-    body = [[name, *row[count:], *row[:count]] for name, row in zip(names, published_rows(view, list(PUBLISHED)))]
-    table = html.table(titles, body, full=True)
-    sources = html.table(
-        ["Method (model)", "Protocol, table and Last"],
-        [[name, "; ".join(row.labels)] for name, row in zip(names, view.published)],
-        text_columns=(1,),
-    )
-    count = sum(len(row.labels) for row in view.published)
-    return html.section(
-        "Published values", note, table, html.details("Where they come from", f"{count} tables", sources)
-    )
-
-
-def _curve(view: View, path: Path) -> str:
+def _curves(view: View, path: Path) -> tuple[html.Picture | None, str]:
+    """(the figure, why there is none)"""
     try:
         figures.require_matplotlib()
     except UserError as error:
-        return f'<p class="note">{escape(str(error))}</p>'
+        return None, str(error)
     light = mean_curves(view.table.rows, figures.LIGHT)
     if light is None:
-        return ""
+        return None, ""
     data = figures.png(light)
     html.write(path, data)
     dark = figures.png(mean_curves(view.table.rows, figures.DARK))
-    return html.picture(data, dark, "Mean score over the tasks seen so far, after each stage, for every method", 760)
+    alt, width = "Mean score over the tasks seen so far, after each stage, for every method", light.get_size_inches()[0]
+    return html.picture(data, dark, alt, round(100 * width)), ""

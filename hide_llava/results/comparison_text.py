@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Sequence
 
 from hide_llava.results.aggregates import AGGREGATES
 from hide_llava.results.bootstrap import Difference, Interval
@@ -11,7 +10,7 @@ from hide_llava.results.conditions import condition_title
 from hide_llava.results.costs import NOTE
 from hide_llava.results.grouping import Stat
 from hide_llava.results.published import Spread
-from hide_llava.results.tables import latex_row, markdown_table, number
+from hide_llava.results.tables import BOOKTABS, csv_lines, latex_table, markdown_table, number
 from hide_llava.results.view import View
 
 TITLES = {a.key: a.title for a in AGGREGATES}
@@ -128,49 +127,42 @@ def _markdown(view: View) -> list[str]:
 def csv_text(view: View) -> str:
     """One line per row; standard deviations and intervals in columns of their own, published rows last."""
     titles, keys = columns(view)
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    count = len(view.table.tasks)
-    spreads = [f"{title} {kind}" for title in view.table.task_titles for kind in ("low", "high")]
-    cost_titles, costs = view.costs
-    varied = [condition_title(key) for key in view.varied]
-    writer.writerow(["Method preset", *titles, *(f"{t} sd" for t in titles), *spreads, *cost_titles, *varied, "n", "Runs",
-                     "Notes"])  # fmt: skip
+    (cost_titles, costs), count = view.costs, len(view.table.tasks)
+    limits = [f"{title} {kind}" for title in view.table.task_titles for kind in ("low", "high")]
+    more = [*cost_titles, *map(condition_title, view.varied), "n"]
+    lines = [["Method preset", *titles, *(f"{t} sd" for t in titles), *limits, *more, "Runs", "Notes"]]
     for k, row in enumerate(view.table.rows):
         values = [*view.last[k], *(view.aggregates[k][key] for key in keys)]
-        limits = [number(x) for i in view.intervals[k] for x in ((i.low, i.high) if i else (None, None))]
-        notes = "; ".join(note for note, owners in view.notes.items() if k in owners)
         means, sds = ([number(getattr(v, part) if v else None) for v in values] for part in ("mean", "sd"))
-        paths = "; ".join(run.path.name for run in row.runs)
         conditions = [row.conditions.get(key, "") for key in view.varied]
-        writer.writerow([row.name, *means, *sds, *limits, *costs[k], *conditions, len(row.finished), paths, notes])
+        notes = "; ".join(note for note, owners in view.notes.items() if k in owners)
+        runs = "; ".join(run.path.name for run in row.runs)
+        lines.append([row.name, *means, *sds, *_limits(view.intervals[k]), *costs[k], *conditions,
+                      str(len(row.finished)), runs, notes])  # fmt: skip
     for name, row in zip(names_of_published(view), view.published):
         values = [*row.tasks, *(row.values.get(key) for key in keys)]
         middle = [number(v.low) if v and v.low == v.high else "" for v in values]
-        limits = [number(x) for v in values[:count] for x in ((v.low, v.high) if v else (None, None))]
-        blank = [""] * len(values)
-        limits += [""] * (len(cost_titles) + len(varied) + 1)
-        writer.writerow([f"published: {name}", *middle, *blank, *limits, "", "; ".join(row.labels)])
-    return out.getvalue()
+        lines.append([f"published: {name}", *middle, *[""] * len(values), *_limits(values[:count]), *[""] * len(more),
+                      "; ".join(row.labels), ""])  # fmt: skip
+    return csv_lines(lines)
+
+
+def _limits(values: Sequence[Interval | Spread | None]) -> list[str]:
+    return [number(x) for v in values for x in ((v.low, v.high) if v else (None, None))]
 
 
 def latex_text(views: list[View]) -> str:
     """One booktabs table per view: our rows, then the published ranges."""
-    return "% needs \\usepackage{booktabs}\n" + "\n".join(map(_latex, views))
+    return "\n".join([BOOKTABS, *map(_latex, views)])
 
 
 def _latex(view: View) -> str:
     keys = [key for key in LAYOUT if key in view.keys or view.published]
     titles = [*view.table.task_titles, *({"avg": "Avg", "last": "Last"}[key] for key in keys)]
     more, body = counted(view, rows(view, keys), view.names)
-    ours, blank = [latex_row(row) for row in body], [""] * len(more)
-    theirs = [latex_row([n, *blank, *row]) for n, row in zip(names_of_published(view), published_rows(view, keys))]
+    theirs = [[n, *[""] * len(more), *row] for n, row in zip(names_of_published(view), published_rows(view, keys))]
     notes = [f"{', '.join(view.names[k] for k in owners)}: {note}" for note, owners in view.notes.items()]
     notes += view.table.reasons
     notes += [view.published_note] if view.published else []
     caption = f"{view.title}: score after the last task (percent); Avg is the column mean. {'. '.join(notes)}"
-    return "\n".join([
-        r"\begin{table}", r"\centering", r"\begin{tabular}{l" + "r" * len(more + titles) + "}", r"\toprule",
-        latex_row(["Method", *more, *titles]), r"\midrule", *ours, *([r"\midrule", *theirs] if theirs else []), r"\bottomrule",
-        r"\end{tabular}", r"\caption{" + latex_row([caption]).removesuffix(r" \\") + "}", r"\end{table}", "",
-    ])  # fmt: skip
+    return latex_table(["Method", *more, *titles], [body, theirs], caption)

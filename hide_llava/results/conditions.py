@@ -6,6 +6,7 @@ that a 7B in 4 bits gave says nothing about one that a 13B in bf16 gave.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import Any
 
@@ -19,6 +20,7 @@ SILENT = ("seed", "tasks", "task_order", "train.name", *FREE)
 TEXTS = ("title", "source", "aliases", "n_train", "n_test")  # of a task: about it, not how it is trained or asked
 PLACES = ("model.path", "model.clip", "model.sentence")
 STORED = ("batch_size", "tf32", "versions")  # of score.json, where it has them
+LONGEST = 24  # letters of a value in the name of a row
 WORDS = {"batch_size": "answers per batch", "tf32": "TF32", "global_batch": "global batch", "quantization": "base model in"}
 
 
@@ -84,7 +86,7 @@ def _trains(key: str) -> bool:
 def differing(rows: list[list[Run]], names: list[str]) -> list[dict[str, str]]:
     """For each row (its runs, its name) what is not the same in all rows: {what: value}; keys in one order for all.
 
-    Options of the method count among rows of one preset only, and only where the row's name does not say them.
+    Options of the method count among rows of one preset only, and only where a name does not say them.
     """
     known = [_union(map(conditions, runs)) for runs in rows]
     keys = dict.fromkeys(key for found in known for key in found)
@@ -95,15 +97,28 @@ def differing(rows: list[list[Run]], names: list[str]) -> list[dict[str, str]]:
         values = [", ".join(sorted(found[key])) if key in found else None for found in known]
         for k, value in enumerate(values):
             method = key.startswith("method.")
-            peers = [v for v, title in zip(values, titles) if v is not None and (not method or title == titles[k])]
-            if value is None or (len(set(peers)) < 2 and len(known[k][key]) < 2):
+            peers = {i: v for i, v in enumerate(values) if v is not None and (not method or titles[i] == titles[k])}
+            if value is None or (len(set(peers.values())) < 2 and len(known[k][key]) < 2):
                 continue
-            if method and (key in ("method.name", "method.preset") or f"{key.rpartition('.')[2]}={value}" in names[k]):
+            if method and (key in ("method.name", "method.preset") or all(said(key, v, names[i]) for i, v in peers.items())):
                 continue
             if key in PLACES and len(set(models)) > 1 and len({v for v, m in zip(values, models) if m == models[k]}) < 2:
                 continue  # another model lies in another place
             shown[k][key] = value
     return shown
+
+
+def option(key: str, value: str) -> str:
+    """`rank=4`, as the name of a row says it, in few words: `expanded_layers=0–5`."""
+    layers = [int(part) for part in value[1:-1].split(", ")] if re.fullmatch(r"\[\d+(, \d+){2,}\]", value) else []
+    if layers and layers == list(range(layers[0], layers[-1] + 1)):
+        value = f"{layers[0]}–{layers[-1]}"
+    return f"{key.rpartition('.')[2]}={value if len(value) <= LONGEST else value[: LONGEST - 1] + '…'}"
+
+
+def said(key: str, value: str, name: str) -> bool:
+    """Whether the name of a row says that, and says it whole."""
+    return f", {option(key, value)}," in f"{name}," and len(value) <= LONGEST
 
 
 def _union(each: Iterable[dict[str, set[str]]]) -> dict[str, set[str]]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import io
+import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ from hide_llava.results.matrix import Cell
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from matplotlib.text import Text
 
 MARKERS = "osD^vPX*"
 LETTER = 0.08  # inches, of the labels' 9 points
@@ -101,6 +104,7 @@ def heat_map(
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
 
+    row_names, columns = [cut(name, 30) for name in row_names], [cut(name) for name in columns]
     longest = max(map(len, row_names))
     figure, axes = new_figure(theme, 1.0 + 0.085 * longest + 0.98 * len(columns), 0.95 + 0.46 * len(row_names))
     ramp = LinearSegmentedColormap.from_list(theme.name, theme.ramp)
@@ -128,13 +132,25 @@ def _on(colour: tuple[float, ...]) -> str:
     return "#ffffff" if 1.05 / (luminance + 0.05) > (luminance + 0.05) / 0.05 else "#10141a"
 
 
+def cut(text: str, letters: int = 20) -> str:
+    """A name that is too long for a figure: its beginning and its end."""
+    return text if len(text) <= letters else f"{text[: letters - 6].rstrip()}…{text[-5:]}"
+
+
 def stage_ticks(axes: Any, titles: list[str], width: float) -> None:
-    """Names of the stages below `width` inches of axis, slanted where they would touch each other side by side."""
-    axes.set_xticks(range(len(titles)), titles)
-    if LETTER * max(map(len, titles)) > width / max(1, len(titles)) - LETTER:
-        axes.tick_params(axis="x", labelrotation=30)
-        for label in axes.get_xticklabels():
-            label.set(ha="right", rotation_mode="anchor")
+    """Names of the stages below `width` inches of axis: on two lines, or slanted, where they would touch side by side."""
+    letters = max(1, int((width / max(1, len(titles)) - LETTER) / LETTER))
+    lines = [textwrap.wrap(title, letters, break_long_words=False) for title in titles]
+    upright = all(len(own) <= 2 and max(map(len, own), default=0) <= letters for own in lines)
+    axes.set_xticks(range(len(titles)), ["\n".join(own) for own in lines] if upright else map(cut, titles))
+    if not upright:
+        slant(axes.get_xticklabels(), "right")
+
+
+def slant(texts: Iterable[Text], side: str) -> None:
+    """Turn names that would touch each other; `side` of a name stays where it was."""
+    for text in texts:
+        text.set(rotation=30, ha=side, rotation_mode="anchor")
 
 
 def end_labels(axes: Any, ends: list[list], theme: Theme) -> None:

@@ -7,6 +7,7 @@ left blank.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +18,13 @@ from hide_llava.results.drawing import (
     LIGHT,
     MARKERS,
     Theme,
+    cut,
     end_labels,
     heat_map,
     new_figure,
     png,
     require_matplotlib,
+    slant,
     stage_ticks,
 )
 from hide_llava.results.matrix import Cell
@@ -65,7 +68,7 @@ def task_curves(run: Run, theme: Theme = LIGHT) -> Figure | None:
             markersize=5.5,
             linewidth=2,
         )
-        ends.append([points[-1][1], points[-1][0], f"{title}  {points[-1][1]:.1f}", colour])
+        ends.append([points[-1][1], points[-1][0], f"{cut(title)}  {points[-1][1]:.1f}", colour])
     stage_ticks(axes, m.stage_titles[:n], 7.0 - LETTER * max(len(end[2]) for end in ends))
     low, high = axes.get_ylim()
     # At least ten points high, so that noise does not look like a trend.
@@ -152,11 +155,12 @@ def loss_curves(run: Run, theme: Theme = LIGHT) -> Figure | None:
     axes.set_ylabel("training loss", color=theme.muted, fontsize=9)
     axes.set_xlabel("optimiser steps, all stages", color=theme.muted, fontsize=9)
     axes.grid(axis="y", color=theme.grid, linewidth=0.8)
-    top = axes.get_ylim()[1]
-    for k, (middle, title, colour) in enumerate(middles):
-        # Two heights when there are many stages, so that neighbouring names do not touch.
-        height = top * (1.02 if len(middles) <= 6 or k % 2 == 0 else 1.09)
-        axes.text(middle, height, title, color=colour, fontsize=8.5, ha="center", va="bottom")
+    top, widths = axes.get_ylim()[1], [LETTER * len(cut(title)) + LETTER for _, title, _ in middles]
+    names = [axes.text(middle, 1.02 * top, cut(title), color=colour, fontsize=8.5, ha="center", va="bottom")
+             for middle, title, colour in middles]  # fmt: skip
+    room = [7.0 * (right[0] - left[0]) / offset for left, right in itertools.pairwise(middles)]
+    if any(gap < (left + right) / 2 for gap, left, right in zip(room, widths, widths[1:])):
+        slant(names, "left")
     return figure
 
 

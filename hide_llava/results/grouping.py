@@ -9,11 +9,12 @@ is no further sample, and has a row of its own. What else rows differ in is said
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from dataclasses import dataclass, field
 
 from hide_llava.metrics import ALL_EMPTY
 from hide_llava.results.aggregates import References, aggregates
-from hide_llava.results.conditions import configuration, differing, dtypes, words
+from hide_llava.results.conditions import configuration, differing, dtypes, option, words
 from hide_llava.results.matrix import Cell, last_row, mean
 from hide_llava.results.run_reader import Run
 
@@ -184,7 +185,7 @@ def _are_samples(run: Run, other: Run) -> bool:
 
 
 def _name(rows: list[Row]) -> None:
-    """The preset; where presets repeat also the model, then what the configuration has of its own, then the folder."""
+    """The preset; where presets repeat also the model, then what sets the configuration apart, then the folder."""
     for row in rows:
         row.name = row.runs[0].title
     for distinguish in (_model, _own_keys, lambda row, twins: row.runs[0].path.name):
@@ -201,9 +202,14 @@ def _model(row: Row, twins: list[Row]) -> str:
 
 
 def _own_keys(row: Row, twins: list[Row]) -> str:
-    own, others = configuration(row.runs[0]), [configuration(twin.runs[0]) for twin in twins]
-    keys = [key for key in sorted(own) if any(other.get(key) != own[key] for other in others)]
-    return ", ".join(f"{key.rpartition('.')[2]}={own[key]}" for key in keys[:3])
+    """At most three values that not all twins have; the one that is most frequent goes without saying."""
+    own, every = configuration(row.runs[0]), [configuration(twin.runs[0]) for twin in twins]
+
+    def usual(key: str) -> bool:
+        (value, count), *others = Counter(other.get(key) for other in every).most_common(2)
+        return not others or (own[key] == value and count > others[0][1])
+
+    return ", ".join([option(key, own[key]) for key in sorted(own) if not usual(key)][:3])
 
 
 def row_notes(row: Row, table: Table) -> list[str]:

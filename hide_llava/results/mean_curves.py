@@ -55,14 +55,15 @@ def curve(row: Row) -> list[Stat | None]:
 
 
 def _together(curves: dict[str, tuple[Row, list[Stat | None]]], titles: list[str], theme: Theme) -> Figure:
-    figure, axes = new_figure(theme, WIDTH, 4.0)
+    width = WIDTH + LETTER * max(0, max(map(len, curves)) - 12)  # long labels take nothing from the curves
+    figure, axes = new_figure(theme, width, 4.0)
     ends = []
     for k, (name, (row, values)) in enumerate(curves.items()):
         colour, marker = theme.series[k % len(theme.series)], MARKERS[k % len(MARKERS)]
         at = _draw(axes, row, values, colour, len(titles), marker=marker, markersize=5.5, linewidth=2)
         last = _last(values)
         ends.append([last, at, f"{name}  {last:.1f}", colour])
-    stage_ticks(axes, titles, WIDTH - 0.6 - LETTER * max(len(end[2]) for end in ends))
+    stage_ticks(axes, titles, width - 0.6 - LETTER * max(len(end[2]) for end in ends))
     axes.set_xlim(-0.2, len(titles) - 0.8)
     axes.set_ylabel("mean over seen tasks (percent)", color=theme.muted, fontsize=9)
     axes.set_xlabel("after training on", color=theme.muted, fontsize=9)

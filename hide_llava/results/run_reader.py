@@ -123,6 +123,17 @@ class Run:
         n = self.evaluated_stages
         return self.matrix if n == len(self.matrix.stages) else self.matrix.prefix(n)
 
+    def all_cells(self) -> list[tuple[str, CellScore]]:
+        """(stage title, cell) in the order of stages, then tasks of the matrix, never trained ones, general ones."""
+        general = [task["id"] for task in self.manifest.get("general") or []]
+        return [
+            (title, cell)
+            for stage, title in zip(self.matrix.stages, self.matrix.stage_titles)
+            for cells, tasks in ((self.cells, [*self.matrix.tasks, *self.unseen]), (self.general, general))
+            for cell in (cells.get((stage, task)) for task in tasks)
+            if cell is not None
+        ]
+
     def labels(self) -> list[str]:
         """What must be printed beside any number of this run: its own labels, those of its cells, mixed settings."""
         found = list(self.manifest.get("labels") or [])

@@ -6,16 +6,16 @@ then the aggregates under names that cannot be confused. Empty cells stay empty.
 
 from __future__ import annotations
 
-import csv
-import io
+from collections.abc import Sequence
 from pathlib import Path
 
-from hide_llava.results import html
 from hide_llava.results.aggregates import AGGREGATES, Aggregate, aggregates, reason
+from hide_llava.results.html import write
 from hide_llava.results.matrix import AccuracyMatrix, Cell, column_means, last_row, row_means
 from hide_llava.results.run_reader import Run
 
 MEAN = "Mean"
+BOOKTABS = r"% needs \usepackage{booktabs}"
 TITLES = {"protocol": "Protocol of the tasks", "headline": "Metric rules of the headline scores"}  # of settings
 
 
@@ -62,25 +62,15 @@ def missing_notes(m: AccuracyMatrix) -> list[str]:
 
 def format_matrix(m: AccuracyMatrix) -> str:
     """Aligned plain text for the terminal."""
-    header, rows = grid(m)
-    table = [header, *rows]
-    widths = [max(len(row[k]) for row in table) for k in range(len(header))]
+    from pandas import DataFrame, Series
 
-    def line(row: list[str]) -> str:
-        first, *rest = (cell.ljust(w) if k == 0 else cell.rjust(w) for k, (cell, w) in enumerate(zip(row, widths)))
-        return "  ".join([first, *rest]).rstrip()
-
-    rule = "  ".join("-" * w for w in widths)
-    per_task = len(m.stages)
-    lines = [line(header), rule, *map(line, rows[:per_task])]
-    if rows[per_task:]:
-        lines += [rule, *map(line, rows[per_task:])]
-    values = aggregates(m)
-    shown = [(a.title, number(values[a.key])) for a in AGGREGATES if values[a.key] is not None]
-    if shown:
-        width = max(len(title) for title, _ in shown)
-        lines += ["", *(f"{title.ljust(width)}  {value.rjust(7)}" for title, value in shown)]
-    return "\n".join(lines)
+    (corner, *titles), rows = grid(m)
+    table = DataFrame([row[1:] for row in rows], [row[0] for row in rows], titles, dtype=object)
+    lines = table.rename_axis(columns=corner).to_string().splitlines()
+    lines[1:] = [rule := "-" * len(lines[0]), *lines[1 : len(m.stages) + 1], *([rule] if m.sequential else []),
+                 *lines[len(m.stages) + 1 :]]  # fmt: skip
+    shown = {a.title: number(value) for a in AGGREGATES if (value := a.of(m) if not a.needs else None) is not None}
+    return "\n".join([*lines, *(["", Series(shown).to_string()] if shown else [])])
 
 
 def facts(run: Run) -> list[tuple[str, str]]:
@@ -127,24 +117,26 @@ def markdown(run: Run) -> str:
 def markdown_table(header: list[str], rows: list[list[str]], align: str = "") -> list[str]:
     """Lines of a Markdown table; `align` holds l or r per column, by default all but the first are numbers."""
     align = align or "l" + "r" * (len(header) - 1)
-    escaped = [[cell.replace("|", "\\|") for cell in row] for row in [header, *rows]]
+    escaped = [[" ".join(cell.split("\n")).replace("|", "\\|") for cell in row] for row in [header, *rows]]
     lines = ["| " + " | ".join(row) + " |" for row in escaped]
     lines.insert(1, "|" + "|".join("---" if a == "l" else "---:" for a in align) + "|")
     return lines
 
 
+def csv_lines(rows: Sequence[Sequence[object]]) -> str:
+    """Rows of one length as CSV."""
+    from pandas import DataFrame
+
+    return DataFrame(rows, dtype=object).to_csv(header=False, index=False, lineterminator="\n")
+
+
 def comma_separated(run: Run) -> str:
     """The table as CSV: the same rows as Markdown, then one line per aggregate; the preset in the first line."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
     header, rows = grid(run.matrix)
-    writer.writerow([f"# {run.name}; preset {run.title}; labels: {'; '.join(run.labels()) or 'none'}"])
-    writer.writerow(header)
-    writer.writerows(rows)
-    if state_note(run):
-        writer.writerow([f"# {state_note(run)}"])
-    writer.writerows([title, value] for title, value, _ in aggregate_rows(run.current))
-    return out.getvalue()
+    preset = f"# {run.name}; preset {run.title}; labels: {'; '.join(run.labels()) or 'none'}"
+    below = [[title, value] for title, value, _ in aggregate_rows(run.current)]
+    state = [[f"# {state_note(run)}"]] if state_note(run) else []
+    return "".join(csv_lines(part) for part in ([[preset]], [header, *rows], state, below) if part)
 
 
 LATEX_ESCAPES = str.maketrans(
@@ -163,9 +155,17 @@ LATEX_ESCAPES = str.maketrans(
 )
 
 
-def latex_row(cells: list[str]) -> str:
-    """One row of a LaTeX table, its cells escaped."""
-    return " & ".join(cell.translate(LATEX_ESCAPES) for cell in cells) + r" \\"
+def latex_table(header: Sequence[str], blocks: Sequence[Sequence[Sequence[str]]], caption: str) -> str:
+    """A booktabs table with a line above each block of rows; everything is escaped."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join(cell.translate(LATEX_ESCAPES) for cell in cells) + r" \\"
+
+    body = [text for block in blocks if block for text in (r"\midrule", *map(line, block))]
+    return "\n".join([
+        r"\begin{table}", r"\centering", r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}", r"\toprule", line(header), *body,
+        r"\bottomrule", r"\end{tabular}", r"\caption{" + caption.strip().translate(LATEX_ESCAPES) + "}", r"\end{table}", "",
+    ])  # fmt: skip
 
 
 def latex(run: Run) -> str:
@@ -173,27 +173,12 @@ def latex(run: Run) -> str:
     header, rows = grid(run.matrix)
     n = len(run.matrix.stages)
     shown = [f"{title}: {value}" for title, value, _ in aggregate_rows(run.current) if value]
-    caption = f"{run.manifest.get('benchmark', '')}, {run.title}, {run.manifest.get('model', '')}; " + ", ".join(shown)
+    caption = f"{run.manifest.get('benchmark', '')}, {run.title}, {run.manifest.get('model', '')}; {', '.join(shown)}"
     caption += f". Labels: {'; '.join(run.labels()) or 'none'}. {state_note(run)}"
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        r"\begin{table}",
-        r"\centering",
-        r"\begin{tabular}{l" + "r" * (len(header) - 1) + "}",
-        r"\toprule",
-        latex_row(header),
-        r"\midrule",
-        *map(latex_row, rows[:n]),
-        *([r"\midrule", *map(latex_row, rows[n:])] if rows[n:] else []),
-        r"\bottomrule",
-        r"\end{tabular}",
-        r"\caption{" + caption.strip().translate(LATEX_ESCAPES) + "}",
-        r"\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
+    return f"{BOOKTABS}\n{latex_table(header, [rows[:n], rows[n:]], caption)}"
 
 
-def write_tables(run: Run, folder: Path) -> list[Path]:
+def write_tables(run: Run, folder: Path) -> None:
     """matrix.md, matrix.csv and matrix.tex in that folder."""
-    texts = {"md": markdown(run), "csv": comma_separated(run), "tex": latex(run)}
-    return [html.write(folder / f"matrix.{suffix}", text) for suffix, text in texts.items()]
+    for suffix, text in {"md": markdown(run), "csv": comma_separated(run), "tex": latex(run)}.items():
+        write(folder / f"matrix.{suffix}", text)

@@ -18,7 +18,9 @@ from test_report import Page
 from hide_llava.config import compose
 from hide_llava.errors import UserError
 from hide_llava.results.comparison import compare, write_comparison
+from hide_llava.results.conditions import option
 from hide_llava.results.costs import costs
+from hide_llava.results.figures import loss_curves, task_curves
 from hide_llava.results.grouping import differences, tables_of
 from hide_llava.results.mean_curves import mean_curves, short_names
 from hide_llava.results.run_reader import read_run
@@ -374,6 +376,40 @@ def test_another_configuration_is_another_row(tmp_path: Path) -> None:
     assert [stat.mean for stat in (row["last"] for row in view.aggregates)] == [pytest.approx(67.6933, abs=1e-3)] * 2
 
 
+def test_a_label_says_in_few_words_what_differs(tmp_path: Path) -> None:
+    """What most runs of a preset have goes without saying in the label; beside the table every value is told whole."""
+    options = ({}, {"fusion": "factor_sum"}, {"expanded_layers": [0, 1, 2, 3, 4, 5]}, {"expanded_layers": [0, 3]})
+    runs = [edited(sequential_run(tmp_path, f"r{k}"), config=resolved("hide", **{f"method__{key}": v for key, v in own.items()}))
+            for k, own in enumerate(options)]  # fmt: skip
+    (view,) = compare([*runs, edited(sequential_run(tmp_path, "l", "lora"), config=resolved("lora"))])
+    extras = ("", ", expanded_layers=0–5", ", expanded_layers=[0, 3]", ", fusion=factor_sum")
+    assert sorted(view.names) == [*(f"hide{extra}" for extra in extras), "lora"]
+    told = {row.name: row.conditions for row in view.table.rows}
+    assert told["hide, expanded_layers=0–5"]["method.expanded_layers"] == "[0, 1, 2, 3, 4, 5]"
+    assert told["hide"]["method.fusion"] == "delta_sum" and told["hide, fusion=factor_sum"]["method.fusion"] == "factor_sum"
+    assert option("method.note", "a" * 99) == "note=" + "a" * 23 + "…" and option("method.rank", "4") == "rank=4"
+
+
+@pytest.mark.parametrize("title", ["CLEVR-Math", "A rather long title of a task", "Ä" * 60])
+def test_stages_below_a_curve_do_not_touch(tmp_path: Path, title: str) -> None:
+    run = sequential_run(tmp_path)
+    manifest = json.loads((run / "manifest.json").read_text())
+    for k, entry in enumerate(manifest["stages"]):
+        entry["title"] = f"{title} {k}"
+    read = read_run(edited(run, manifest))
+    for figure in (task_curves(read), mean_curves(tables_of([read])[0].rows), loss_curves(read)):
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        (axes,) = figure.axes
+        ticks = [text for text in axes.get_xticklabels() if text.get_text()]
+        named = list(axes.texts) if axes.get_ylabel() == "training loss" else ticks
+        boxes = [text.get_window_extent(canvas.get_renderer()) for text in named]
+        slanted = all(text.get_rotation() for text in named)
+        assert len(named) == 6 and (slanted or not any(a.overlaps(b) for a, b in itertools.combinations(boxes, 2)))
+        assert all(box.x0 >= 0 and box.y0 >= 0 and box.y1 <= figure.bbox.y1 for box in boxes)
+        assert axes.get_window_extent().height > 0.3 * figure.bbox.height
+
+
 @pytest.mark.parametrize(
     "cell, reason",
     [
@@ -447,7 +483,7 @@ def test_published_ranges_stand_beside_ours(tmp_path: Path) -> None:
     assert "62.29–67.69 (3)" in line and "68.94–70.11 (2)" in line  # Last and the column mean, never mixed
     assert "HiDe paper, Table 1: Last 64.19" in called.out and "(computed from its matrix)" in called.out
     page = Page((tmp_path / "out" / "comparison.html").read_text())
-    assert "48.12–61.24 (2)" in page.text and "each with its own protocol" in page.text
+    assert "48.12–61.24(2)" in page.text and "HiDe paper, Table 1" in page.text
     rows = list(csv.DictReader((tmp_path / "out" / "comparison.csv").open()))
     assert any(row["Method preset"] == "published: hide (LLaVA-1.5-7B)" for row in rows)
     tex = (tmp_path / "out" / "comparison.tex").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import importlib.util
 import json
@@ -11,13 +12,20 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import yaml
 from synthetic import TASKS, joint_run, sequential_run, write, write_cell
 
+from hide_llava.config import compose
 from hide_llava.errors import UserError
 from hide_llava.results import figures
+from hide_llava.results.comparison import write_comparison
 from hide_llava.results.report import write_report
 from hide_llava.results.run_reader import read_run
+from hide_llava.results.samples import shown_answer
+from hide_llava.results.sections import read_sections, write_section
 from hide_llava.results.tables import format_matrix, latex, markdown
+from hide_llava.storage import sha256
+from hide_llava.training.run import Run as Resolved
 
 matplotlib = pytest.importorskip("matplotlib")
 
@@ -65,15 +73,16 @@ def test_a_whole_run(tmp_path: Path) -> None:
     assert content["cells"][0][1] is None and round(content["aggregates"]["avg"], 2) == 70.11
     rows = list(csv.reader((folder / "matrix.csv").open()))
     assert rows[2] == ["1. ImageNet-R", "91.87", "", "", "", "", "", "91.87"]
-    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+    before = (folder / "matrix.json").read_text()
     write_report(tmp_path / "ucit-hide")
-    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before  # the same run gives the same bytes
+    assert (folder / "matrix.json").read_text() == before and {p.name for p in folder.iterdir()} == names
 
 
 def test_tables(tmp_path: Path) -> None:
     run = read_run(sequential_run(tmp_path, labels=["oracle: 100% of_it"]))
     text = format_matrix(run.matrix)
-    assert re.search(r"^2\. ArxivQA +91\.30 +93\.27 +92\.28$", text, re.M) and "Avg (column mean)     70.11" in text
+    assert re.search(r"^2\. ArxivQA +91\.30 +93\.27 +92\.28$", text, re.M)
+    assert re.search(r"^Avg \(column mean\) +70\.11$", text, re.M)
     assert "| 2. ArxivQA | 91.30 | 93.27 |  |  |  |  | 92.28 |" in markdown(run)
     assert "- Method preset: hide" in markdown(run) and "oracle: 100% of_it" in markdown(run)
     tex = latex(run)
@@ -88,7 +97,7 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
     assert "first 3 of 6 stages" in text and "Last = MFN = AP = ACC | 78.77" in text
     assert "Last" not in format_matrix(run.matrix).split("Last (per task)")[1]  # no aggregate of the whole matrix
     page = Page(write_report(path).read_text())
-    assert "Unfinished run" in page.text
+    assert "3 of 6" in page.text and "79.84" not in page.text
 
 
 def test_partial_and_damaged_cells_are_not_scores(tmp_path: Path) -> None:
@@ -144,7 +153,7 @@ def test_joint_and_zero_shot_runs(tmp_path: Path) -> None:
     assert run.matrix.joint and re.search(r"^Last +74\.78$", format_matrix(run.matrix), re.M)
     assert "Avg" not in format_matrix(run.matrix)
     page = Page(write_report(run.path).read_text())
-    assert "a single stage has only Last" in page.text
+    assert "74.78" in page.text and "MAA" not in page.text.split("Scores")[0]
     assert not (run.path / "results" / "curves.png").exists()
     assert read_run(joint_run(tmp_path, "z", "zero_shot")).matrix.joint
 
@@ -170,7 +179,7 @@ def test_without_matplotlib_the_report_says_so(tmp_path: Path, monkeypatch) -> N
     with pytest.raises(UserError, match=r"pip install -e '\.\[report\]'"):
         figures.require_matplotlib()
     path = write_report(sequential_run(tmp_path, done=1))
-    assert "Figures need matplotlib" in path.read_text() and not (path.parent / "matrix.png").exists()
+    assert "matplotlib" in path.read_text() and "<img" not in path.read_text() and not (path.parent / "matrix.png").exists()
 
 
 def test_intervals_of_a_run(tmp_path: Path) -> None:
@@ -236,6 +245,107 @@ def test_experts_are_named_by_the_task_they_were_trained_on(tmp_path: Path) -> N
         write(run / "stages" / stage / "method.json", {"adapters": [f"expert-{k + 1:02d}", "shared"]})
     titles = read_run(run).expert_titles
     assert titles == {f"expert-{k + 1:02d}": title for k, (_, title, _) in enumerate(TASKS)}
+
+
+def question_file(run: Path, folder: Path) -> Path:
+    """Give the run a whole configuration, and its first task two questions that are known."""
+    config = compose(["benchmark=mini-ucit", "method=lora-mini", "model=mini", f"data_root={folder}"])
+    write(run / "config.yaml", yaml.safe_dump(config.model_dump()))
+    (task, *_) = Resolved.at(run).tasks
+    gold = ("a <b>gold</b> fish", "owl")
+    write(task.question_files[0], [{"question_id": k, "text": "What?" * (k + 1), "answer": a} for k, a in enumerate(gold)])
+    return task.question_files[0]
+
+
+def test_the_expected_answer_stands_beside_the_models(tmp_path: Path) -> None:
+    """Where the questions that were asked can still be read; a run that was moved has none."""
+    run = sequential_run(tmp_path, done=1)
+    file = question_file(run, tmp_path / "data")
+    text = write_report(run).read_text()
+    page = Page(text)
+    assert "a <b>gold</b> fish" in page.text and "owl" in page.text and "<b>gold" not in text
+    assert page.text.index("Prompt") < page.text.index("Expected")
+    score = run / "eval" / "01-imagenet-r" / "imagenet-r" / "score.json"
+    content = json.loads(score.read_text())
+    write(score, {**content, "questions_sha256": sha256(file)})
+    assert "owl" in write_report(run).read_text()
+    write(score, {**content, "questions_sha256": "of other questions"})
+    assert "owl" not in write_report(run).read_text()
+    write(score, content)
+    for damage in ("{", "[]", "[1]"):
+        write(file, damage)
+        assert "What is shown in picture 0?" in write_report(run).read_text()
+    file.unlink()
+    assert "Expected" not in write_report(run).read_text()
+
+
+@pytest.mark.parametrize("record, shown", [
+    ({"answer": "red"}, "red"),
+    ({"answers": ["dog", "cat", "cat"]}, "cat · dog"),
+    ({"captions": ["A dog.", "One dog."]}, "A dog. · One dog."),
+    ({"answer": [0.1, 0.1, 0.5, 0.5]}, "[0.1, 0.1, 0.5, 0.5]"),
+    ({"answer": "x" * 1000}, "x" * 400 + " …"),
+    ({}, ""),
+])  # fmt: skip
+def test_what_a_question_expects(record: dict, shown: str) -> None:
+    assert shown_answer(record) == shown
+
+
+def test_a_study_has_a_section_of_its_own(tmp_path: Path) -> None:
+    """Title, text, table, both figures and a note, all escaped; a damaged one is named and the rest is shown."""
+    run = sequential_run(tmp_path, done=1)
+    folder = run / "results" / "made-up"
+    for theme in ("light", "dark"):
+        write(folder / f"drawn-{theme}.png", theme)
+    rows = [["<i>first</i>", "0.125"], ["second", "0.250"]]
+    assert write_section(folder, "Made <up>", "Two\nlines & more", ["Layer", "Value"], rows, "drawn", "a note") is not None
+    assert write_section(run / "results" / "plain", "Only a text", "nothing else") is not None
+    text = write_report(run).read_text()
+    page = Page(text)
+    for shown in ("Made <up>", "Two\nlines & more", "<i>first</i>", "0.250", "a note", "Only a text"):
+        assert shown in page.text
+    assert "<i>first" not in text
+    for theme in (b"light", b"dark"):
+        assert "data:image/png;base64," + base64.b64encode(theme).decode() in page.sources
+    assert write_section(tmp_path / "elsewhere", "No run") is None and not (tmp_path / "elsewhere").exists()
+    assert read_run(run).problems == []
+
+
+@pytest.mark.parametrize("content", [
+    "{", "[]", {"text": "no title"}, {"title": "x", "figure": "../../secret"}, {"title": "x", "figure": "absent"},
+    {"title": "x", "table": {"header": ["a"], "rows": [["1", "2"]]}}, {"title": "x", "table": [1]},
+])  # fmt: skip
+def test_a_damaged_section_is_named_and_left_out(tmp_path: Path, content: object) -> None:
+    run = sequential_run(tmp_path, done=1)
+    write(run / "results" / "bad" / "section.json", content if isinstance(content, str) else json.dumps(content))
+    write_section(run / "results" / "good", "A good one")
+    sections, (problem,) = read_sections(run)
+    assert [section.title for section in sections] == ["A good one"] and problem.startswith("bad: ")
+    assert "bad: section.json" in write_report(run).read_text()
+
+
+HOSTILE = '"><script>alert(1)</script>,=1+1\n& \\input{x} %'
+
+
+def test_hostile_names_are_text_everywhere(tmp_path: Path) -> None:
+    run = sequential_run(tmp_path, done=2)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest |= {"name": HOSTILE, "preset": HOSTILE, "model": HOSTILE}
+    for entry in (*manifest["tasks"], *manifest["stages"]):
+        entry["title"] = HOSTILE
+    write(run / "manifest.json", manifest)
+    folder = write_report(run).parent
+    write_comparison([run], tmp_path / "out")
+    for page in (folder / "report.html", tmp_path / "out" / "comparison.html"):
+        parsed = Page(page.read_text())
+        assert "script" not in parsed.tags and "<script>alert(1)" in parsed.text
+        assert all(source.startswith("data:image/png;base64,") for source in parsed.sources)
+        assert "default-src 'none'" in page.read_text()
+    for table in (folder / "matrix.tex", tmp_path / "out" / "comparison.tex"):
+        assert r"\input" not in table.read_text() and r"\textbackslash{}input\{x\} \%" in table.read_text()
+    for table in (folder / "matrix.csv", tmp_path / "out" / "comparison.csv"):
+        rows = list(csv.reader(table.open()))
+        assert any(HOSTILE in row for row in rows)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from hide_llava.results.drawing import DARK, LIGHT, Theme, new_figure, png
 from hide_llava.results.html import write
+from hide_llava.results.sections import write_section
 from hide_llava.results.tables import markdown_table, number
 from hide_llava.storage import write_json, write_text
 from hide_llava.studies.cka.across_layers import CkaReport
@@ -20,6 +21,16 @@ LEGACY = (
     "Published procedure: every model saw other inputs (its own task's), so the population value is 0 in every layer and "
     "the biased estimate shows the effective dimension, not similarity."
 )
+READ = "Mean over pairs of models; permuted: the same after shuffling prompts."
+HEADER = ["Layer", "mean CKA", "95 % low", "high", "permuted", "effective dimension"]
+
+
+def rows(report: CkaReport) -> list[list[str]]:
+    """A layer each, in the columns of HEADER."""
+    return [
+        [str(x.layer), *(number(value, 3) for value in (x.mean, x.low, x.high, x.null)), number(x.dimension, 1)]
+        for x in report.layers
+    ]
 
 
 def markdown(report: CkaReport) -> str:
@@ -28,20 +39,8 @@ def markdown(report: CkaReport) -> str:
     estimator = f"{'biased' if report.legacy else 'debiased'} {report.kernel} CKA"
     lines = [f"# CKA of {report.run}", "", f"- Models after: {', '.join(report.models)}", f"- Prompts: {prompts}"]
     lines += [f"- Activation: {report.activation}, pooled: {report.pooling}, {estimator}", ""]
-    rows = [
-        [
-            str(x.layer),
-            number(x.mean, 3),
-            number(x.low, 3),
-            number(x.high, 3),
-            number(x.null, 3),
-            number(x.dimension, 1),
-        ]
-        for x in report.layers
-    ]
-    header = ["Layer", "mean CKA", "95 % low", "high", "permuted", "effective dimension"]
-    lines += markdown_table(header, rows, "r" * len(header))
-    lines += ["", LEGACY if report.legacy else "Mean over pairs of models; permuted: the same after shuffling prompts."]
+    lines += markdown_table(HEADER, rows(report), "r" * len(HEADER))
+    lines += ["", LEGACY if report.legacy else READ]
     return "\n".join(lines) + "\n"
 
 
@@ -94,4 +93,7 @@ def write_cka(report: CkaReport, folder: Path) -> str:
             write(folder / f"cka-{theme.name}.png", png(figure(report, theme)))
     write_text(folder / "cka.md", text)
     write_json(folder / "cka.json", dataclasses.asdict(report))
+    drawn = "cka" if (folder / "cka-light.png").is_file() else None
+    write_section(folder, "Similarity of the layers (CKA)", f"Models after: {', '.join(report.models)}", HEADER, rows(report),
+                  drawn, LEGACY if report.legacy else READ)  # fmt: skip
     return text

@@ -1,0 +1,72 @@
+"""What a study of a run adds to its report: RUN/results/NAME/section.json, and two figures beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hide_llava.errors import UserError
+from hide_llava.results.html import Grid, Picture, picture
+from hide_llava.storage import read_json, write_json
+
+FILE = "section.json"
+
+
+@dataclass(frozen=True)
+class Section:
+    """As the page shows it: a title, and below it whatever the study has of the rest."""
+
+    title: str
+    text: str
+    table: Grid | None
+    figure: Picture | None
+    note: str
+
+
+def write_section(
+    folder: Path,
+    title: str,
+    text: str = "",
+    header: Sequence[str] = (),
+    rows: Sequence[Sequence[str]] = (),
+    figure: str | None = None,
+    note: str = "",
+) -> Path | None:
+    """Let the study in that folder take part in the report of its run; None where the folder is not RUN/results/NAME.
+
+    figure: the stem of FIGURE-light.png and FIGURE-dark.png in the folder. The report shows them when it is written next.
+    """
+    results = folder.resolve().parent
+    if results.name != "results" or not (results.parent / "manifest.json").is_file():
+        return None
+    table = {"header": list(header), "rows": [list(row) for row in rows]} if rows else None
+    write_json(folder / FILE, {"title": title, "text": text, "table": table, "figure": figure, "note": note})
+    return folder / FILE
+
+
+def read_sections(run: Path) -> tuple[list[Section], list[str]]:
+    """(the sections of that run by the names of their folders, why others are left out)."""
+    sections, problems = [], []
+    for file in sorted((run / "results").glob(f"*/{FILE}")):
+        try:
+            sections.append(_read(file))
+        except (UserError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
+            problems.append(f"{file.parent.name}: {FILE} cannot be shown ({error}); run the study again.")
+    return sections, problems
+
+
+def _read(file: Path) -> Section:
+    data = read_json(file)
+    table, stem = data.get("table"), data.get("figure")
+    shown = None
+    if table:
+        rows = [[str(cell) for cell in row] for row in table["rows"]]
+        if any(len(row) != len(table["header"]) or not row for row in rows):
+            raise ValueError("a row of the table has not one cell for each column")
+        shown = Grid([str(cell) for cell in table["header"]], rows)
+    if stem and Path(stem).name != stem:
+        raise ValueError(f"the figure {stem!r} lies in another folder")
+    pair = [file.with_name(f"{stem}-{theme}.png") for theme in ("light", "dark")] if stem else []
+    drawn = picture(*(path.read_bytes() for path in pair), str(data["title"]), 760) if pair else None
+    return Section(str(data["title"]), str(data.get("text") or ""), shown, drawn, str(data.get("note") or ""))
