@@ -34,8 +34,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from shapes import Shape, build_batch, build_hide, build_llava, parser, shape_of, upstream_inputs
 from torch import Tensor, nn
 
-from hide_llava.backbones.base import TARGETS
 from hide_llava.adapters.route import Route
+from hide_llava.backbones.base import TARGETS
 
 VARIANTS = ["peft", "hide", "naive", "full_logits", "checkpointing", "cast", "all_three"]
 Step = Callable[[], None]

@@ -17,7 +17,7 @@ from hide_llava.data.records import load_questions, load_records, readable
 from hide_llava.errors import UserError
 from hide_llava.metrics import get
 from hide_llava.metrics.rows import read_jsonl
-from hide_llava.schema import BenchmarkConfig, EvalConfig, TaskConfig
+from hide_llava.schema import BenchmarkConfig, EvalConfig, RunConfig, TaskConfig
 from hide_llava.storage import sha256
 
 if TYPE_CHECKING:
@@ -268,6 +268,19 @@ class BenchmarkTask:
             if not isinstance(other.get(json.dumps(row["question_id"])), str):
                 raise UserError(f"{file}: has no answer to question {row['question_id']!r}.")
         return own, [other[json.dumps(row["question_id"])] for row in rows[own:]]
+
+
+def stored_tasks(tree: dict[str, Any]) -> dict[str, BenchmarkTask]:
+    """The tasks of a run by id, general ones too, from its stored configuration, without its method and model.
+
+    Raises:
+        ValidationError, KeyError, TypeError: it is no configuration of a run.
+    """
+    benchmark, evaluation = BenchmarkConfig.model_validate(tree["benchmark"]), EvalConfig.model_validate(tree["eval"])
+    whole = RunConfig.model_construct(data_root=tree.get("data_root"))
+    common = Common(benchmark, evaluation, whole.data_folder(), tree.get("limit"), tree["seed"],
+                    tree["train"]["on_bad_sample"], tree["caption"]["tokenizer"])  # fmt: skip
+    return {entry.id: BenchmarkTask(entry, common) for entry in [*benchmark.tasks, *benchmark.general]}
 
 
 def with_suffix(questions: Rows, suffix: str | dict[str, str] | None) -> Rows:

@@ -6,6 +6,7 @@ import contextlib
 from collections import Counter
 from typing import Any
 
+from hide_llava.benchmarks.files import stored_tasks
 from hide_llava.errors import UserError
 from hide_llava.metrics import get
 from hide_llava.metrics.error_profile import gold_answers
@@ -35,12 +36,10 @@ def expected_answers(run: Run, tasks: dict[str, None]) -> Expected:
     """
     found: Expected = {}
     with contextlib.suppress(Exception):
-        from hide_llava.training.run import Run as Resolved
-
-        resolved = Resolved.at(run.path)
+        known = stored_tasks(run.config)
         for name in tasks:
             with contextlib.suppress(Exception):
-                task = resolved.task(name)
+                task = known[name]
                 gold = get(task.metric).gold(task.all_questions(), task.reference_file, task.score_options())
                 found[name] = task.questions_sha256(), {str(r["question_id"]): shown_answer(r) for r in gold}
     return found
