@@ -35,8 +35,8 @@ from hide_llava.schema import (
 )
 from hide_llava.settings import Lacking, validated
 
-__all__ = ["BenchmarkConfig", "ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "compose", "compose_data", "configs_folder",
-           "flatten", "from_yaml", "names", "read_group", "read_yaml", "to_yaml"]  # fmt: skip
+__all__ = ["BenchmarkConfig", "ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "compose", "compose_data",
+           "configs_folder", "flatten", "from_yaml", "names", "read_group", "read_yaml", "to_yaml"]  # fmt: skip
 
 Layers = list[tuple[str, dict]]  # partials of the tree, later ones winning, and where each was said
 

@@ -21,7 +21,7 @@ from typer.core import TyperCommand, TyperGroup
 from hide_llava.errors import UserError, nearest
 
 UsageError: type[Exception] = typer.BadParameter.__mro__[1]  # click's own, or that of the copy of click inside typer
-WIDEST = 110  # columns of the help on a wide terminal
+NARROWEST, WIDEST = 72, 110  # columns: below, panels leave too little room to read; above, lines are too long
 
 # what other programs call the verbs
 OTHER_VERBS = {"evaluate": "eval", "test": "eval", "fit": "train", "finetune": "train", "infer": "predict",
@@ -47,30 +47,51 @@ def later(verb: str, work: Callable[..., None]) -> Callable[..., Call]:
     return call
 
 
-def on_terminal() -> bool:
-    """Whether help may be drawn: else it is plain text, which needs no rich."""
-    return sys.stdout.isatty()
+def drawn() -> bool:
+    """Whether help is drawn in panels: else it is plain text, which needs no rich."""
+    return sys.stdout.isatty() and shutil.get_terminal_size().columns >= NARROWEST
 
 
 def markup() -> str | None:
     """typer's name for the way in which help is printed."""
-    return "rich" if on_terminal() else None
+    return "rich" if drawn() else None
 
 
 def literal(text: str) -> str:
     """Help in which square brackets are square brackets, also where rich would take them for markup."""
-    return re.sub(r"\[(?=[a-z#/@])", r"\\[", text) if on_terminal() else text
+    return re.sub(r"\[(?=[a-z#/@])", r"\\[", text) if drawn() else text
 
 
 def add(app: typer.Typer, verb: str, work: Callable[..., None], example: str, panel: str | None = None, teach: str = "") -> None:
     """Add a verb. Its help is the docstring of `work`, then `teach`, then the example."""
-    text = "\n\n".join(filter(None, [inspect.getdoc(work), teach]))
-    app.command(verb, cls=Verb, help=literal(text), epilog=literal(f"example:\n  {example}"),
+    paragraphs = "\n\n".join(filter(None, [inspect.getdoc(work), teach])).split("\n\n")
+    text = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+    app.command(verb, cls=Verb, help=literal(text), epilog=literal(f"example:\n  {example}"), options_metavar="[OPTIONS]",
                 rich_help_panel=panel)(later(verb, work))  # fmt: skip
+
+
+def flag(option: Any) -> Any:
+    """An option of typer's own, as quick and as plain as ours: its None would be converted, which imports pydantic."""
+    option.default, option.display_type_rich = False, _no_type
+    return option
+
+
+def _no_type(ctx: typer.Context) -> None:
+    """Instead of `<bool>` behind a flag and `<list[str]>` behind a word that says what it is."""
 
 
 class _Telling:
     """What one verb and a group of verbs have in common: their mistakes and their help."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for param in self.params:
+            if param.metavar if param.param_type_name == "argument" else param.is_flag:
+                param.display_type_rich = _no_type
+
+    def get_help_option(self, ctx: typer.Context) -> Any:
+        option = super().get_help_option(ctx)
+        return flag(option)
 
     def parse_args(self, ctx: typer.Context, args: list[str]) -> list[str]:
         given = list(args)

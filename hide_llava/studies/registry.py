@@ -8,29 +8,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from hide_llava.errors import UserError
 
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+
 GROUP = "hide_llava.studies"
-BUILT_IN = [EntryPoint(name, f"hide_llava.studies.{name}.command:STUDY", GROUP) for name in ("leakage", "cka")]
+BUILT_IN = ("leakage", "cka")
 
 
 @dataclass(frozen=True)
 class Study:
-    """`hide-llava analyze NAME`: the docstring of `command` is its help, `help` the line of it in a list."""
+    """`hide-llava analyze NAME`: the docstring of `command` is its help, and the first line of it stands in the list."""
 
     name: str
-    help: str
     command: Callable[..., None]
     example: str = ""
 
 
 def announced() -> dict[str, list[EntryPoint]]:
     """Where each study is, by name; nothing is loaded."""
+    from importlib.metadata import EntryPoint, entry_points  # 20 ms at the start of every other verb
+
+    own = [EntryPoint(name, f"hide_llava.studies.{name}.command:STUDY", GROUP) for name in BUILT_IN]
     found: dict[str, list[EntryPoint]] = {}
-    for entry in [*BUILT_IN, *entry_points(group=GROUP)]:
+    for entry in [*own, *entry_points(group=GROUP)]:
         found.setdefault(entry.name, []).append(entry)
     return found
 

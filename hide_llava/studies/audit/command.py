@@ -20,7 +20,7 @@ def check(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object instead of readable text.")] = False,
 ) -> None:
-    """Are a benchmark's files there, complete and sound?
+    """Check whether a benchmark's files are there, complete and sound.
 
     Needs benchmark= only. The exit code is 1 when something is wrong.
     """

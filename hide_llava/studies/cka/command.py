@@ -25,10 +25,10 @@ def cka(
     ] = False,
     output: Annotated[Path | None, typer.Option(metavar="DIR", show_default="RUN/results/cka", help="Where to write.")] = None,
 ) -> None:
-    """Similarity of the stages' models, layer by layer.
+    """Compare the models of a run's stages, layer by layer.
 
-    Debiased CKA between the models of a run's stages on one shared set of prompts, with an interval, a permutation null and
-    the effective dimension. Writes cka.md, cka.json and a figure.
+    The measure is debiased CKA on one shared set of prompts, with an interval, a permutation null and the effective
+    dimension. Writes cka.md, cka.json and a figure.
     """
     from hide_llava.studies.cka.across_layers import analyse
     from hide_llava.studies.cka.report import write_cka
@@ -39,5 +39,4 @@ def cka(
     print(f"written: {folder}")
 
 
-STUDY = Study("cka", "Similarity of the stages' models, layer by layer.", cka,
-              "hide-llava analyze cka runs/NAME --stage 6 --samples 100")  # fmt: skip
+STUDY = Study("cka", cka, "hide-llava analyze cka runs/NAME --stage 6 --samples 100")  # fmt: skip

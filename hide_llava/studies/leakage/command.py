@@ -27,7 +27,7 @@ def leakage(
         Path | None, typer.Option(metavar="DIR", show_default="leakage-BENCHMARK", help="Where to write.")
     ] = None,
 ) -> None:
-    """How much of a benchmark is in the base model's instruction mix.
+    """Count how much of a benchmark is in the base model's instruction mix.
 
     Images and questions of the benchmark are looked up in the mix, and beside them stands the gap between zero-shot and
     multi-task scores. Needs benchmark= only. Writes leakage.md, .csv, .json and a figure.
@@ -46,6 +46,5 @@ def leakage(
     print(f"written: {folder}")
 
 
-STUDY = Study("leakage", "How much of a benchmark is in the base model's instruction mix.", leakage,
-              "hide-llava analyze leakage benchmark=coin --pretraining llava_v1_5_mix665k.json "
+STUDY = Study("leakage", leakage, "hide-llava analyze leakage benchmark=coin --pretraining llava_v1_5_mix665k.json "
               "--pretraining-images DIR --run runs/ZERO_SHOT --run runs/MULTITASK")  # fmt: skip
