@@ -80,18 +80,33 @@ class Studies(Verbs):
         entries = registry.announced().get(cmd_name)
         if entries is None:
             return None
-        app = typer.Typer(rich_markup_mode=self.rich_markup_mode, add_completion=False)
         try:
-            study = registry.load(cmd_name, entries)
-            add(app, study.name, study.command, study.example or f"hide-llava analyze {study.name}")
+            return _study(cmd_name, entries)
         except UserError as error:  # in a list it is told; whoever calls it meets the error
+            app = typer.Typer(rich_markup_mode=self.rich_markup_mode, add_completion=False)
             app.command(cmd_name, help=literal(f"cannot be used: {error}"))(lambda: None)
-        return typer.main.get_command(app)
+            return typer.main.get_command(app)
 
     def resolve_command(self, ctx: typer.Context, args: list[str]) -> Any:
         if (entries := registry.announced().get(args[0])) and not ctx.resilient_parsing:
-            registry.load(args[0], entries)
+            _study(args[0], entries)
         return super().resolve_command(ctx, args)
+
+
+def _study(name: str, entries: list[Any]) -> Any:
+    """The command of a study.
+
+    Raises:
+        UserError: it cannot be loaded, or typer cannot read its command.
+    """
+    study = registry.load(name, entries)
+    app = typer.Typer(rich_markup_mode=markup(), add_completion=False)
+    try:
+        add(app, name, study.command, study.example or f"hide-llava analyze {name}")
+        return typer.main.get_command(app)
+    except Exception as error:  # whatever typer finds in somebody else's signature
+        reason = f"{type(error).__name__}: {error}"
+        raise UserError(f"study '{name}': the command of {entries[0].value} cannot be read: {reason}") from None
 
 
 def _quiet() -> None:
@@ -120,8 +135,8 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     if asked is None:
         return
-    if asked.verb != "score" and asked.options.get("what", "methods") == "methods":  # the others do without torch's seconds
-        _quiet()
+    if asked.verb != "score" and (asked.verb != "ls" or asked.options.get("what") == "methods"):
+        _quiet()  # the others do without torch's seconds
 
     def stop(*_: object) -> None:
         raise Interrupted("stopped")

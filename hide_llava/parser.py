@@ -159,6 +159,8 @@ def parse(command: TyperGroup, words: list[str]) -> Call | None:
         asked = command.main(words, prog_name=command.name, standalone_mode=False, windows_expand_args=False)
     except UsageError as error:
         raise UserError(f"{error.format_message()} See `{command.name} --help`.") from None
+    if isinstance(asked, int) and asked:  # typer's own exit code, for example of Ctrl-C meanwhile
+        sys.exit(asked)
     return asked if isinstance(asked, Call) else None
 
 

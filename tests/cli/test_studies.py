@@ -19,13 +19,19 @@ def drift(run: Path, steps: Annotated[int, typer.Option(min=1, help="How far.")]
 
 STUDY = Study("drift", drift)
 NOT_ONE = drift
+
+def unreadable(run: int | Path) -> None:
+    pass
+
+UNREADABLE = Study("unreadable", unreadable)
 """
 
 
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An installed package that announces three studies, of which one works; and one that takes the name of ours."""
-    points = ("drift = my_studies:STUDY", "gone = my_studies.nowhere:STUDY", "odd = my_studies:NOT_ONE", "cka = my_studies:STUDY")
+    """An installed package that announces studies of which one works; another one takes the name of ours."""
+    points = ("drift = my_studies:STUDY", "gone = my_studies.nowhere:STUDY", "odd = my_studies:NOT_ONE",
+              "unreadable = my_studies:UNREADABLE", "cka = my_studies:STUDY")  # fmt: skip
     info = tmp_path / "my_studies-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: my-studies\nVersion: 1.0\n")
@@ -50,7 +56,9 @@ def test_a_package_adds_one(package: Path) -> None:
     refused("analyze", "drift", "runs/x", "--steps", "0", says=("--steps", "'0'", "at least 1"))
 
 
-@pytest.mark.parametrize("name, says", [("gone", "cannot be imported"), ("odd", "no Study"), ("cka", "cka.command:STUDY")])
+@pytest.mark.parametrize("name, says", [
+    ("gone", "cannot be imported"), ("odd", "no Study"), ("unreadable", "cannot be read"), ("cka", "cka.command:STUDY"),
+])  # fmt: skip
 def test_a_broken_one_is_told(name: str, says: str, package: Path) -> None:
     refused("analyze", name, "runs/x", says=(f"study '{name}'", "my_studies", says))
     listed = call("analyze", "--help")
