@@ -10,10 +10,7 @@ import json
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import datasets
-import pyarrow.compute
+from typing import TYPE_CHECKING, Any
 
 from hide_llava.benchmarks.selection import draw
 from hide_llava.data.records import load_questions, load_records, readable
@@ -22,6 +19,9 @@ from hide_llava.metrics import get
 from hide_llava.metrics.rows import read_jsonl
 from hide_llava.schema import BenchmarkConfig, EvalConfig, TaskConfig
 from hide_llava.storage import sha256
+
+if TYPE_CHECKING:
+    import datasets
 
 Rows = list[dict[str, Any]]
 
@@ -134,6 +134,8 @@ class BenchmarkTask:
         records = load_records(self.train_file, self.images, on_bad=on_bad)
         if self.images != root:
             prefix = os.path.relpath(self.images, root)
+            import pyarrow.compute  # here, because answering a question file needs none of it
+
             names = pyarrow.compute.binary_join_element_wise(prefix, records.data.column("image"), "/")  # null stays null
             records = records.remove_columns("image").add_column("image", names.combine_chunks())
         kept = draw(self.common.limit, self.common.seed, len(records))
