@@ -1,14 +1,27 @@
-"""What each verb of the command line does: translate arguments, call the library, print."""
+"""What each verb of the command line takes and does: its docstring is its help; it calls the library and prints.
 
-from __future__ import annotations
+What a verb does not need at every start is imported in it: `--help` takes a tenth of a second, torch takes seconds.
+Annotations are evaluated here, when this is imported: were they strings, typer would evaluate each of them twice.
+"""
 
-import argparse
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import typer
+
+from hide_llava.completion import complete
 from hide_llava.errors import UserError
+
+if TYPE_CHECKING:
+    from hide_llava.training.run import Run
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="key=value", autocompletion=complete, help="See above; or an existing run folder."),
+]
+RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of the run.", show_default=False)]
 
 
 def names_a_run(words: list[str]) -> bool:
@@ -16,7 +29,7 @@ def names_a_run(words: list[str]) -> bool:
     return bool(words) and ("=" not in words[0] or (Path(words[0]) / "config.yaml").is_file())
 
 
-def _compose(args: argparse.Namespace) -> object:
+def _compose(words: list[str], evaluates: bool = False) -> Any:
     """The configuration of an existing run folder given first, or the composition of overrides.
 
     `eval` takes other inference options of the method too: then it is the configuration of a variant of that run.
@@ -24,7 +37,6 @@ def _compose(args: argparse.Namespace) -> object:
     from hide_llava.config import compose, from_yaml
     from hide_llava.schema import FREE
 
-    words = args.overrides
     if not names_a_run(words):
         return compose(words)
     folder = Path(words[0])
@@ -33,7 +45,7 @@ def _compose(args: argparse.Namespace) -> object:
     options = [word for word in words[1:] if word.startswith("method.")]
     for word in words[1:]:
         key = word.partition("=")[0]
-        if word in options and args.verb != "eval":
+        if word in options and not evaluates:
             raise UserError(f"'{word}': options of the method are changed by `hide-llava eval {folder} {word}`.")
         if word not in options and not key.startswith("eval.") and key not in FREE:
             raise UserError(f"'{word}': of an existing run only eval.*, {', '.join(FREE[1:3])} and, by `hide-llava eval`, "
@@ -47,43 +59,62 @@ def _compose(args: argparse.Namespace) -> object:
     return variant_of(folder, config)
 
 
-def _run_of(config: Any) -> Any:
+def _run_of(config: Any) -> "Run":
     from hide_llava.training.run import Run
 
     return Run(config)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(overrides: Words = None) -> None:
+    """Train and evaluate the whole sequence of tasks; run it again to resume.
+
+    After each task the model is evaluated on every task it has seen. At the end tables, figures and report.html lie in
+    RUN/results/.
+    """
+    _go(overrides or [], True, True)
+
+
+def train(overrides: Words = None) -> None:
+    """Train every stage, without evaluating; run it again to resume."""
+    _go(overrides or [], True, False)
+
+
+def evaluate(
+    overrides: Words = None,
+    again: Annotated[
+        bool,
+        typer.Option("--again", help="Answer anew what was answered with other settings; the old answers go to RUN/replaced/."),
+    ] = False,
+) -> None:
+    """Evaluate every trained stage on every task it has seen.
+
+    Given a run folder, also with other inference options of its method (HiDe: method.temperature=0.05): nothing is trained,
+    and the answers go to a variant of the run, a run folder of its own under RUN/variants/.
+    """
+    _go(overrides or [], False, True, again)
+
+
+def _go(words: list[str], train: bool, evaluate: bool, again: bool = False) -> None:
     from hide_llava import pipeline, sweep
 
-    existing = names_a_run(args.overrides)
-    if not existing and sweep.is_sweep(args.overrides):
-        return _sweep(args)
-    done = pipeline.run(_compose(args), train=args.verb != "eval", evaluate=args.verb != "train", existing=existing,
-                        again=getattr(args, "again", False))  # fmt: skip
+    existing = names_a_run(words)
+    if not existing and sweep.is_sweep(words):
+        return _sweep(words, train, evaluate)
+    done = pipeline.run(_compose(words, not train), train=train, evaluate=evaluate, existing=existing, again=again)
     _print_run(done["run"], done["report"])
 
 
-def _sweep(args: argparse.Namespace) -> None:
+def _sweep(words: list[str], train: bool, evaluate: bool) -> None:
     from hide_llava.distributed import is_main
     from hide_llava.sweep import sweep
 
-    outcome = sweep(args.overrides, train=args.verb != "eval", evaluate=args.verb != "train")
+    outcome = sweep(words, train=train, evaluate=evaluate)
     if outcome.page is not None:
         print(f"\n{outcome.page.with_suffix('.md').read_text(encoding='utf-8')}\nreport: {outcome.page}")
     for folder, error in outcome.failed.items() if is_main() else ():
         print(f"failed: {folder}: {error}", file=sys.stderr)
     if outcome.failed:
         sys.exit(1)
-
-
-def compare(args: argparse.Namespace) -> None:
-    from hide_llava.results.comparison import write_comparison
-
-    baseline = Path(args.baseline) if args.baseline else None
-    page = write_comparison([Path(run) for run in args.runs], Path(args.output), baseline, args.published)
-    print(page.with_suffix(".md").read_text(encoding="utf-8"))
-    print(f"report: {page}")
 
 
 def _print_run(run: Path, report: Path | None) -> None:
@@ -95,136 +126,195 @@ def _print_run(run: Path, report: Path | None) -> None:
         print(f"run: {run}\nreport: {report}")
 
 
-def report(args: argparse.Namespace) -> None:
-    from hide_llava.results.report import write_report
-
-    _print_run(Path(args.run), write_report(Path(args.run)))
-
-
-def plan(args: argparse.Namespace) -> None:
+def plan(
+    overrides: Words = None,
+    gpus: Annotated[int | None, typer.Option(min=1, metavar="N", show_default="1", help="GPUs that train together.")] = None,
+    gpu: Annotated[
+        str | None, typer.Option(metavar="CARD", help="Hours and memory on that card, estimated: h100, a100, 4090.")
+    ] = None,
+    tflops: Annotated[
+        float | None, typer.Option(metavar="N", show_default="100 each", help="What the GPUs sustain together.")
+    ] = None,
+) -> None:
+    """Say what a run will take, before anything runs: steps, parameters, files, extra passes, memory and hours."""
     from hide_llava.planning.plan import plan
 
-    print(plan(_run_of(_compose(args)), args.tflops, args.gpus, args.gpu))
+    print(plan(_run_of(_compose(overrides or [])), tflops, gpus, gpu))
 
 
-def predict(args: argparse.Namespace) -> None:
-    from hide_llava.evaluation.predict import predict
-
-    count = predict(Path(args.run), args.stage, Path(args.questions), Path(args.images), Path(args.output),
-                    args.batch_size, args.max_new_tokens, args.dtype, args.task)  # fmt: skip
-    print(f"{count} answers in {args.output}")
-
-
-def score(args: argparse.Namespace) -> None:
-    from hide_llava.metrics import parse_options, score_files
-
-    options = {"tokenizer": {"java": "ptb"}.get(args.tokenizer, args.tokenizer), "allow_partial": args.allow_partial}
-    options |= parse_options(args.option)
-    questions = Path(args.questions) if args.questions else None
-    result = score_files(args.metric, Path(args.predictions), Path(args.references), questions, options=options)
-    print(json.dumps(result, ensure_ascii=False))
-
-
-def preview(args: argparse.Namespace) -> None:
-    from hide_llava.backbones.auto import reader_of
-    from hide_llava.backbones.loading import resolve
-    from hide_llava.config import names
-    from hide_llava.data.preview import preview
-
-    named = (args.data, args.images, args.model)
-    if args.overrides and (args.data or args.images):
-        raise UserError("preview takes --data and --images, or benchmark=; not both.")
-    if not args.overrides and None in named:
-        raise UserError("preview needs --data, --images and --model, or benchmark= and model=.")
-    words = args.overrides or ["benchmark=ucit"]  # of which only the recipe's defaults are read
-    model, clip = (Path(value) if value else None for value in (args.model, args.clip))
-    if args.model in names("model") and not model.is_dir():
-        words, model = [*words, f"model={args.model}"], None
-    run = _run_of(_compose_data(words))
-    if args.overrides:
-        run.prepare()
-    if model is None:
-        model = resolve(run.model.path, run.model_root)
-        clip = clip or resolve(run.model.clip, run.model_root)
-    reader = reader_of(model, clip, args.label_masks or run.train.label_masks)
-    files = [(Path(args.data), Path(args.images))] if args.data else [
-        (task.train_file, task.images) for task in run.tasks if task.trained
-    ]  # fmt: skip
-    for data, images in files:
-        if len(files) > 1 and not args.json:
-            print(f"══ {data}")
-        for line in preview(data, images, reader, args.max_length or run.train.max_length, args.limit, args.json):
-            print(line)
-
-
-def doctor(args: argparse.Namespace) -> None:
+def doctor(overrides: Words = None) -> None:
+    """Check this machine, and with a configuration also its files."""
     from hide_llava.doctor import report
 
-    text, healthy = report(_run_of(_compose(args)) if args.overrides else None)
+    text, healthy = report(_run_of(_compose(overrides)) if overrides else None)
     print(text)
     if not healthy:
         sys.exit(1)
 
 
-def _compose_data(words: list[str]) -> Any:
-    """A configuration of which only the data matters: method and model need not be named."""
-    from hide_llava.config import compose
+def report(run: RunFolder) -> None:
+    """Write tables, figures and report.html of a run, as far as it is finished."""
+    from hide_llava.results.report import write_report
 
-    return compose(words, {"method": "zero_shot", "model": "llava-1.5-7b"})
-
-
-def check(args: argparse.Namespace) -> None:
-    from hide_llava.studies.audit.check import check
-    from hide_llava.studies.audit.show import readable
-
-    report = check(_run_of(_compose_data(args.overrides)), args.deep)
-    print(json.dumps(report.as_json(), ensure_ascii=False, indent=1) if args.json else readable(report))
-    if not report.sound:
-        sys.exit(1)
+    _print_run(run, write_report(run))
 
 
-def leakage(args: argparse.Namespace) -> None:
-    from hide_llava.results.run_reader import read_run
-    from hide_llava.studies.leakage.report import write_leakage
-    from hide_llava.studies.leakage.shares import leakage
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="Run folders.", show_default=False)],
+    published: Annotated[
+        bool, typer.Option("--published", help="Also the published values, as ranges with their protocols.")
+    ] = False,
+    baseline: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Paired difference to this run on the same questions.")
+    ] = None,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder, or a path ending in .html.")] = Path("runs/comparison"),
+) -> None:
+    """Show runs side by side, in one table per benchmark, metric and image transform.
 
-    runs = [read_run(Path(run)) for run in args.run]
-    run = _run_of(_compose_data(args.overrides))
-    images = Path(args.pretraining_images) if args.pretraining_images else None
-    audit = leakage(run, Path(args.pretraining), images)
-    folder = Path(args.output or f"leakage-{run.benchmark.name}")
-    print(write_leakage(audit, runs, folder))
-    print(f"written: {folder}")
+    Runs that differ in nothing but seed and task order are one row, mean ± sd. Written as comparison.html, .md, .csv (one
+    file per table) and .tex.
+    """
+    from hide_llava.results.comparison import write_comparison
 
-
-def cka(args: argparse.Namespace) -> None:
-    from hide_llava.studies.cka.across_layers import analyse
-    from hide_llava.studies.cka.report import write_cka
-
-    report = analyse(Path(args.run), args.stage, args.task, args.samples, args.activation, args.pooling, args.kernel,
-                     args.legacy)  # fmt: skip
-    folder = Path(args.output or Path(args.run) / "results")
-    print(write_cka(report, folder))
-    print(f"written: {folder}")
+    page = write_comparison(runs, output, baseline, published)
+    print(page.with_suffix(".md").read_text(encoding="utf-8"))
+    print(f"report: {page}")
 
 
-def ls(args: argparse.Namespace) -> None:
+def predict(
+    run: RunFolder,
+    stage: Annotated[int, typer.Option(metavar="N", help="The run as it was after this stage; 1 = after the first task.")],
+    questions: Annotated[Path, typer.Option(metavar="FILE", help="JSON list of {question_id, image, text}.")],
+    images: Annotated[Path, typer.Option(metavar="DIR", help="Folder that `image` is relative to.")],
+    output: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines {question_id, prompt, text, token_ids, routing}.")],
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, metavar="N", show_default="the run's eval.batch_size", help="Questions asked together.")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, metavar="N", show_default="the run's", help="Length of an answer.")
+    ] = None,
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, typer.Option(show_default="the run's", help="Number format.")
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="TASK", help="Ask as this task is asked (transform, length, suffix).")
+    ] = None,
+) -> None:
+    """Answer a question file with a run as it was after a stage."""
+    from hide_llava.evaluation.predict import predict
+
+    count = predict(run, stage, questions, images, output, batch_size, max_new_tokens, dtype, task)
+    print(f"{count} answers in {output}")
+
+
+def score(
+    metric: Annotated[str, typer.Option(metavar="NAME", help="See `hide-llava ls metrics`.")],
+    predictions: Annotated[Path, typer.Option(metavar="FILE", help="JSON lines {question_id, text}.")],
+    references: Annotated[Path, typer.Option(metavar="FILE", help="Questions with their answers, or the metric's own file.")],
+    questions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Question file, where the references are a separate file.")
+    ] = None,
+    tokenizer: Annotated[Literal["java", "python"], typer.Option(help="Captions without Java: python.")] = "java",
+    allow_partial: Annotated[
+        bool, typer.Option("--allow-partial", help="Score an incomplete file, labelled partial.")
+    ] = False,
+    option: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the metric; may be repeated.")
+    ] = None,
+) -> None:
+    """Score an answer file and print one JSON object."""
+    from hide_llava.metrics import parse_options, score_files
+
+    options = {"tokenizer": {"java": "ptb"}.get(tokenizer, tokenizer), "allow_partial": allow_partial}
+    options |= parse_options(option or [])
+    print(json.dumps(score_files(metric, predictions, references, questions, options=options), ensure_ascii=False))
+
+
+def preview(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="key=value", autocompletion=complete, help="A benchmark's training files, in place of --data."),
+    ] = None,
+    data: Annotated[Path | None, typer.Option(metavar="FILE", help="A training file.")] = None,
+    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that its images are relative to.")] = None,
+    model: Annotated[str | None, typer.Option(metavar="MODEL", help="A model folder, or a name of `ls models`.")] = None,
+    clip: Annotated[Path | None, typer.Option(metavar="DIR", help="CLIP folder, for an original-format model.")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(min=1, metavar="N", show_default="train.max_length, 2048", help="Positions of a record.")
+    ] = None,
+    label_masks: Annotated[
+        Literal["exact", "reference"] | None,
+        typer.Option(show_default="train.label_masks, exact", help="Which tokens are trained on."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N records.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of readable text.")] = False,
+) -> None:
+    """Show token ids and labels of training records, as the trainer sees them."""
+    from hide_llava.backbones.auto import reader_of
+    from hide_llava.backbones.loading import resolve
+    from hide_llava.config import compose_data, names
+    from hide_llava.data.preview import preview
+
+    if overrides and (data or images):
+        raise UserError("preview takes --data and --images, or benchmark=; not both.")
+    if not overrides and None in (data, images, model):
+        raise UserError("preview needs --data, --images and --model, or benchmark= and model=.")
+    words = overrides or ["benchmark=ucit"]  # of which only the recipe's defaults are read
+    folder = Path(model) if model else None
+    if model in names("model") and not folder.is_dir():
+        words, folder = [*words, f"model={model}"], None
+    run = _run_of(compose_data(words))
+    if overrides:
+        run.prepare()
+    if folder is None:
+        folder = resolve(run.model.path, run.model_root)
+        clip = clip or resolve(run.model.clip, run.model_root)
+    reader = reader_of(folder, clip, label_masks or run.train.label_masks)
+    files = [(data, images)] if data else [(task.train_file, task.images) for task in run.tasks if task.trained]
+    for file, root in files:
+        if len(files) > 1 and not as_json:
+            print(f"══ {file}")
+        for line in preview(file, root, reader, max_length or run.train.max_length, limit, as_json):
+            print(line)
+
+
+def ls(
+    what: Annotated[
+        Literal["methods", "benchmarks", "models", "metrics", "runs"], typer.Argument(help="Of which.", show_default=False)
+    ],
+) -> None:
+    """List what is known, one line each."""
     from hide_llava.listing import listing
 
-    print(listing(args.what))
+    print(listing(what))
 
 
-def import_(args: argparse.Namespace) -> None:
+def import_(
+    kind: Annotated[Literal["hide-reference"], typer.Argument(help="Whose checkpoints.", show_default=False)],
+    checkpoint: Annotated[list[Path], typer.Option(metavar="DIR", help="A TaskN folder; repeat for several.")],
+    base: Annotated[Path, typer.Option(metavar="DIR", help="The LLaVA folder it was trained from.")],
+    clip: Annotated[Path, typer.Option(metavar="DIR", help="The CLIP folder.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The run folder to write.")],
+    preset: Annotated[str, typer.Option(metavar="NAME", help="The method's preset.")] = "hide-official",
+    benchmark: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default="task-1 … task-E", help="Where tasks and titles come from.")
+    ] = None,
+    slots: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Routing slots; the published code used 6 whatever E was.")
+    ] = None,
+) -> None:
+    """Import checkpoints of other code as a run."""
     from hide_llava.interop.hide_reference import import_run
 
-    run = import_run([Path(c) for c in args.checkpoint], Path(args.base), Path(args.clip), Path(args.out),
-                     args.preset, args.benchmark, args.slots)  # fmt: skip
-    print(
-        f"imported into {run.path}; try: hide-llava predict {run.path} --stage N --questions FILE --images DIR --output FILE"
-    )
+    path = import_run(checkpoint, base, clip, out, preset, benchmark, slots).path
+    print(f"imported into {path}; try: hide-llava predict {path} --stage N --questions FILE --images DIR --output FILE")
 
 
-def demo(args: argparse.Namespace) -> None:
+def demo(
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Where the runs go.")] = Path("runs/demo"),
+    seed: Annotated[int, typer.Option(metavar="N", help="Seed of data and training.")] = 0,
+) -> None:
+    """Train HiDe and sequential LoRA on six small tasks and compare them; on a CPU this takes minutes."""
     from hide_llava.demo import demo
 
-    demo(Path(args.output), args.seed)
+    demo(output, seed)

@@ -20,6 +20,7 @@ import yaml
 from hide_llava.benchmarks.selection import select_tasks
 from hide_llava.errors import UserError, known_as, nearest
 from hide_llava.naming import default_output, plain_name
+from hide_llava.presets import GROUPS, configs_folder, names
 from hide_llava.schema import (
     BEFORE,
     SECTIONS,
@@ -34,22 +35,10 @@ from hide_llava.schema import (
 )
 from hide_llava.settings import Lacking, validated
 
-__all__ = ["BenchmarkConfig", "ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "compose", "configs_folder",
-           "flatten", "from_yaml", "names", "read_group", "read_yaml", "to_yaml"]  # fmt: skip
+__all__ = ["BenchmarkConfig", "ModelConfig", "RunConfig", "TaskConfig", "TrainConfig", "compose", "compose_data",
+           "configs_folder", "flatten", "from_yaml", "names", "read_group", "read_yaml", "to_yaml"]  # fmt: skip
 
 Layers = list[tuple[str, dict]]  # partials of the tree, later ones winning, and where each was said
-GROUPS = ("model", "benchmark", "train", "method")
-
-
-def configs_folder() -> Path:
-    """The folder of the YAML files: inside the wheel, or beside the package in a checkout."""
-    inside = Path(__file__).parent / "configs"
-    return inside if inside.is_dir() else Path(__file__).parent.parent / "configs"
-
-
-def names(group: str) -> list[str]:
-    """Names that `group=` accepts without a path."""
-    return sorted(p.stem for p in (configs_folder() / group).glob("*.yaml"))
 
 
 def read_yaml(path: Path) -> dict:
@@ -278,6 +267,11 @@ def compose(overrides: list[str], defaults: dict[str, str] | None = None) -> Run
     if config.output is None:
         config.output = default_output(config, _finished(layers), flatten(words), _own_recipe(chosen))
     return config
+
+
+def compose_data(overrides: list[str]) -> RunConfig:
+    """A configuration of which only the data matters: method and model need not be named."""
+    return compose(overrides, {"method": "zero_shot", "model": "llava-1.5-7b"})
 
 
 def _partial(group: str, name: str) -> tuple[str, dict]:

@@ -15,12 +15,12 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import hide_llava.methods.all
-from hide_llava.cli import build_parser
 from hide_llava.config import compose
 from hide_llava.methods import base
 from hide_llava.methods.base import Method
 from hide_llava.metrics import METRICS
 from hide_llava.sweep import expand, is_sweep
+from tests.cli.call import known_verbs, understood
 from tests.tiny import OVERRIDES, arguments
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -184,11 +184,10 @@ def test_every_printed_command_is_understood(line: str, tmp_path: Path, monkeypa
     """Its verb and options parse, and its configuration composes; `compare`, `report`, … of runs need those runs."""
     monkeypatch.chdir(tmp_path)
     verb = line.split()[1]
-    assert verb in next(action.choices for action in build_parser()._actions if action.dest == "verb"), line
+    assert verb in known_verbs(), line
     if any(mark in line for mark in PLACEHOLDERS) or len(line.split()) == 2:
         return
-    args = build_parser().parse_args(shlex.split(line)[1:])
-    words = getattr(args, "overrides", None)
+    words = understood(*shlex.split(line)[1:]).options.get("overrides")
     if not words or "=" not in words[0]:
         return
     (tmp_path / "my_method.py").write_text(re.search(r"^```python\n(.*?)^```$", README.read_text(), re.DOTALL | re.M)[1])

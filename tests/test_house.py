@@ -10,8 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "hide_llava"
 # From the ground up; what stands in one line may not know each other. A name is a folder of the package or a file in it.
 FLOORS = (
     ("errors", "__init__"),
-    ("settings", "storage", "distributed", "precision", "launch"),
-    ("schema", "progress", "metrics"),
+    ("settings", "storage", "distributed", "precision", "launch", "presets", "parser"),
+    ("schema", "progress", "metrics", "completion"),
     ("naming", "data"),
     ("backbones",),
     ("adapters",),
@@ -104,4 +104,4 @@ def test_nobody_carries_the_whole_configuration() -> None:
 
 def test_only_the_command_line_knows_the_studies() -> None:
     knowing = {room(file) for file, others in EDGES.items() if any(room(other) == "studies" for other in others)}
-    assert knowing == {"studies", "commands"}
+    assert knowing == {"studies", "cli"}

@@ -117,6 +117,10 @@ class Llava15(Backbone):
     def projector(self) -> nn.Module:
         return self.model.model.multi_modal_projector
 
+    @property
+    def width(self) -> int:
+        return self.model.config.text_config.hidden_size
+
     def linears(self, targets: str) -> str:
         return rf".*language_model\.layers\.\d+\.({TARGETS[targets]})"
 

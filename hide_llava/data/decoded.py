@@ -15,12 +15,12 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from hide_llava.data.hashing import NONE, Hashes, as_hashes, hash64
 from hide_llava.data.images import check_mode, opened
 from hide_llava.data.records import cache_folder
 from hide_llava.errors import BadRecord, UserError
+from hide_llava.progress import Bar
 
 BLOCK = 4096  # pictures looked at together
 RULE = "1"  # part of what is remembered; raise it when `decode` becomes stricter
@@ -36,10 +36,12 @@ def undecodable(
     """
     folder = cache_folder(cache_dir) / "decoded"
     known, fresh, bad = _remembered(folder), set(), {}
-    bar = tqdm(total=total, desc=f"decoding images of {name}", unit=" images", delay=5, disable=None)
-    rest = iter(paths)
+    looked, rest = 0, iter(paths)
     try:
-        with bar, ThreadPoolExecutor(max(1, workers)) as pool:  # decoding releases the interpreter lock
+        with (
+            Bar(f"decoding images of {name}", total, "image") as bar,
+            ThreadPoolExecutor(max(1, workers)) as pool,  # decoding releases the interpreter lock
+        ):
             while block := list(islice(rest, BLOCK)):
                 marks = dict(zip(block, pool.map(_mark, block)))
                 seen = _in(as_hashes([mark or NONE for mark in marks.values()]), known)
@@ -52,7 +54,8 @@ def undecodable(
                         bad[path] = reason
                     elif marks[path] is not None:
                         fresh.add(marks[path])
-                bar.update(len(block))
+                looked += len(block)
+                bar.at(looked)
     finally:  # also when the run is stopped here: it goes on from what is known
         if fresh:
             _remember(folder, as_hashes(list(fresh)))

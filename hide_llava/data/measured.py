@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from hide_llava import __version__
 from hide_llava.data.records import cache_folder
 from hide_llava.errors import UserError
+from hide_llava.progress import Bar
 from hide_llava.storage import write_text
 
 if TYPE_CHECKING:
@@ -46,10 +46,10 @@ def measured(records: Any, measure: Measure, settings: Sequence[Any], workers: i
             if len(known) == len(records):
                 return known
     found: list[list] = []
-    with tqdm(total=len(records), desc=f"checking {name}", delay=5, disable=None) as bar:
+    with Bar(f"checking {name}", len(records), "record") as bar:
         for block in _blocks(records, measure, workers):
             found += block
-            bar.update(len(block))
+            bar.at(len(found))
     if file is not None:
         with contextlib.suppress(OSError, UserError):  # a cache that cannot be written costs time, not the run
             write_text(file, json.dumps(found, ensure_ascii=False))

@@ -18,9 +18,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import ijson
-from tqdm import tqdm
 
 from hide_llava.errors import BadRecord, UserError
+from hide_llava.progress import watched
 from hide_llava.storage import writing
 
 if TYPE_CHECKING:
@@ -180,8 +180,7 @@ def _build_table(json_file: Path, table: Path) -> None:
     try:
         count = 0
         with writing(table), ArrowWriter(features=features(), path=str(temporary)) as writer:
-            records = tqdm(stream(json_file), desc=f"reading {json_file.name}", delay=5, disable=None)
-            for record in records:
+            for record in watched(stream(json_file), f"reading {json_file.name}"):
                 writer.write(_row(record))
                 count += 1
             if count:

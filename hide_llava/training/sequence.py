@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+from contextlib import closing
 from itertools import islice
 from typing import Any
 
@@ -194,7 +195,8 @@ def train_stage(session: Session, stage: Stage) -> Session:
     if checkpoint and trainer.is_deepspeed_enabled:  # the Trainer leaves all loading to DeepSpeed
         load_trained(session.routed, checkpoint)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with closing(callback):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     except torch.OutOfMemoryError as error:
         _keep_less(session, stage, trainer, str(error))
     else:

@@ -190,9 +190,13 @@ class RunCallback(TrainerCallback):
                 return
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        self._progress.close()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def close(self) -> None:
+        """However the training ended, the terminal stands at the start of a line."""
+        if self._progress is not None:
+            self._progress.close()
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any

@@ -133,7 +133,7 @@ def test_the_readmes_command_runs_on_a_run_of_defaults(run: Path) -> None:
     assert RunFolder(run).config.eval.batch_size is None
     called = call("analyze", "cka", run, "--stage", 3)
     assert called.code == 0, called.err
-    written = json.loads((run / "results" / "cka.json").read_text())
+    written = json.loads((run / "results" / "cka" / "cka.json").read_text())
     for layer, other in zip(written["layers"], analyse(run, 3, batch_size=4).layers, strict=True):
         np.testing.assert_allclose(layer["matrix"], other.matrix, atol=1e-5)
 

@@ -7,7 +7,8 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hide_llava.cli import main
+from hide_llava.cli import main, verbs
+from hide_llava.parser import Call, parse
 
 
 class Called(NamedTuple):
@@ -56,3 +57,14 @@ def manifest(run: Path) -> dict[str, Any]:
     found = json.loads((run / "manifest.json").read_text())
     found["stages"] = [{k: v for k, v in s.items() if not k.endswith(("_seconds", "_gib"))} for s in found["stages"]]
     return found
+
+
+def understood(*words: str) -> Call:
+    """What these words ask for, without doing it."""
+    asked = parse(verbs(), list(words))
+    assert asked is not None
+    return asked
+
+
+def known_verbs() -> list[str]:
+    return list(verbs().commands)

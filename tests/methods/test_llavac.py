@@ -3,15 +3,16 @@
 import json
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor
 
 from hide_llava.adapters.consolidation import by_energy, constant, rescaled, soft
+from hide_llava.data.reader import Read
 from hide_llava.errors import UserError
 from hide_llava.listing import listing
-from hide_llava.methods import llavac
 from hide_llava.methods.base import Context, Route
 from hide_llava.methods.llavac import LlavaC, distance
 from hide_llava.methods.registry import method_config
@@ -122,6 +123,10 @@ def test_distance_against_loops(kind: str) -> None:
     assert not mine.grad[1, 2].any()  # padding
 
 
+def letters(text: str) -> list[int]:
+    return [1, *(2 + ord(c) % 30 for c in text)]
+
+
 def in_second_task(monkeypatch: pytest.MonkeyPatch, **options: object) -> RoutedLlava:
     """On the recorded tiny Llama, whose task experts stand for two tasks; a letter is a token."""
     parameters = {k: v for k, v in case(recorded("olora_mcitlib"), "tiny_llama").items() if k.startswith("param.")}
@@ -129,7 +134,8 @@ def in_second_task(monkeypatch: pytest.MonkeyPatch, **options: object) -> Routed
     names = {k.removeprefix("param.").removesuffix(".A.0") for k in parameters if k.endswith(".A.0")}
     for i, name in enumerate(("expert-01", "expert-02")):
         put(routed, name, {n: (parameters[f"param.{n}.A.{i}"], parameters[f"param.{n}.B.{i}"]) for n in names})
-    monkeypatch.setattr(llavac, "encode_question", lambda text, image, _: [1, *(2 + ord(c) % 30 for c in text)])
+    reader = SimpleNamespace(question=lambda text, image: Read(letters(text), None, text))
+    monkeypatch.setattr(routed.core.backbone, "reader", lambda: reader)
     trainable(routed)
     return routed
 
@@ -138,7 +144,7 @@ BATCH = {"texts": ["what colour", "how many of them"], "ids": [7, "b"]}
 
 
 def hidden(routed: RoutedLlava, question: str, active: list[str], layer: int) -> Tensor:
-    ids = torch.tensor([llavac.encode_question(question, False, None)])
+    ids = torch.tensor([letters(question)])
     routed.core.follow(Route(active))
     out = routed.core.llava.model.language_model(ids, output_hidden_states=True)
     return (out.last_hidden_state if layer == -1 else out.hidden_states[layer])[0]

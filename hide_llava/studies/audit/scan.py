@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from hide_llava.backbones.vicuna import SPECIAL
 from hide_llava.data.dataset import check_place, check_turns
@@ -19,6 +18,7 @@ from hide_llava.data.hashing import NONE, Hashes, as_hashes, hash64, repeats
 from hide_llava.data.records import check_question, check_record, picture_of, stream
 from hide_llava.data.turns import routing_text
 from hide_llava.errors import BadRecord, UserError
+from hide_llava.progress import watched
 from hide_llava.studies.audit.findings import SHOWN, Finding, plural
 from hide_llava.studies.audit.pictures import Pictures, pictures
 from hide_llava.studies.audit.texts import AnswerRoom, PromptLengths, answer_format, questions_of
@@ -83,12 +83,8 @@ def scan(place: Place, lengths: PromptLengths, room: AnswerRoom, deep: bool) -> 
     """Read the whole file, look at each distinct image once (deep: decode it), and note every fault."""
     found = Scan(place)
     images = _Images(found, deep)
-    records = tqdm(
-        stream(place.file), desc=f"{place.task} {place.split}", total=place.expected, unit=" records", delay=5,
-        disable=None, mininterval=0.5,
-    )  # fmt: skip
     try:
-        for record in records:
+        for record in watched(stream(place.file), f"{place.task} {place.split}", place.expected):
             _take(found, record, images, lengths, room)
     except UserError as error:
         found.complete = False

@@ -6,7 +6,6 @@ expert t alone, for sequential LoRA the adapter after stage t. All of them see t
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,11 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from hide_llava.benchmarks.files import BenchmarkTask, with_suffix
 from hide_llava.data.collator import Collator
 from hide_llava.data.dataset import QuestionDataset
+from hide_llava.progress import Bar
 from hide_llava.training.session import Session
 
 ACTIVATIONS = ("layer", "mlp")
@@ -88,13 +87,14 @@ def represent(session: Session, probes: list[Probe], activation: str, pooling: s
         for k, layer in enumerate(layers)
     ]
     count = sum(len(probe.questions) for probe in probes)
-    bar = tqdm(total=count, desc="prompts", delay=5, disable=None if os.isatty(2) else True)
+    done, bar = 0, Bar("prompts", count, "prompt")
     try:
         for batch in (batch for probe in probes for batch in batches(session, probe, size)):
             ready, _, _ = session.routed.prepare(batch, True)
             mask = ready.attention_mask
             session.backbone.run(ready)
-            bar.update(len(mask))
+            done += len(mask)
+            bar.at(done)
     finally:
         bar.close()
         for handle in handles:

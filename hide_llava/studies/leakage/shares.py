@@ -22,11 +22,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from hide_llava.data.hashing import NONE, Hashes, as_hashes, combine, hash64, join
 from hide_llava.data.records import picture_of, stream
 from hide_llava.errors import BadRecord, UserError
+from hide_llava.progress import watched
 from hide_llava.results.comparison import last_cell
 from hide_llava.results.run_reader import Run as FinishedRun
 from hide_llava.studies.audit.check import places
@@ -169,8 +169,7 @@ def image_key(path: str, owner: str) -> int:
 def read(file: Path, place: Place | None, data_folder: Path | None = None) -> Asked:
     """The questions and images of a training file, a test file, or (place None) the mix."""
     images, questions, paths, count = array("Q"), array("Q"), {}, 0
-    records = tqdm(stream(file), desc=f"reading {file.name}", unit=" records", delay=5, disable=None)
-    for count, record in enumerate(records, 1):
+    for count, record in enumerate(watched(stream(file), f"reading {file.name}"), 1):
         if not isinstance(record, Mapping):
             raise UserError(f"{file}: record {count - 1} is not an object; run `hide-llava check` on the file.")
         key, path = NONE, None
@@ -190,8 +189,7 @@ def read(file: Path, place: Place | None, data_folder: Path | None = None) -> As
 def look(files: dict[int, Path], what: str) -> tuple[Pictures, int]:
     """Decode these files; the pictures, and how many are missing or damaged."""
     shown, bad = Pictures(), 0
-    bar = tqdm(files, desc=what, unit=" images", delay=5, disable=None)
-    for key, found in zip(bar, pictures(files.values())):
+    for key, found in zip(watched(files, what, len(files), "image"), pictures(files.values())):
         if isinstance(found, str):
             bad += 1
         else:
