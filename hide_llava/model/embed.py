@@ -38,7 +38,7 @@ def see(llava: LlavaForConditionalGeneration, pixel_values: Tensor) -> Vision:
 def splice(
     llava: LlavaForConditionalGeneration, input_ids: Tensor, vision: Vision | None, project: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Token embeddings [B, N, d] with the projected patches at the image positions, in row order (hide.md §3.7)."""
+    """Token embeddings [B, N, d] with the projected patches at the image positions, in row order."""
     places = input_ids == IMAGE_TOKEN
     embeds = llava.get_input_embeddings()(input_ids.masked_fill(places, 0))
     if vision is None:

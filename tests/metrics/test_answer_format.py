@@ -1,4 +1,4 @@
-"""MIF: the format rules of CVIT (spec benchmarks.md §1.7)."""
+"""MIF: the format rules of CVIT (docs/PROTOCOLS.md, Metrics)."""
 
 from __future__ import annotations
 

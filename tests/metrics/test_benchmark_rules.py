@@ -1,4 +1,4 @@
-"""Rules of MLLM-DCL, MLLM-ACL, TriGap and general benchmarks (spec benchmarks.md §2.5, §3.5, §4.4), row by row."""
+"""Rules of MLLM-DCL, MLLM-ACL, TriGap and general benchmarks (docs/METRICS.md), row by row."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def one(metric: str, said: str, gold: object, **fields) -> tuple[float, float]:
 @pytest.mark.parametrize(
     "metric, text, gold, legacy, clean",
     [
-        # §2.5, the table of executed checks
+        # MLLM-DCL's rule for RS and AD: what its script answers
         ("substring_wordish", "10", "1", 1, 0),
         ("substring_wordish", "there are 10 cars", "1", 1, 0),
         ("substring_wordish", "no", "No.", 1, 1),
         ("substring_wordish", "the answer is b", "A", 1, 0),
         ("substring_wordish", "Not a problem", "A", 1, 1),
         ("substring_wordish", "0", "10", 0, 0),
-        # §2.5, the other quirks
+        # the other quirks of docs/METRICS.md
         ("substring_wordish", "10m2", "0m2", 1, 0),
         ("substring_wordish", "16", "1", 1, 0),
         ("substring_wordish", "pineapple", "app", 1, 0),
@@ -60,7 +60,7 @@ def one(metric: str, said: str, gold: object, **fields) -> tuple[float, float]:
         ("option_exact_local", "The answer is (C).", "C", 0, 1),
         ("option_exact_local", "Z", "B", 0, 0),
         ("option_exact_local", "a button", "A", 0, 0),
-        # §4.4
+        # TriGap
         ("anls_prism", "Hello", " hello", 1, 1),
         ("anls_prism", "hexxx", "hello", 0.4, 0.4),
         ("anls", "hexxx", "hello", 0, 0),

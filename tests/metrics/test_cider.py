@@ -1,4 +1,4 @@
-"""CVIT's caption rules (spec benchmarks.md §1.6) against a float64 CIDEr-D written here from the formula."""
+"""CVIT's caption rules (docs/METRICS.md) against a float64 CIDEr-D written here from the formula."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""MLLM-ACL's Math rule (spec benchmarks.md §3.5), without a judge and with one that runs here."""
+"""MLLM-ACL's Math rule (docs/METRICS.md), without a judge and with one that runs here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Every quirk of spec hide.md §4.3, legacy and clean, as a row of a table; and what is refused."""
+"""Every quirk that docs/METRICS.md lists, legacy and clean, as a row of a table; and what is refused."""
 
 from __future__ import annotations
 
