@@ -24,7 +24,7 @@ HEADING = re.compile(r"(docs/[\w/]+\.md), ([A-Z][\w' -]*)")
 TOP = ("docs", "tests", "scripts", "configs", "hide_llava", "perf", "examples")
 # Files that a command writes, and names that stand for a file of the reader's own.
 WRITTEN = ("cka.md", "comparison.md", "leakage.md", "matrix.md")
-OWN = re.compile(r"(?:\.\./|\./)?(?:\w+/)*(?:my_\w+|mine|orthogonal|elsewhere|copy)\.(?:py|yaml|md)")
+OWN = re.compile(r"(?:\.\./|\./)?(?:\w+/)*(?:my_\w+|mine|orthogonal|elsewhere|copy|NAME)\.(?:py|yaml|md)")
 # Sources that no reader of the repository can open. The metrics are being rewritten by others: their lines follow.
 UNKNOWN = re.compile(
     r"\b(?:methods|benchmarks|stack|peers)\.md|\bhide\.md §|\bspec hide|\bDESIGN\b|\[DECISION\]|/work/|shared/spec"
@@ -167,3 +167,28 @@ def test_every_preset_of_published_code_is_on_the_page() -> None:
         assert f"`method={name}`" in first, name
     for benchmark in [n for n in names("benchmark") if n.endswith(("-official", "-original"))]:
         assert benchmark in first, benchmark
+
+
+# ------------------------------------------------------------------------------------------------------- CONTRIBUTING.md
+
+GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+PACKAGE = ROOT / "hide_llava"
+
+
+def test_every_step_of_the_walks_is_in_its_file() -> None:
+    steps = re.findall(r"^\| .+ \| `([\w.]+)` \| `([\w/]+\.py)` \|$", GUIDE, re.MULTILINE)
+    assert len(steps) > 25 and GUIDE.count("### Walk ") == 3
+    for function, file in steps:
+        scope: list[ast.stmt] = ast.parse((PACKAGE / file).read_text(encoding="utf-8")).body
+        for name in function.split("."):
+            found = [node for node in scope if getattr(node, "name", None) == name]
+            assert found, f"{file} has no {function}"
+            scope = getattr(found[0], "body", [])
+
+
+def test_the_tree_names_every_file_and_folder_of_the_package() -> None:
+    tree = GUIDE.split("hide_llava/\n")[1].split("```")[0]
+    named = set(re.findall(r"\b(\w+(?:\.py|/))", tree))
+    there = {f"{p.name}/" for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"}
+    there |= {p.name for p in PACKAGE.glob("*.py") if p.name != "__init__.py"}
+    assert {name for name in named if name != "base.py"} == there
