@@ -135,7 +135,7 @@ OF_METHOD = {"HiDe": "hide", "DISCO": "disco", "O-LoRA": "olora", "MoELoRA": "mo
              "SMoLoRA": "smolora", "ModalPrompt": "modalprompt", "RegLoRA (SEFE)": "sefe", "SEFE": "sefe"}  # fmt: skip
 
 
-def rows(section: str) -> list[list[str]]:
+def table(section: str) -> list[list[str]]:
     text = PROTOCOLS.split(f"\n## {section}\n")[1].split("\n## ")[0]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines()
             if line.startswith("| ") and not line.startswith(("| published", "| method |", "| metric |"))]  # fmt: skip
@@ -149,7 +149,7 @@ def options(cell: str) -> list[str]:
 def test_options_that_restore_published_behaviour_compose() -> None:
     seen = []
     for section in ("Training", "Methods", "Evaluation"):
-        for cells in rows(section):
+        for cells in table(section):
             wanted = [word for word in options(cells[-1]) if not word.startswith("model.")]
             if not wanted:
                 continue
@@ -192,3 +192,36 @@ def test_the_tree_names_every_file_and_folder_of_the_package() -> None:
     there = {f"{p.name}/" for p in PACKAGE.iterdir() if p.is_dir() and p.name != "__pycache__"}
     there |= {p.name for p in PACKAGE.glob("*.py") if p.name != "__init__.py"}
     assert {name for name in named if name != "base.py"} == there
+
+
+# ---------------------------------------------------------------------------------------------------------------- configs
+
+
+def head(group: str, name: str) -> list[str]:
+    """The comment that a configuration begins with."""
+    lines = (ROOT / "configs" / group / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    return lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]
+
+
+@pytest.mark.parametrize("name", names("method"))
+def test_a_method_says_what_to_expect(name: str) -> None:
+    """Its numbers are those of the page that it names."""
+    launch, *about, expect = head("method", name)
+    assert launch.startswith("# hide-llava run ") and about and expect.startswith("# Expect")
+    if "no result is known" in expect:
+        return
+    last, forgetting, page = re.fullmatch(
+        r"# Expect on mini-ucit: Last ([\d.]+)(?:, forgetting (-?[\d.]+))? \((docs/\w+\.md)\)\. Not run at 7B\.", expect
+    ).groups()
+    rows = [line for line in (ROOT / page).read_text(encoding="utf-8").splitlines() if re.match(rf"\| `?{name}[`\s]", line)]
+    assert any(f"| {last} " in row and (forgetting is None or f"| {forgetting} " in row) for row in rows)
+
+
+@pytest.mark.parametrize("name", names("benchmark"))
+def test_a_benchmark_says_what_to_expect(name: str) -> None:
+    launch, *about, expect = head("benchmark", name)
+    assert launch.startswith("# hide-llava run ") and about
+    benchmark = compose([f"benchmark={name}", "method=lora", "model=llava-1.5-7b"]).benchmark
+    trained = sum(task.train is not None for task in benchmark.tasks)
+    cells = trained * (trained + 1) // 2 + len(benchmark.tasks) - trained + trained * len(benchmark.general)
+    assert expect.startswith(f"# Expect {trained} stages and {cells} cells; ")
