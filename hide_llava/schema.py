@@ -85,7 +85,7 @@ class BenchmarkConfig(Settings):
 
 
 class TrainConfig(Settings):
-    """The training recipe of one task (spec hide.md §2.1); the schedule restarts with every task."""
+    """The training recipe of one task (defaults: HiDe-LLaVA's on UCIT); the schedule restarts with every task."""
 
     name: str = "default"
     global_batch_size: int = Field(96, gt=0)
@@ -99,7 +99,7 @@ class TrainConfig(Settings):
     warmup_ratio: float = 0.03  # share of a task's steps in which the learning rate rises from 0
     # whole_steps: less than one step of it is none | reference: any part of a step is a step at rate 0
     warmup: Literal["whole_steps", "reference"] = "whole_steps"
-    max_grad_norm: float = 0.0  # 0: no clipping, as the published runs effectively did (hide.md §2.1)
+    max_grad_norm: float = 0.0  # 0: no clipping, as in the published runs (docs/PROTOCOLS.md, Training)
     schedule: str = "cosine"
     optimizer: str = "adamw_torch"
     # true: activations are computed twice | false: kept | auto: kept where they fit

@@ -5,7 +5,7 @@
 
 base   transformers' own LlavaForConditionalGeneration.generate on ids and pixels, no adapter anywhere
 hide   RoutedLlava.generate as `with session:` answers: lower layers folded, top layer one gated adapter
-naive  what the reference does (hide.md §1.6): every forward of every lower linear sums all A and all B anew, the top
+naive  what the reference does: every forward of every lower linear sums all A and all B anew, the top
        layer adds expert after expert with weights stored on the module; batch 1 only, as there
 
 Targets: hide at most 1.03 × base at each batch size; naive at least 1.4 × hide at batch 1.
@@ -36,7 +36,7 @@ VARIANTS = ["base", "hide", "naive"]
 
 class NaiveLinear(nn.Module):
     """One adapted linear as the reference runs it at inference. `initialise`: each sum draws random weights first,
-    as the published code does unless one of its own evaluation scripts turned that off (hide.md §7.1, 14)."""
+    as the published code does unless one of its own evaluation scripts turned that off (docs/PROTOCOLS.md, Evaluation)."""
 
     def __init__(
         self, base: nn.Module, factors: list[tuple[Tensor, Tensor]], scale: float, expanded: bool, initialise: bool
@@ -56,7 +56,7 @@ class NaiveLinear(nn.Module):
 
 
 def fuse(matrices: list[Tensor], initialise: bool) -> nn.Linear:
-    """A new `nn.Linear` on the CPU, initialised, moved, zeroed, and every expert added (hide.md §7.1, 14)."""
+    """A new `nn.Linear` on the CPU, initialised, moved, zeroed, and every expert added."""
     width, rank = matrices[0].shape[1], matrices[0].shape[0]
     fused = nn.Linear(width, rank, bias=False) if initialise else skip_init(nn.Linear, width, rank, bias=False)
     fused = fused.to(matrices[0])

@@ -8,7 +8,7 @@ peft   one upstream LoRA adapter on transformers' own LLaVA, in a bare loop
 hide   RoutedLlava at the last task: its expert trains, the older ones are present and frozen; routing features,
        anchors and the change of route before and after the step are inside, as the Trainer subclass does it. Logits only
        where a record has a label, activations kept, and in bf16 no cast of inputs to fp32: as a run trains that has memory
-naive  the same, but every expert is trainable and in the optimizer, as in the reference (hide.md §7.1, 18);
+naive  the same, but every expert is trainable and in the optimizer, as in the reference;
        experts that are not used have zero gradients, which is what its flat buffers hold
 
 `hide` with one thing the other way, and with all of them, as every step was before they could be left out:

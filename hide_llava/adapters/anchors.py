@@ -1,4 +1,4 @@
-"""Anchors: the mean CLIP feature of each task's training data (hide.md §1.4)."""
+"""Anchors: the mean CLIP feature of each task's training data."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Anchors:
 class ReferenceAnchors(Anchors):
     """The reference's arithmetic, for parity: a running mean whose random start counts as one sample.
 
-    S = anchor · n + Σ f;  n ← n + B;  anchor ← S / n, with n in bf16 (it saturates: 256 at B = 1, hide.md §1.4) and the
+    S = anchor · n + Σ f;  n ← n + B;  anchor ← S / n, with n in bf16 (it saturates: 256 at B = 1) and the
     anchor in `dtype` (bf16 in the published runs).
     """
 

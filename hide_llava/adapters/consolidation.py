@@ -1,4 +1,4 @@
-"""A finished LoRA update B A with every singular value scaled by a gain, in the space of its rank (methods.md §3.17)."""
+"""A finished LoRA update B A with every singular value scaled by a gain, in the space of its rank (LLaVA-c, arXiv 2506.08666)."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ class Core:
                 self._hook(name)
 
     def _switch(self, active: list[str]) -> None:
-        """What peft's `set_adapter` does, but for requires_grad, which it rewrites (methods.md §6, T1).
+        """What peft's `set_adapter` does, but for requires_grad, which it rewrites.
 
         It runs twice in every training step, so it may not walk over all modules and parameters as `set_adapter` does.
         """
@@ -288,7 +288,7 @@ class Core:
             weight = m.get_base_layer().weight
             dtype = (
                 weight.dtype if weight.is_floating_point() else self.llava.dtype
-            )  # one compute dtype (hide.md §7.1, 27)
+            )  # one compute dtype; the authors' adapters stay fp32
             m.lora_A[name].weight.data, m.lora_B[name].weight.data = (f.detach().to(dtype) for f in factors[path])
         return rank
 

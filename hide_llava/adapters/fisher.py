@@ -14,7 +14,7 @@ def fisher_diagonal(losses: Iterable[Tensor], parameters: list[nn.Parameter]) ->
     """F_p = 1/N Σ_n (∂ℓ_n / ∂θ_p)², fp32, for N scalar losses ℓ_n; `losses` makes one graph at a time.
 
     With ℓ_n the negative log-likelihood of one example this is the Fisher diagonal at the data; with ℓ_n the mean of a
-    batch of B independent examples it is about B times too small (methods.md §3.5, a). Over all processes, each of
+    batch of B independent examples it is about B times too small (docs/PROTOCOLS.md, Methods). Over all processes, each of
     which brings its own losses.
     """
     sums = [torch.zeros_like(p, dtype=torch.float32) for p in parameters]

@@ -1,7 +1,7 @@
 """Folding: experts whose weight does not depend on the input become part of the base weight, once.
 
 `delta_sum`  W + Σ_i ε_i s_i B_i A_i             (the paper's fusion, Ē = Σ ε_i E_i)
-`factor_sum` W + s (Σ_i ε_i B_i)(Σ_j A_j)        (the reference's code: cross terms B_i A_j included, hide.md §1.6)
+`factor_sum` W + s (Σ_i ε_i B_i)(Σ_j A_j)        (the reference's code: cross terms B_i A_j included)
 
 The sum is formed in fp32 and rounded once. The original weights are *kept* (13 GB for the lower 31 layers of a bf16 7B), because
 W + Δ − Δ is not W in floating point: unfolding copies them back, bit for bit. They stay on the GPU while half of its
@@ -33,7 +33,7 @@ Factors = tuple[Tensor, Tensor]
 
 
 def low_rank(factors: list[Factors], weights: list[float], scales: list[float], mode: str) -> Factors:
-    """A [r, d_in] and B [d_out, r] in fp32 with B A = the fused update (hide.md §1.6).
+    """A [r, d_in] and B [d_out, r] in fp32 with B A = the fused update.
 
     delta_sum stacks the experts (r is the sum of their ranks), factor_sum adds them (r is theirs).
 

@@ -1,4 +1,4 @@
-"""Key elements of RegLoRA: the largest entries of a task's update BA, kept as one bit per entry (methods.md §3.14).
+"""Key elements of RegLoRA: the largest entries of a task's update BA, kept as one bit per entry (SEFE, arXiv 2505.02486).
 
 A 7B has 6.5 G entries in its 224 linears: 0.8 GB of bits for all tasks together, however many (lists of indices, as
 the authors keep them, take 2.1 GB per task).

@@ -49,7 +49,7 @@ class BoundGate:
 
 @dataclass
 class Route:
-    """How one batch passes through the adapters (methods.md §2, F1): Σ_i g_i B_i A_i x = B((g ⊗ 1_k) ⊙ A x).
+    """How one batch passes through the adapters: Σ_i g_i B_i A_i x = B((g ⊗ 1_k) ⊙ A x).
 
     Attributes:
         active: adapters that are switched on, in the order in which their updates are added.

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 class Spectrum:
-    """The leading eigenpairs of C = mean of x xᵀ over all vectors seen so far (uncentred, methods.md §3.18).
+    """The leading eigenpairs of C = mean of x xᵀ over all vectors seen so far (uncentred; SAME, arXiv 2602.01990).
 
     basis: V [d, K] fp32 with orthonormal columns, values: Σ [K] fp32, largest first, count: α, the vectors seen,
     energy: the trace of C, which the cut directions are part of. Adding n vectors replaces (V, Σ) by the eigenpairs of

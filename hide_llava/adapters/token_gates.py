@@ -1,6 +1,6 @@
 """What mixtures of LoRA experts build their gates of: routers, hard choices, one vector per prompt.
 
-A mixture of E experts of rank k is one LoRA of rank E·k with a gate in its rank space (methods.md §2, F1):
+A mixture of E experts of rank k is one LoRA of rank E·k with a gate in its rank space:
 Σ_i g_i B_i A_i x = B((g ⊗ 1_k) ⊙ A x), A = [A_0; A_1; …], B = [B_0 | B_1 | …].
 """
 
@@ -25,7 +25,7 @@ def per_rank(weights: Tensor, rank: int) -> Tensor:
 
 
 def product_of_sums(weights: Tensor, u: Tensor) -> Tensor:
-    """Prism's gate: (Σ_j g_j B_j)(Σ_i g_i A_i) x instead of Σ_i g_i B_i A_i x (methods.md §3.9).
+    """Prism's gate: (Σ_j g_j B_j)(Σ_i g_i A_i) x instead of Σ_i g_i B_i A_i x (docs/PROTOCOLS.md, Methods).
 
     weights [..., E] and u = A x [..., E·k] → what [B_0 | B_1 | …] is applied to, [..., E·k].
     """

@@ -18,7 +18,7 @@ from hide_llava.errors import UserError
 
 UNDERLINE = "▁"  # what sentencepiece writes for a space
 
-CONVERTED = ("<image>", "<pad>")  # tokens that the conversion to the transformers format adds (model/original.py)
+CONVERTED = ("<image>", "<pad>")  # tokens that the conversion to the transformers format adds (backbones/original.py)
 
 # Encoded at every load. Without special tokens inside, so that sentencepiece itself can be asked for the right answer.
 PROOF = (

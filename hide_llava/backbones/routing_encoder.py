@@ -1,4 +1,4 @@
-"""CLIP routing features (hide.md §1.4): image embedding from LLaVA's own tower, text embedding from the text tower.
+"""CLIP routing features: image embedding from LLaVA's own tower, text embedding from the text tower.
 
 image: visual_projection(post_layernorm(CLS of the last layer)), not normalised. text: pooled EOS state of the text
 tower, *not* projected, not normalised. The two live in different spaces and are never compared with each other.

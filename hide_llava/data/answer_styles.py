@@ -1,4 +1,4 @@
-"""Answer style diversification: the same knowledge asked for in another form of answer (SEFE; methods.md §3.14).
+"""Answer style diversification: the same knowledge asked for in another form of answer (SEFE, arXiv 2505.02486).
 
 A task whose answers all have one form teaches that form for everything. Part of its records are rewritten by the
 templates of `assets/answer_styles.json`: yes/no, multiple choice, a word or phrase, a sentence. Only one-round records

@@ -1,4 +1,4 @@
-"""Import task folders of the reference HiDe-LLaVA (spec hide.md §5) as a run of ours, with strict key accounting."""
+"""Import task folders of the reference HiDe-LLaVA (docs/CHECKPOINTS.md) as a run of ours, with strict key accounting."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def _read_adapter(path: Path, slots: int, rank: int) -> dict[int, dict[tuple[int
         if match is None or PROJECTIONS.get(match["proj"]) != match["block"]:
             raise UserError(f"{path}: unknown key {key}.")
         if match["side"] is None:
-            continue  # lora_router: never used by the reference (hide.md §7.1, 17)
+            continue  # lora_router: the reference trains and stores it, and never uses it
         if int(match["slot"]) not in experts:
             raise UserError(f"{path}: {key} is a slot beyond expert_num={slots}.")
         place, expert = (int(match["layer"]), match["proj"], match["side"]), experts[int(match["slot"])]
@@ -199,7 +199,7 @@ def _configuration(
 
 
 def _write_adapter(checkpoint: Checkpoint, slot: int, folder: Path) -> None:
-    """Expert `slot` as a plain peft LoRA of rank r and alpha = scale · r (hide.md §5.6, 5)."""
+    """Expert `slot` as a plain peft LoRA of rank r and alpha = scale · r."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {
         f"base_model.model.model.language_model.layers.{layer}.{PROJECTIONS[p]}.{p}.lora_{side}.weight": t.float().contiguous()

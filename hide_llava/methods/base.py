@@ -1,4 +1,4 @@
-"""The method contract (DESIGN §3): what a continual-learning method may say, and nothing more.
+"""The method contract (docs/ADD_A_METHOD.md): what a continual-learning method may say, and nothing more.
 
 A method is upstream peft adapters + a gate in their rank space. It says which adapters exist (`before_task`), which
 parameters train (`params`), and which adapters are active with which gate for a batch (`route`); it may add loss terms

@@ -1,6 +1,6 @@
 """BranchLoRA: Enhancing Multimodal Continual Instruction Tuning with BranchLoRA (ACL 2025, arXiv 2506.02041).
 
-N branches share one A on every adapted linear; a router of its own for every task τ (methods.md §3.19):
+N branches share one A on every adapted linear; a router of its own for every task τ:
     y = W x + s Σ_i g_i B_i A x,   g = softmax over the K largest of W_τ z, 0 elsewhere,   s = α / r
 z is the mean of the linear's input over the prompt: one choice per answer, taken at prefill. The paper's summaries say the
 first token (`reads: first`). Under causal attention that is BOS, which sees nothing of the question: g is then the same

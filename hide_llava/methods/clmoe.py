@@ -1,7 +1,7 @@
 """CL-MoE: Dual Momentum Mixture-of-Experts for Continual Visual Question Answering (CVPR 2025, arXiv 2503.00413).
 
 E LoRA experts per adapted linear, an instance gate G^I(x) = softmax(W_g x) for every token, and a task gate G^T made of
-routing statistics (methods.md §3.11). With n_i(t) = how often expert i is among the K largest of G^I on task t's tokens:
+routing statistics. With n_i(t) = how often expert i is among the K largest of G^I on task t's tokens:
     training     y = W x + s Σ_i G^I_i(x) B_i A_i x
     after task t G^T_i(t) = n_i(t) / Σ_{top K} n_j(t) for the K most used experts, else 0
                  θ_i ← λ_i θ_i^{t−1} + (1 − λ_i) φ_i     θ^{t−1}, φ: expert i before and after training on task t

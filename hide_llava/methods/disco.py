@@ -1,4 +1,4 @@
-"""DISCO, without its federation: Federated Continual Instruction Tuning (ICCV 2025, arXiv 2503.12897), methods.md §3.15.
+"""DISCO, without its federation: Federated Continual Instruction Tuning (ICCV 2025, arXiv 2503.12897).
 
 Training of task t: a LoRA subspace of its own, alone:  y = W x + s B_t A_t x.
 Inference, on every adapted linear:  y = W x + s Σ_{i≤t} w_i B_i A_i x,  w = softmax(cos(f, e_i) / τ)

@@ -1,4 +1,4 @@
-"""DualPrompt: one prompt for all tasks, one for each (Wang et al., arXiv 2204.04799; methods.md §3.7), in LLaVA.
+"""DualPrompt: one prompt for all tasks, one for each (Wang et al., arXiv 2204.04799), in LLaVA.
 
 Input: [BOS, G, E_e, prompt, image, answer]      e: the current task in training, argmax_t cos(q, κ_t) at inference
 L = CE + λ (1 − cos(q, κ_t)),  t: the current task

@@ -1,4 +1,4 @@
-"""EWC: sequential LoRA held near what earlier tasks need (Kirkpatrick et al., arXiv 1612.00796; methods.md §3.5).
+"""EWC: sequential LoRA held near what earlier tasks need (Kirkpatrick et al., arXiv 1612.00796, eq. 3).
 
 L = CE + λ/2 Σ_{i<t} Σ_p F^i_p (θ_p − θ^i_p)²        F^i_p = 1/|D_i| Σ_{n∈D_i} (∂ℓ_n/∂θ_p)², θ^i: at the end of task i
 with θ everything that trains (adapter, projector) and ℓ_n the cross-entropy of example n, mean over its answer tokens as

@@ -6,7 +6,7 @@ Inference after task t, for a sample with CLIP image embedding f_v and CLIP text
     expanded layers  y = W x + s Σ_{i≤t} w_i B_i A_i x                   w = softmax(r / τ)
     r_i = α cos(f_v, a^v_i) + β cos(f_i, a^i_i)                          anchors a_i: mean features of task i's data
 
-Differences from published code and the option that restores each (hide.md §1.7, §7.1):
+Differences from published code and the option that restores each (docs/PROTOCOLS.md, Methods):
     fusion: factor_sum        (Σ B_i)(Σ A_i) with cross terms, as the authors' code computes it
     routing: softmax_all      softmax over all `slots`, unlearned slots at random anchors included
     routing: top1             Prism's hard choice

@@ -1,4 +1,4 @@
-"""L2P: learning to prompt with a pool (Wang et al., arXiv 2112.08654; methods.md §3.7), in LLaVA.
+"""L2P: learning to prompt with a pool (Wang et al., arXiv 2112.08654), in LLaVA.
 
 Input: [BOS, P_{s_1}, …, P_{s_k}, prompt, image, answer],  s_1 … s_k = the k keys of the pool with the largest cos(q, κ_m)
 L = CE − λ Σ_{j≤k} cos(q, κ_{s_j})

@@ -1,4 +1,4 @@
-"""LLaVA-c, a RECONSTRUCTION (arXiv 2506.08666; methods.md §3.17): spectral-aware consolidation (SAC) of what a task
+"""LLaVA-c, a RECONSTRUCTION (arXiv 2506.08666): spectral-aware consolidation (SAC) of what a task
 changed, and unsupervised inquiry regularisation (UIR) on text.
 
 y = W x + s Σ_{i<t} B'_i A_i x + s B_t A_t x,  past updates frozen, in training and at inference

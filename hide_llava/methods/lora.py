@@ -1,4 +1,4 @@
-"""Sequential LoRA fine-tuning ("FineTune", "SeqLoRA"): one adapter carried through all tasks (methods.md §3.2).
+"""Sequential LoRA fine-tuning ("FineTune", "SeqLoRA"): one adapter carried through all tasks.
 
 y = W x + s B A x, cross-entropy only; optimizer and schedule restart with every task. The baseline that forgets.
 """

@@ -4,7 +4,7 @@ L = CE + α T² KL( softmax(z_old / T) ‖ softmax(z / T) ), a mean over the ans
 
 z_old: logits of the adapter (and projector) as they were when the task began, on the current batch, without dropout or
 gradient. Recording them once, as the paper does, would take 32 k numbers a token. The use in LLaVA is ours: published
-tables have LwF rows without code (methods.md §3.6, §9). The teacher is never stored: it is the end of the last stage.
+tables have LwF rows without code. The teacher is never stored: it is the end of the last stage.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""ModalPrompt: a prompt per task, aligned with the task's images and texts (Zeng et al., arXiv 2410.05849;
-methods.md §3.10).
+"""ModalPrompt: a prompt per task, aligned with the task's images and texts (Zeng et al., arXiv 2410.05849).
 
 c_t = mean over tokens of φ_t(P_t),  φ_t = Linear(d, d) – SiLU – Linear(d, d_clip)        prototype of task t
 L = CE + (1 − cos(f_img, c_t)) + (1 − cos(f_txt, c_t))                                    f: frozen CLIP features

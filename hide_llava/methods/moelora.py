@@ -1,4 +1,4 @@
-"""MoELoRA as in CoIN (NeurIPS 2024, arXiv 2403.08350): a token-wise mixture of LoRA experts (methods.md §3.9).
+"""MoELoRA as in CoIN (NeurIPS 2024, arXiv 2403.08350): a token-wise mixture of LoRA experts.
 
 On every adapted linear, for every token:  y = W x + s Σ_i g_i B_i A_i x,  g = softmax(W_g x),  s = α / r.
 E experts of rank r/E. Cross-entropy only: no balance term and nothing against forgetting; experts and routers are

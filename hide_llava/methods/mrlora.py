@@ -1,5 +1,4 @@
-"""MR-LoRA: independent experts, and a router that is asked in words (Zhao et al., MLLM-CL, arXiv 2506.05453;
-methods.md §3.16).
+"""MR-LoRA: independent experts, and a router that is asked in words (Zhao et al., MLLM-CL, arXiv 2506.05453).
 
 y = W x + s B_e A_e x,  e = argmax over the tasks' letters of p(letter | image, question, list of task descriptions)
 

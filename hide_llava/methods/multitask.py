@@ -1,4 +1,4 @@
-"""Multitask (joint) training: sequential LoRA's model on all tasks at once, shuffled; the upper reference (§3.3)."""
+"""Multitask (joint) training: sequential LoRA's model on all tasks at once, shuffled; the upper reference."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""O-LoRA: a LoRA per task in a subspace of its own (Wang et al., arXiv 2310.14152; methods.md §3.8).
+"""O-LoRA: a LoRA per task in a subspace of its own (Wang et al., arXiv 2310.14152).
 
 y = W x + s Σ_{i≤t} B_i A_i x,  A_i, B_i frozen for i < t, s = alpha / rank of one task
 L = CE + λ Σ_modules Σ_{i<t} ‖A_t A_iᵀ‖      norm: fro2  squared Frobenius (the paper)    norm: l1  Σ |·| (all published code)

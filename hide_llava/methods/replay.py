@@ -1,4 +1,4 @@
-"""Experience replay: sequential LoRA that also trains on records kept from earlier tasks (methods.md §3.4).
+"""Experience replay: sequential LoRA that also trains on records kept from earlier tasks.
 
 Task t trains on D_t ∪ M_{t−1} with cross-entropy alone. M holds, of every earlier task i, the first m_i records of a
 permutation of D_i that is drawn from `buffer_seed`: a uniform sample, nested when the share shrinks.

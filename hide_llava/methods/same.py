@@ -1,4 +1,4 @@
-"""SAME: Stabilized Mixture-of-Experts for Multimodal Continual Instruction Tuning (arXiv 2602.01990), methods.md §3.18.
+"""SAME: Stabilized Mixture-of-Experts for Multimodal Continual Instruction Tuning (arXiv 2602.01990).
 
 y = W x + s Σ_i ω_i B_i A_i x,  ω = softmax(W_G x) per token. After each task the inputs' C = V Σ Vᵀ (mean of x xᵀ over all
 tasks so far, each with the weight of its records, truncated to the share δ of its energy or to `components` directions)

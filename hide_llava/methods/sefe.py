@@ -1,5 +1,5 @@
 """SEFE: RegLoRA against the loss of knowledge, answer style diversification against the loss of formats
-(Chen et al., arXiv 2505.02486; methods.md §3.14).
+(Chen et al., arXiv 2505.02486).
 
 y = W x + s Σ_{i≤t} B_i A_i x,  past experts frozen
 L = CE + λ · mean over linears of mean_{(j,k)∈K} |(B_t A_t)_jk|       (no factor α/r)

@@ -1,6 +1,6 @@
 """SMoLoRA: Exploring and Defying Dual Catastrophic Forgetting in Continual Visual Instruction Tuning (arXiv 2411.13949).
 
-E experts, half for visual understanding (V), half for instruction following (I), methods.md §3.13. On every adapted
+E experts, half for visual understanding (V), half for instruction following (I). On every adapted
 linear, for a sample with prompt inputs x_1 … x_p of that linear and an embedding e of its instruction, which is the
 last line of its question (`instruction: question`: all of it):
     v = argmax W_v mean(x_1 … x_p),   i = argmax W_i e                one expert of each half

@@ -1,4 +1,4 @@
-"""The accuracy matrix of a run: its cells, and their means by row and by column (spec hide.md §4.7).
+"""The accuracy matrix of a run: its cells, and their means by row and by column (docs/METRICS.md, Aggregates).
 
 A[t][j] is the score (percent) on task j of the checkpoint after stage t. A cell that was not evaluated is None, and a
 mean that needs a missing cell is None: never zero, never a mean over what happens to be there.

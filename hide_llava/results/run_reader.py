@@ -1,4 +1,4 @@
-"""Reading a run folder: manifest, scores, answers, training logs (DESIGN §4). Nothing here writes."""
+"""Reading a run folder: manifest, scores, answers, training logs (docs/CHECKPOINTS.md). Nothing here writes."""
 
 from __future__ import annotations
 

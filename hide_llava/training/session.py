@@ -81,7 +81,7 @@ class Session:
             sentence = sentence_encoder(run.model.sentence, run.model_root, self.backbone, encoder)
         self.routed = RoutedLlava(self.core, self.method, encoder, sentence)
         self.initial_projector = self.core.projector_state()
-        set_seed(run.seed)  # before any random initialisation, so that runs repeat (hide.md §7.2, 34)
+        set_seed(run.seed)  # before any random initialisation, so that runs repeat
         self.method.setup()
         self.routed.method_modules = self.method.modules
         self.widths = _widths(encoder, sentence)

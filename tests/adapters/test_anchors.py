@@ -1,4 +1,4 @@
-"""Task prototypes: exact sums, the reference's arithmetic, reduction over processes (hide.md §1.4)."""
+"""Task prototypes: exact sums, the reference's arithmetic, reduction over processes."""
 
 from pathlib import Path
 
@@ -77,7 +77,7 @@ def test_reference_anchor_after_one_sample() -> None:
     [(1, 256), (2, 512), (4, 1024), (6, 2048), (8, 2048), (12, 4096), (14, 4096), (16, 4096), (24, 8192), (32, 8192)],
 )
 def test_reference_counter_saturates(batch: int, fixed: int) -> None:
-    """In bf16 the count stops growing once its spacing exceeds 2 B (hide.md §1.4)."""
+    """In bf16 the count stops growing once its spacing exceeds 2 B."""
     anchors = ReferenceAnchors()
     anchors.start(0, 1, CPU)
     rows, last = torch.zeros(batch, 1), 0.0

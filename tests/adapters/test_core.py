@@ -125,7 +125,7 @@ def test_gate_zero_switches_off_and_no_gate_is_plain_lora(build: Callable[..., C
 
 
 def test_follow_leaves_requires_grad_untouched(build: Callable[..., Core]) -> None:
-    """peft's set_adapter makes all active adapters trainable (methods.md §6, T1)."""
+    """peft's set_adapter makes all active adapters trainable, frozen ones too."""
     core = build(4, 4, 4)
     for parameter in core.parameters_of("e1"):
         parameter.requires_grad_(True)

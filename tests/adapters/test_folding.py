@@ -1,4 +1,4 @@
-"""Adapter algebra against a naive double-precision reference (hide.md §1.6)."""
+"""Adapter algebra against a naive double-precision reference."""
 
 import itertools
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Estimators of hide_llava.studies.cka.estimators against closed forms, invariances and the null values of spec hide.md §6.3."""
+"""Estimators of hide_llava.studies.cka.estimators against closed forms, invariances and the null values of docs/PROTOCOLS.md."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Index orders recorded from the reference, and the rule of hide.md §3.8 written out slowly."""
+"""Index orders recorded from the reference, and LLaVA's rule of length grouping written out slowly."""
 
 import pytest
 import torch

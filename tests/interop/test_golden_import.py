@@ -112,7 +112,7 @@ def test_damaged_checkpoints_are_refused(file: str, change, message: str, tmp_pa
 
 
 def test_alias_spelling_and_frozen_projector(tmp_path: Path) -> None:
-    """Both spellings of an expert weight are one tensor; without a projector the anchors keep another prefix (§5.4)."""
+    """Both spellings of an expert weight are one tensor; without a projector the anchors keep another prefix."""
     folder = damage(tmp_path, "adapter_model.bin", lambda s: s.update({ONE.replace(".weight", ".mlp.weight"): s[ONE]}))
     others = torch.load(folder / "non_lora_trainables.bin", weights_only=True)
     frozen = {k.removeprefix("base_model."): v for k, v in others.items() if "projector" not in k}

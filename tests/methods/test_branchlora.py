@@ -1,4 +1,4 @@
-"""BranchLoRA against loops in fp64: shared A, one choice per answer, keys, frozen branches, size (methods.md §3.19)."""
+"""BranchLoRA against loops in fp64: shared A, one choice per answer, keys, frozen branches, size."""
 
 import math
 

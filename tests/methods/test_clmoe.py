@@ -1,4 +1,4 @@
-"""CL-MoE's two routers and its momentum merge: recordings, a case by hand, loops in fp64 (methods.md §3.11)."""
+"""CL-MoE's two routers and its momentum merge: recordings, a case by hand, loops in fp64."""
 
 from types import SimpleNamespace
 

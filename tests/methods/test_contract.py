@@ -1,4 +1,4 @@
-"""The contract of DESIGN §3, for every preset of every method, and for three methods that live in the tests only."""
+"""The contract of docs/ADD_A_METHOD.md, for every preset of every method, and for three methods that live in the tests only."""
 
 import hashlib
 import json

@@ -1,4 +1,4 @@
-"""DISCO against recordings of MCITlib's code and against loops in fp64 (methods.md §3.15)."""
+"""DISCO against recordings of MCITlib's code and against loops in fp64."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""DualPrompt: whose prompt is used when, the pull on the task's key, what a task inherits (methods.md §3.7)."""
+"""DualPrompt: whose prompt is used when, the pull on the task's key, what a task inherits."""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,4 @@
-"""EWC: the Fisher diagonal against enumeration and against Prism's recordings, the penalty, its two modes (§3.5)."""
+"""EWC: the Fisher diagonal against enumeration and against Prism's recordings, the penalty, its two modes."""
 
 import pytest
 import torch

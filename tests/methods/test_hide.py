@@ -1,4 +1,4 @@
-"""HiDe's routing against hand-computed numbers, and its options end to end (hide.md §1.5, §1.6, §8.1)."""
+"""HiDe's routing against hand-computed numbers, and its options end to end."""
 
 import math
 from pathlib import Path
@@ -89,7 +89,7 @@ def test_unlearned_slots_are_drawn_once_and_the_same_in_every_process() -> None:
 
 
 def test_fewer_slots_than_experts() -> None:
-    """The published code never uses experts beyond its six slots (hide.md §1.5): their weight is 0."""
+    """The published code never uses experts beyond its six slots: their weight is 0."""
     method = hide([0.8, 0.7, 0.9], [0.8, 0.7, 0.9], routing="softmax_all", slots=2)
     assert weights(method)[0] == pytest.approx([*softmax([0.8, 0.7]), 0.0], abs=1e-6)
 

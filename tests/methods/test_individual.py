@@ -1,4 +1,4 @@
-"""Individual: each task by its own expert and projector, told which (methods.md §3.16's experts, without a router)."""
+"""Individual: each task by its own expert and projector, told which (MR-LoRA's experts, without a router)."""
 
 import pytest
 import torch

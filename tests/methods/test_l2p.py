@@ -1,4 +1,4 @@
-"""L2P: selection and pull against loops in fp64, per-sample selection, what trains (methods.md §3.7)."""
+"""L2P: selection and pull against loops in fp64, per-sample selection, what trains."""
 
 import torch
 

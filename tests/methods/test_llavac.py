@@ -1,4 +1,4 @@
-"""LLaVA-c (reconstruction): SAC against a full SVD in fp64, UIR against loops, labels (methods.md §3.17)."""
+"""LLaVA-c (reconstruction): SAC against a full SVD in fp64, UIR against loops, labels."""
 
 import json
 from functools import partial

@@ -1,4 +1,4 @@
-"""LwF: the distillation term against explicit loops, its zero, its teacher (methods.md §3.6)."""
+"""LwF: the distillation term against explicit loops, its zero, its teacher."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Merging: peft's combinations, through our Core, against the formulas in float64 with loops (methods.md §6)."""
+"""Merging: peft's combinations, through our Core, against the formulas in float64 with loops."""
 
 from collections.abc import Callable
 

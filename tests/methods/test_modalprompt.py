@@ -1,4 +1,4 @@
-"""ModalPrompt against recordings of MCITlib's code, and its terms against loops in fp64 (methods.md §3.10)."""
+"""ModalPrompt against recordings of MCITlib's code, and its terms against loops in fp64."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""MoELoRA against recordings of CoIN and Prism, against loops in fp64, and its size at 7B (methods.md §3.9)."""
+"""MoELoRA against recordings of CoIN and Prism, against loops in fp64, and its size at 7B."""
 
 from collections.abc import Callable
 from functools import partial

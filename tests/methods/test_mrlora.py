@@ -1,4 +1,4 @@
-"""MR-LoRA: the router's question and letters, its training, and the choice per sample (methods.md §3.16)."""
+"""MR-LoRA: the router's question and letters, its training, and the choice per sample."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""O-LoRA: layer, loss and gradients against the recordings of three public implementations (methods.md §3.8)."""
+"""O-LoRA: layer, loss and gradients against the recordings of three public implementations."""
 
 import re
 

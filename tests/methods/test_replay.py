@@ -1,4 +1,4 @@
-"""Replay's buffer: uniform, seeded, balanced over tasks, and what the task then trains on (methods.md §3.4)."""
+"""Replay's buffer: uniform, seeded, balanced over tasks, and what the task then trains on."""
 
 import math
 

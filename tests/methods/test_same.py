@@ -1,4 +1,4 @@
-"""SAME's formulas against fp64 algebra, and what its published code records (methods.md §3.18)."""
+"""SAME's formulas against fp64 algebra, and what its published code records."""
 
 from functools import partial
 

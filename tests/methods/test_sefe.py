@@ -1,4 +1,4 @@
-"""SEFE: key elements, penalty and gradients against the authors' recordings; rewritten answers (methods.md §3.14)."""
+"""SEFE: key elements, penalty and gradients against the authors' recordings; rewritten answers."""
 
 import pytest
 import torch

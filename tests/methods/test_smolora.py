@@ -1,4 +1,4 @@
-"""SMoLoRA against recordings of its code, against loops in fp64, and its prompt pooling (methods.md §3.13)."""
+"""SMoLoRA against recordings of its code, against loops in fp64, and its prompt pooling."""
 
 from types import SimpleNamespace
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -137,16 +138,17 @@ def test_every_metric_is_listed_and_documented() -> None:
         assert re.search(rf"^{name} +\S", listed, re.MULTILINE) and metric.summary in listed
 
 
-def test_the_documented_metric_of_ones_own_scores() -> None:
+def test_the_documented_metric_of_ones_own_scores(tmp_path: Path) -> None:
     (code,) = re.findall(r"^```python\n(.*?)^```$", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    (tmp_path / "own.py").write_text(code)
     try:
-        exec(code, {})
+        runpy.run_path(str(tmp_path / "own.py"))
         questions = [{"question_id": i, "answer": 12} for i in range(3)]
         rows = [{"question_id": i, "text": text} for i, text in enumerate(("12.", "3 and 12", "none"))]
         result = score("last_number", rows, questions)
         assert (result["legacy"]["score"], result["score"]) == (pytest.approx(100 / 3), pytest.approx(200 / 3))
         with pytest.raises(UserError, match="'last_number' already"):
-            exec(code, {})
+            runpy.run_path(str(tmp_path / "own.py"))
     finally:
         METRICS.pop("last_number", None)
 

@@ -1,4 +1,4 @@
-"""Routing features equal transformers' CLIP on the same weights (hide.md §1.4), and what is refused."""
+"""Routing features equal transformers' CLIP on the same weights, and what is refused."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A run folder made of invented numbers, in the layout of DESIGN §4, for the tests of hide_llava.results."""
+"""A run folder made of invented numbers, in the layout of docs/CHECKPOINTS.md, for the tests of hide_llava.results."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TASKS = [
     ("clevr-math", "CLEVR-Math", "exact_upper"),
     ("flickr30k", "Flickr30k", "caption7"),
 ]
-# The public rerun of spec hide.md §4.7.
+# The public rerun of HiDe on UCIT that published.yaml holds (hybrid-llava-readme).
 RERUN = [
     [91.87],
     [91.30, 93.27],

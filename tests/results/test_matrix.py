@@ -1,4 +1,4 @@
-"""Aggregates of spec hide.md §4.7 on the published numbers, and what a missing cell does to them."""
+"""Aggregates of docs/METRICS.md on the published numbers, and what a missing cell does to them."""
 
 from __future__ import annotations
 

@@ -1,8 +1,7 @@
-"""docs/REPRODUCIBILITY.md: one honest row for every method preset on every benchmark, with a command that composes."""
+"""docs/REPRODUCIBILITY.md: a mark for every preset on every benchmark, as the results have it, and commands that compose."""
 
 from __future__ import annotations
 
-import itertools
 import re
 import shlex
 from pathlib import Path
@@ -11,45 +10,67 @@ import pytest
 
 from hide_llava.config import compose, names
 from hide_llava.results.published import load, of_benchmark
+from hide_llava.schema import RunConfig
 from hide_llava.sweep import expand, is_sweep
 
-PAGE = (Path(__file__).parents[2] / "docs" / "REPRODUCIBILITY.md").read_text(encoding="utf-8")
-STATUS = ("not run", "run at toy scale", "run at 7B")
-REST = ("all presets", "all other presets")
+DOCS = Path(__file__).parents[2] / "docs"
+PAGE = (DOCS / "REPRODUCIBILITY.md").read_text(encoding="utf-8")
+MARKS = ("three seeds", "one run", "test", "not run", "–")
 
 
-def rows() -> list[list[str]]:
-    """[benchmarks, presets, status, command] of the table of runs."""
-    table = PAGE.split("## Runs")[1].split("\n## ")[0]
-    lines = [line.strip("|").split("|") for line in table.splitlines() if line.startswith("|")]
-    return [[cell.strip() for cell in line] for line in lines[2:]]
+def table(first: str) -> list[list[str]]:
+    """The cells of the table whose heading begins with that column, without their backticks."""
+    lines = PAGE.split(f"\n| {first} |")[1].split("\n\n")[0].splitlines()[1:]
+    return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if not line.startswith("|---")]
+
+
+def columns() -> list[str]:
+    return [c.strip() for c in PAGE.split("\n| preset | ")[1].split("\n")[0].strip(" |").split("|")][:-1]
 
 
 def named(cell: str) -> list[str]:
     return re.findall(r"`([^`]+)`", cell)
 
 
-def test_every_preset_on_every_benchmark_has_one_row() -> None:
-    explicit, rest = [], []
-    for benchmarks, presets, status, _ in rows():
-        assert status.startswith(STATUS), status
-        if named(presets):
-            explicit += itertools.product(named(presets), named(benchmarks))
-        else:  # what nobody names was not run: a claim needs a name
-            assert presets in REST and status == "not run", (presets, status)
-            rest += named(benchmarks)
-    assert sorted(rest) == names("benchmark")
-    assert len(explicit) == len(set(explicit))
-    assert set(explicit) <= set(itertools.product(names("method"), names("benchmark")))
+def test_every_preset_has_a_row_and_every_benchmark_a_column() -> None:
+    rows = table("preset")
+    assert sorted(named(row[0])[0] for row in rows) == names("method")
+    assert all(set(row[1:-1]) <= set(MARKS) and len(row) == len(columns()) + 2 for row in rows)
+    benchmarks = [name for row in table("column") for name in named(row[1])]
+    assert sorted([*benchmarks, "mini-ucit"]) == names("benchmark")
+    assert [row[0] for row in table("column")] == columns()[1:]
+    assert not [row for row in rows if set(row[2:-1]) - {"not run", "–"}]  # nothing was run at 7B
+
+
+def test_what_was_run_is_on_the_pages_of_results() -> None:
+    """A mark of a run is one that the pages of results show, and they show none that is not marked."""
+    scores = (DOCS / "COMPARISON.md").read_text(encoding="utf-8").split("## Scores")[1].split("## Costs")[0]
+    compared = {name: "three seeds" if "[1]" in notes else "one run"
+                for name, notes in re.findall(r"^\| ([\w-]+)((?: ?\[\d\])*) +\|", scores, re.MULTILINE)}  # fmt: skip
+    mini = (DOCS / "MINI_UCIT.md").read_text(encoding="utf-8").split("## Results")[1]
+    found = re.findall(r"^\| `([\w-]+)`(.*?)\|", mini, re.MULTILINE)
+    compared |= {name: "one run" if "one" in rest else "three seeds" for name, rest in found}
+    marked = {named(row[0])[0]: row[1] for row in table("preset") if row[1] in ("three seeds", "one run")}
+    assert marked == compared
 
 
 def test_the_commands_compose_and_are_about_their_row() -> None:
-    for benchmarks, presets, _, command in rows():
-        program, verb, *words = shlex.split(command.strip("`"))
-        assert (program, verb) == ("hide-llava", "run")
-        config = expand(words)[0] if is_sweep(words) else compose(words)
-        assert config.benchmark.name in named(benchmarks)
-        assert not named(presets) or config.method["preset"] in named(presets)
+    for row in table("preset"):
+        command, preset = named(row[-1])[0], named(row[0])[0]
+        if command.startswith("METHODS="):
+            assert command == f"METHODS={preset} bash scripts/compare_methods.sh"
+            assert preset in re.search(r'METHODS:-([^}"]+)', (DOCS.parent / "scripts/compare_methods.sh").read_text())[1].split()
+            continue
+        config = composed(command)
+        assert (config.benchmark.name, config.method["preset"]) == ("mini-ucit", preset)
+    for row in table("column"):
+        assert composed(named(row[2])[0]).benchmark.name in named(row[1])
+
+
+def composed(command: str) -> RunConfig:
+    program, verb, *words = shlex.split(command)
+    assert (program, verb) == ("hide-llava", "run")
+    return expand(words)[0] if is_sweep(words) else compose(words)
 
 
 def test_the_numbers_of_the_page_are_those_of_the_file() -> None:

@@ -125,5 +125,5 @@ def test_steps_of_several_processes(records: int, sizes: tuple[int, int, int], e
 
 @pytest.mark.parametrize("records, steps", [(23_998, 250), (40_000, 417), (29_859, 312)])
 def test_published_step_counts(records: int, steps: int) -> None:
-    """UCIT at 4 × 24 (hide.md §2.2)."""
+    """UCIT at 4 × 24, as its published scripts have it."""
     assert BatchPlan(24, 1, 4).steps(records, 1) == steps

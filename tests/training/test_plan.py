@@ -53,7 +53,7 @@ def at_7b(name: str, options: str = "") -> Sizes:
 
 @pytest.mark.parametrize("rank", [8, 128])
 def test_lora_by_rank_and_target(rank: int) -> None:
-    """methods.md §0: 1.049 M numbers per unit of rank in attention, 1.450 M in the FFN, 2.499 M in all seven linears."""
+    """1.049 M numbers per unit of rank in attention, 1.450 M in the FFN, 2.499 M in all seven linears."""
     assert (ATTENTION, FFN, ATTENTION + FFN) == (1_048_576, 1_449_984, 2_498_560)
     for targets, numbers in {"attention": ATTENTION, "ffn": FFN, "all": ATTENTION + FFN}.items():
         measured = at_7b("lora", f"rank={rank} targets={targets}")
@@ -62,7 +62,7 @@ def test_lora_by_rank_and_target(rank: int) -> None:
 
 
 def test_moelora_and_branchlora_as_their_papers_count() -> None:
-    """methods.md §0: 319.8 + 9.1 + 21.0 = 349.9 M for MoELoRA (r = 128, E = 8); §3.19: 222.4 M for BranchLoRA."""
+    """BranchLoRA's paper: 319.8 + 9.1 + 21.0 = 349.9 M for MoELoRA (r = 128, E = 8); 222.4 M for BranchLoRA."""
     moe = at_7b("moelora")
     assert (moe.adapter, moe.modules, moe.projector) == (128 * (INPUTS + OUTPUTS), {"router": 8 * INPUTS}, PROJECTOR)
     assert [round(n / 1e6, 1) for n in (moe.adapter, 8 * INPUTS, PROJECTOR, moe.trained)] == [319.8, 9.1, 21.0, 349.9]
@@ -75,7 +75,7 @@ def test_moelora_and_branchlora_as_their_papers_count() -> None:
 
 
 def test_what_hide_stores() -> None:
-    """A rank-8 expert is 38.2 MiB in bf16, of which the paper counts 6 as 229.6 "M" (hide.md §1.1)."""
+    """A rank-8 expert is 38.2 MiB in bf16, of which the paper counts 6 as 229.6 "M"."""
     hide = at_7b("hide")
     numbers = 8 * (INPUTS + OUTPUTS)
     assert hide.adapter == numbers == 19_988_480
@@ -87,7 +87,7 @@ def test_what_hide_stores() -> None:
 
 
 def test_what_prompt_methods_train_and_keep() -> None:
-    """methods.md §3.7: 0.21 M; §3.10: 41 k and 19.9 M, of which only 768 numbers a task are kept."""
+    """L2P: 0.21 M; ModalPrompt: 41 k and 19.9 M, of which only 768 numbers a task are kept."""
     l2p, modal = at_7b("l2p", "query=image"), at_7b("modalprompt")
     assert l2p.trained == 10 * 5 * D + 10 * 768 == 212_480
     assert modal.modules == {"prompts": 10 * D, "transform": D * D + D + D * 768 + 768}
@@ -96,7 +96,7 @@ def test_what_prompt_methods_train_and_keep() -> None:
 
 
 def test_what_smolora_trains() -> None:
-    """methods.md §3.13: visual gates 2.5 M, instruction gates 0.15 M, fusion heads 1.7 M on the FFN."""
+    """SMoLoRA: visual gates 2.5 M, instruction gates 0.15 M, fusion heads 1.7 M on the FFN."""
     wanted = {
         "visual": 4 * LAYERS * (2 * D + FF),
         "instruction": 4 * 384 * LAYERS * 3,
@@ -107,7 +107,7 @@ def test_what_smolora_trains() -> None:
 
 
 def test_states_beside_the_adapters() -> None:
-    """EWC 0.32 GB at rank 16 and 0.96 GB at 48 (§3.5), SEFE 0.81 GB of bits (§3.14), SAME's directions once per input."""
+    """EWC 0.32 GB at rank 16 and 0.96 GB at 48, SEFE 0.81 GB of bits, SAME's directions once per input."""
     for rank, gigabytes in ((16, 0.32), (48, 0.96)):
         (state,) = at_7b("ewc", f"rank={rank} projector=frozen").cost.state.values()
         assert state == 2 * 4 * rank * (INPUTS + OUTPUTS) and round(state / 1e9, 2) == gigabytes
@@ -120,7 +120,7 @@ def test_states_beside_the_adapters() -> None:
 
 
 def test_extra_passes_by_arithmetic() -> None:
-    """LwF: a third more, as a forward is a third of a checkpointed step (§3.6). EWC: every record again. MR-LoRA: §3.16."""
+    """LwF: a third more, as a forward is a third of a checkpointed step. EWC: every record again. MR-LoRA: its router."""
     base, lwf, ewc, mr = (Work(SHAPE, at_7b(name), 6) for name in ("lora", "lwf", "ewc", "mrlora"))
     assert lwf.record(0) == base.record(0)
     assert 0.32 < lwf.record(1) / base.record(1) - 1 < 0.35

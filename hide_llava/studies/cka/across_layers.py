@@ -1,4 +1,4 @@
-"""CKA between the models of a run's stages, layer by layer, with what is needed to read it (hide.md §6.4, 3-5)."""
+"""CKA between the models of a run's stages, layer by layer, with what is needed to read it (docs/PROTOCOLS.md, Studies)."""
 
 from __future__ import annotations
 
@@ -65,8 +65,8 @@ def analyse(
 ) -> CkaReport:  # fmt: skip
     """Compare the models of stages 1 … `stage` on `samples` prompts of each of their tasks.
 
-    tasks: only the stages that train these. legacy: the published procedure (§6.1): every model on the first 50 test
-    questions of its OWN task, MLP branch, mean over all positions, biased RBF CKA; unrelated inputs, see §6.3.
+    tasks: only the stages that train these. legacy: the published procedure: every model on the first 50 test
+    questions of its OWN task, MLP branch, mean over all positions, biased RBF CKA; unrelated inputs, docs/PROTOCOLS.md, Studies.
     batch_size: None takes the run's eval.batch_size, and where that is null as well, what fits into free memory.
 
     Raises:

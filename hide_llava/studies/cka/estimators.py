@@ -1,4 +1,4 @@
-"""Similarity of two sets of activations of the same inputs: HSIC and CKA, biased and debiased (spec hide.md §6).
+"""Similarity of two sets of activations of the same inputs: HSIC and CKA, biased and debiased (docs/PROTOCOLS.md, Studies).
 
 Rows of X [n, d] and Y [n, e] are examples, and row a of both must be the SAME input. With n rows, K and L the kernel
 matrices and H = I − 11ᵀ/n:
@@ -8,7 +8,7 @@ matrices and H = I − 11ᵀ/n:
     CKA(K, L)    = HSIC(K, L) / sqrt(HSIC(K, K)·HSIC(L, L))
 
 K̃ is K with a zero diagonal. The biased estimate of two unrelated sets is far above 0 when the effective dimension is
-not small against n (0.99 for d = 4096, n = 50), so a map drawn with it shows dimension, not similarity (§6.3). Always
+not small against n (0.99 for d = 4096, n = 50), so a map drawn with it shows dimension, not similarity. Always
 read a value beside `permutation_null` and `effective_dimension`. All arithmetic is numpy float64.
 """
 
@@ -213,5 +213,5 @@ def mean_off_diagonal(matrix: ArrayLike) -> float:
 
 
 def legacy_matrix(sets: list[ArrayLike]) -> Array:
-    """What the published script draws per layer: biased RBF CKA, σ² per set, rounded to four decimals (§6.1)."""
+    """What the published script draws per layer: biased RBF CKA, σ² per set, rounded to four decimals."""
     return np.round(pairwise(sets, kernel="rbf", debiased=False), 4)

@@ -1,4 +1,4 @@
-"""Activations of the models of a run's stages on one shared set of prompts: what CKA compares (hide.md §6.4, 1-2).
+"""Activations of the models of a run's stages on one shared set of prompts: what CKA compares.
 
 The model of stage t is the base with the projector as stage t left it and the route stage t trained with: for HiDe
 expert t alone, for sequential LoRA the adapter after stage t. All of them see the same prompts, in the same order.

@@ -1,6 +1,6 @@
 """How much of a benchmark the base model has already seen: the information-leakage audit of HiDe-LLaVA (ACL 2025).
 
-LLaVA-1.5 was instruction-tuned on a mix of 665k records that holds parts of CoIN's data sets (hide.md §2.3, §7.4 #61).
+LLaVA-1.5 was instruction-tuned on a mix of 665k records that holds parts of CoIN's data sets (docs/BENCHMARKS.md, Known issues).
 An image of a task is "in the mix" when, in this order,
 
     its path names the same image of a public collection (studies/leakage/identity.py),
