@@ -7,8 +7,8 @@ Take the same torch on both sides (a CPU build is enough), else two versions of 
 `perf/reference_side.py` says what is replaced in memory so that they run in fp32 on a CPU.
 
 evaluation  their `llava.eval.model_answer` as it is (one question at a time, 4 loader workers) against `hide-llava predict`, at
-            batch size 1 and at its default; greedy tokens are compared. Seconds are per question, from the loader's first
-            batch to the last answer.
+            batch size 1 and at its default; greedy tokens are compared. Beside them the base model without a method, as the
+            floor. Seconds are per question, from the loader's first batch to the last answer.
 training    their `train()` through transformers' Trainer without DeepSpeed, as their script sets it (gradient checkpointing)
             against `train_stage`, at its defaults and, where they differ, with `train.gradient_checkpointing=true`; batches
             of 4. Seconds are per optimizer step behind the first. The losses of the first step are compared.
@@ -37,7 +37,7 @@ from typing import Any
 from measure import machine, table
 from reference_world import World, write_world
 
-from hide_llava.config import from_yaml
+from hide_llava.config import from_yaml, to_yaml
 
 HOW = """Neither the authors' code nor an environment for it is part of this repository. To get both:
 
@@ -59,11 +59,13 @@ HEADER = ["variant", "CPU s whole", "CPU s / {unit}", "start-up CPU s", "peak Mi
 
 @dataclass
 class Variant:
-    """One way to do the work: a role of `reference_side.py`, the words it gets, and what each round measured."""
+    """One way to do the work: a role of `reference_side.py`, the words it gets, and what each round measured. other: it gives
+    other answers, because it is another model."""
 
     name: str
     role: str
     words: list[str]
+    other: bool = False
     rounds: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -84,11 +86,23 @@ class Reference:
                   "--temperature", "0", "--conv-mode", "vicuna_v1", "--max_new_tokens", new]  # fmt: skip
         ours = [f"{folder}/run-{experts}", "--stage", str(experts), "--questions", f"{folder}/data/test.json", "--images",
                 f"{folder}/data/pictures", "--output", f"{folder}/ours.jsonl", "--max-new-tokens", new]  # fmt: skip
+        base = [str(self.base_alone()), "--stage", "1", *ours[3:]]
         return [
             Variant("theirs", "theirs-evaluation", self.shapes + theirs),
             Variant("ours, batch 1", "ours-evaluation", [*ours, "--batch-size", "1"]),
             Variant("ours, default batch", "ours-evaluation", ours),
+            Variant("the base model alone, batch 1", "ours-evaluation", [*base, "--batch-size", "1"], other=True),
+            Variant("the base model alone, default batch", "ours-evaluation", base, other=True),
         ]
+
+    def base_alone(self) -> Path:
+        """A run without a method on the same base model: upstream's own modules, which no adapter can be faster than."""
+        folder = self.folder / "run-base"
+        config = from_yaml(self.folder / f"run-{self.args.experts}" / "config.yaml")
+        config.method, config.output = {"name": "zero_shot", "preset": "zero_shot"}, str(folder)
+        folder.mkdir(exist_ok=True)
+        (folder / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+        return folder
 
     def training(self) -> list[Variant]:
         folder, experts, rank = self.folder, self.args.experts, self.args.rank
@@ -178,7 +192,7 @@ def rows_of(variants: list[Variant], questions: int) -> Iterator[list[str]]:
 def agreement(what: str, variants: list[Variant]) -> Iterator[str]:
     """What the two sides computed, compared in the first round."""
     theirs = variants[0].rounds[0]
-    for variant in variants[1:]:
+    for variant in (v for v in variants[1:] if not v.other):
         ours = variant.rounds[0]
         if what == "evaluation":
             same = sum(a == b for a, b in zip(theirs["tokens"], ours["tokens"]))
