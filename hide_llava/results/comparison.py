@@ -10,11 +10,11 @@ from hide_llava.results.comparison_page import comparison_page
 from hide_llava.results.comparison_text import PUBLISHED, csv_text, latex_text, markdown_text
 from hide_llava.results.costs import cost_table
 from hide_llava.results.grouping import Row, Table, row_notes, tables_of
-from hide_llava.results.run_reader import CellScore, Run, read_run
+from hide_llava.results.run_reader import CellScore, StoredRun, read_run
 from hide_llava.results.view import BaselineRow, PublishedRow, View
 
 
-def readable(paths: list[Path], baseline: Path | None = None) -> tuple[list[Run], str]:
+def readable(paths: list[Path], baseline: Path | None = None) -> tuple[list[StoredRun], str]:
     """The runs among those paths, and a sentence on what was left out, so that `runs/*` may hold other things.
 
     Raises:
@@ -60,7 +60,7 @@ def compare(runs: list[Path], baseline: Path | None = None, with_published: bool
     return _views(readable(runs, baseline)[0], baseline, with_published)
 
 
-def _views(runs: list[Run], baseline: Path | None, with_published: bool) -> list[View]:
+def _views(runs: list[StoredRun], baseline: Path | None, with_published: bool) -> list[View]:
     against = Path(baseline).resolve() if baseline else None
     tables = tables_of(runs)
     return [_view(table, tables, against, with_published) for table in tables]
@@ -121,7 +121,7 @@ def _notes(table: Table) -> dict[str, list[int]]:
     return found
 
 
-def last_cell(run: Run, task: str) -> CellScore | None:
+def last_cell(run: StoredRun, task: str) -> CellScore | None:
     """The cell of a task after the last stage of the run."""
     return run.cells.get((run.matrix.stages[-1], task)) if run.matrix.stages else None
 
@@ -132,7 +132,7 @@ def _interval(row: Row, task: str) -> bootstrap.Interval | None:
     return cell.interval[0] if cell else None
 
 
-def against(run: Run, base: Run, tasks: list[str]) -> list[bootstrap.Difference | str]:
+def against(run: StoredRun, base: StoredRun, tasks: list[str]) -> list[bootstrap.Difference | str]:
     """Per task: the paired difference after the last stage of both, or why there is none."""
     found: list[bootstrap.Difference | str] = []
     for task in tasks:

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from hide_llava.errors import UserError
-from hide_llava.results.run_reader import Run
+from hide_llava.results.run_reader import StoredRun
 from hide_llava.schema import FREE, SECTIONS, flatten
 from hide_llava.settings import Settings
 
@@ -24,7 +24,7 @@ LONGEST = 24  # letters of a value in the name of a row
 WORDS = {"batch_size": "answers per batch", "tf32": "TF32", "global_batch": "global batch", "quantization": "base model in"}
 
 
-def configuration(run: Run) -> dict[str, str]:
+def configuration(run: StoredRun) -> dict[str, str]:
     """{key: value} of all that makes a run what it is but for seed, order, machine, and how it is asked.
 
     Tasks go by their id. A key that a run's file lacks because it was made before the key existed has its default.
@@ -54,13 +54,13 @@ def _method_defaults(name: Any) -> dict[str, Any]:
         return {}
 
 
-def dtypes(run: Run) -> set[str]:
+def dtypes(run: StoredRun) -> set[str]:
     """The formats in which the base model answered, as the scores say; a run of an earlier version does not."""
     cells = [*run.cells.values(), *run.general.values()]
     return {str(cell.data["dtype"]) for cell in cells if cell.data.get("dtype")}
 
 
-def conditions(run: Run) -> dict[str, set[str]]:
+def conditions(run: StoredRun) -> dict[str, set[str]]:
     """{what: values} of one run; more than one value where its cells were made differently."""
     found = {"model": {str(run.manifest.get("model"))}}
     own = configuration(run)
@@ -83,7 +83,7 @@ def _trains(key: str) -> bool:
     return key.startswith("train.") or key.endswith((".epochs", ".global_batch_size"))
 
 
-def differing(rows: list[list[Run]], names: list[str]) -> list[dict[str, str]]:
+def differing(rows: list[list[StoredRun]], names: list[str]) -> list[dict[str, str]]:
     """For each row (its runs, its name) what is not the same in all rows: {what: value}; keys in one order for all.
 
     Options of the method count among rows of one preset only, and only where a name does not say them.

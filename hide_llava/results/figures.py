@@ -28,7 +28,7 @@ from hide_llava.results.drawing import (
     stage_ticks,
 )
 from hide_llava.results.matrix import Cell
-from hide_llava.results.run_reader import Run
+from hide_llava.results.run_reader import StoredRun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["DARK", "FIGURES", "LIGHT", "png", "require_matplotlib", "routing_means"]
 
 
-def matrix_heat_map(run: Run, theme: Theme = LIGHT) -> Figure | None:
+def matrix_heat_map(run: StoredRun, theme: Theme = LIGHT) -> Figure | None:
     """Score (percent, colour 0…100) of every task (columns) after every stage (rows)."""
     m = run.matrix
     if not run.cells:
@@ -45,7 +45,7 @@ def matrix_heat_map(run: Run, theme: Theme = LIGHT) -> Figure | None:
     return heat_map(theme, m.cells, names, m.task_titles, 100.0, 1)
 
 
-def task_curves(run: Run, theme: Theme = LIGHT) -> Figure | None:
+def task_curves(run: StoredRun, theme: Theme = LIGHT) -> Figure | None:
     """Score of each task over the stages, from the first cell that was evaluated. None for fewer than two stages."""
     m = run.matrix
     if len(m.stages) < 2 or not run.cells:
@@ -82,7 +82,7 @@ def task_curves(run: Run, theme: Theme = LIGHT) -> Figure | None:
     return figure
 
 
-def routing_means(run: Run) -> tuple[list[str], list[str], list[list[Cell]]] | None:
+def routing_means(run: StoredRun) -> tuple[list[str], list[str], list[list[Cell]]] | None:
     """(tasks, experts, mean weight of each expert on each true task) from the last stage that stored routing."""
     m = run.matrix
     for stage in reversed(m.stages):
@@ -117,7 +117,7 @@ def _answers(cell: Any) -> list[dict]:
         return []
 
 
-def routing_heat_map(run: Run, theme: Theme = LIGHT) -> Figure | None:
+def routing_heat_map(run: StoredRun, theme: Theme = LIGHT) -> Figure | None:
     """Mean routing weight (0…1): true task (rows) × expert (columns), last stage. None for runs without routing."""
     means = routing_means(run)
     if means is None:
@@ -132,7 +132,7 @@ def routing_heat_map(run: Run, theme: Theme = LIGHT) -> Figure | None:
     return figure
 
 
-def loss_curves(run: Run, theme: Theme = LIGHT) -> Figure | None:
+def loss_curves(run: StoredRun, theme: Theme = LIGHT) -> Figure | None:
     """Training loss per logged step, the stages one after the other: raw (thin) and running mean (thick)."""
     logs = {name: [(r["step"], r["loss"]) for r in rows if _is_step(r)] for name, rows in run.logs().items()}
     logs = {name: points for name, points in logs.items() if points}
@@ -175,7 +175,7 @@ def _running_mean(values: list[float]) -> list[float]:
     return [sum(window) / len(window) for window in windows]
 
 
-FIGURES: dict[str, tuple[str, Callable[[Run, Theme], Any]]] = {
+FIGURES: dict[str, tuple[str, Callable[[StoredRun, Theme], Any]]] = {
     "matrix": ("Scores after each stage", matrix_heat_map),
     "curves": ("What happens to each task", task_curves),
     "routing": ("Which expert answers which task", routing_heat_map),

@@ -16,7 +16,7 @@ from hide_llava.metrics import ALL_EMPTY
 from hide_llava.results.aggregates import References, aggregates
 from hide_llava.results.conditions import configuration, differing, dtypes, option, words
 from hide_llava.results.matrix import Cell, last_row, mean
-from hide_llava.results.run_reader import Run
+from hide_llava.results.run_reader import StoredRun
 
 SETTINGS = (
     "image_transform", "image_orientation", "max_new_tokens", "split", "limit", "protocol", "prompt_suffix", "headline", "metric",
@@ -49,13 +49,13 @@ class Row:
     the same in every row of the table, besides the method.
     """
 
-    runs: list[Run]
+    runs: list[StoredRun]
     name: str = ""
     repeats: str = ""
     conditions: dict[str, str] = field(default_factory=dict)
 
     @property
-    def finished(self) -> list[Run]:
+    def finished(self) -> list[StoredRun]:
         """The runs that count: those evaluated to the end, or all when none is."""
         return [run for run in self.runs if not _unfinished(run)] or self.runs
 
@@ -78,7 +78,7 @@ class Table:
     reasons: list[str] = field(default_factory=list)
 
     @property
-    def runs(self) -> list[Run]:
+    def runs(self) -> list[StoredRun]:
         return [run for row in self.rows for run in row.runs]
 
     @property
@@ -95,9 +95,9 @@ class Table:
         return References(of("zero_shot"), of("multitask"))
 
 
-def tables_of(runs: list[Run]) -> list[Table]:
+def tables_of(runs: list[StoredRun]) -> list[Table]:
     """Runs in their order, sorted into tables and rows."""
-    groups: list[list[Run]] = []
+    groups: list[list[StoredRun]] = []
     for run in runs:
         home = next((group for group in groups if all(not differences(run, other) for other in group)), None)
         if home is None:
@@ -114,7 +114,7 @@ def tables_of(runs: list[Run]) -> list[Table]:
     return tables
 
 
-def differences(run: Run, other: Run) -> list[str]:
+def differences(run: StoredRun, other: StoredRun) -> list[str]:
     """Why the scores of two runs mean different things; [] when they can stand in one table."""
     if _benchmark(run) != _benchmark(other):
         return [f"benchmark: {_benchmark(run)}"]
@@ -135,7 +135,7 @@ def differences(run: Run, other: Run) -> list[str]:
     )
 
 
-def _settings(run: Run, task: str) -> dict[str, str]:
+def _settings(run: StoredRun, task: str) -> dict[str, str]:
     """What a task's scores of this run were made with; {} when it has no cell."""
     cells = [cell for (_, t), cell in run.cells.items() if t == task]
     if not cells:
@@ -147,14 +147,14 @@ def _settings(run: Run, task: str) -> dict[str, str]:
     return {key: ", ".join(values) for key, values in {**found, "labels": labels or ["none"]}.items()}
 
 
-def _options(run: Run, task: str) -> dict[str, str]:
+def _options(run: StoredRun, task: str) -> dict[str, str]:
     """Options of the task's metric, which the run's configuration holds: they decide what a score means."""
     tasks = (run.config.get("benchmark") or {}).get("tasks") or []
     stated = [t for t in tasks if isinstance(t, dict) and t.get("id") == task and "metric_options" in t]
     return {"metric options": str(stated[0]["metric_options"] or "none")} if stated else {}
 
 
-def _rows(runs: list[Run]) -> list[Row]:
+def _rows(runs: list[StoredRun]) -> list[Row]:
     rows: dict[tuple, list[Row]] = {}
     for run in runs:
         key = (run.title, str(run.manifest.get("model")), tuple(sorted(configuration(run).items())))
@@ -172,13 +172,13 @@ def _rows(runs: list[Run]) -> list[Row]:
     return found
 
 
-def _sample(run: Run) -> tuple:
+def _sample(run: StoredRun) -> tuple:
     """What makes a repetition another sample: the seed and the order of the tasks."""
     order = run.matrix.tasks if run.matrix.sequential else [task["id"] for task in run.manifest["tasks"]]
     return str(run.manifest.get("seed")), tuple(order)
 
 
-def _are_samples(run: Run, other: Run) -> bool:
+def _are_samples(run: StoredRun, other: StoredRun) -> bool:
     """Whether both may enter one mean: different samples, answered in the same number format as far as that is known."""
     ours, theirs = dtypes(run), dtypes(other)
     return _sample(run) != _sample(other) and (not ours or not theirs or ours == theirs)
@@ -231,9 +231,9 @@ def row_notes(row: Row, table: Table) -> list[str]:
     return list(dict.fromkeys(found + [label for run in row.runs for label in run.labels()]))
 
 
-def _unfinished(run: Run) -> bool:
+def _unfinished(run: StoredRun) -> bool:
     return run.evaluated_stages < len(run.manifest["stages"])
 
 
-def _benchmark(run: Run) -> str:
+def _benchmark(run: StoredRun) -> str:
     return str(run.manifest.get("benchmark"))

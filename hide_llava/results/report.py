@@ -11,7 +11,7 @@ from hide_llava.results import figures, html
 from hide_llava.results.aggregates import to_json
 from hide_llava.results.comparison import write_comparison
 from hide_llava.results.report_cells import details, mistakes, parts, score_matrix, side_table
-from hide_llava.results.run_reader import Run, read_run
+from hide_llava.results.run_reader import StoredRun, read_run
 from hide_llava.results.samples import samples
 from hide_llava.results.sections import read_sections
 from hide_llava.results.tables import aggregate_rows, facts, missing_notes, state_note, write_tables
@@ -39,14 +39,14 @@ def write_report(run: Path) -> Path:
     return html.write(folder / "report.html", _page(loaded, drawn, undrawn))
 
 
-def _intervals(run: Run) -> list[list[list[float] | None]]:
+def _intervals(run: StoredRun) -> list[list[list[float] | None]]:
     """stages × tasks: [low, high] in percent, None where a cell has no interval."""
     cells = [[run.cells.get((stage, task)) for task in run.matrix.tasks] for stage in run.matrix.stages]
     found = [[cell.interval[0] if cell else None for cell in row] for row in cells]
     return [[[interval.low, interval.high] if interval else None for interval in row] for row in found]
 
 
-def _draw(run: Run, folder: Path) -> tuple[list[tuple[str, html.Picture]], str]:
+def _draw(run: StoredRun, folder: Path) -> tuple[list[tuple[str, html.Picture]], str]:
     """(titles and figures of the page, why there are none). PNG files of figures that no longer exist are removed."""
     try:
         figures.require_matplotlib()
@@ -66,7 +66,7 @@ def _draw(run: Run, folder: Path) -> tuple[list[tuple[str, html.Picture]], str]:
     return drawn, ""
 
 
-def _page(run: Run, drawn: list[tuple[str, html.Picture]], undrawn: str) -> str:
+def _page(run: StoredRun, drawn: list[tuple[str, html.Picture]], undrawn: str) -> str:
     manifest = run.manifest
     studies, damaged = read_sections(run.path)
     versions = {**(manifest.get("versions") or {}), **{k: manifest.get(k) for k in ("git", "device", "created")}}

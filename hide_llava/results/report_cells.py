@@ -6,11 +6,11 @@ from typing import Any
 
 from hide_llava.results.comparison_text import interval_text
 from hide_llava.results.html import Grid, Shown, heat_cell
-from hide_llava.results.run_reader import CellScore, Run
+from hide_llava.results.run_reader import CellScore, StoredRun
 from hide_llava.results.tables import grid, number
 
 
-def score_matrix(run: Run) -> Grid:
+def score_matrix(run: StoredRun) -> Grid:
     """The accuracy matrix as a heat map with an interval below each score that has one."""
     m = run.matrix
     header, rows = grid(m)
@@ -20,7 +20,7 @@ def score_matrix(run: Run) -> Grid:
     return Grid(header, rows, (), f"{note} {_interval_note([*run.cells.values()])}", len(m.stages))
 
 
-def side_table(run: Run, tasks: list[str], cells: dict[tuple[str, str], CellScore]) -> Grid | None:
+def side_table(run: StoredRun, tasks: list[str], cells: dict[tuple[str, str], CellScore]) -> Grid | None:
     """Tasks outside the matrix and its aggregates: after each stage that asked them. None when none did."""
     skipped = {  # general tasks that an oracle could not be asked at that stage
         (s["name"], t["id"]) for s in run.manifest["stages"] for t in run.manifest.get("general") or []
@@ -55,7 +55,7 @@ def _interval_note(cells: list[CellScore]) -> str:
     return "; ".join([*known, *said]) + "." if known else ""
 
 
-def details(run: Run) -> Grid | None:
+def details(run: StoredRun) -> Grid | None:
     """Every evaluated cell: metric, published and clean score, interval, number of answers, labels."""
     rows = [
         [
@@ -70,7 +70,7 @@ def details(run: Run) -> Grid | None:
     return Grid(header, rows, (1, 2, 3, 6, 8)) if rows else None
 
 
-def parts(run: Run) -> Grid | None:
+def parts(run: StoredRun) -> Grid | None:
     """What the scores are made of, by the published rule and the clean one."""
     rows = []
     for title, cell in run.all_cells():
@@ -85,7 +85,7 @@ def _parts(scores: dict[str, Any]) -> str:
     return "  ·  ".join(f"{k} {number(v)}" for k, v in numbers.items() if k not in ("score", "n"))
 
 
-def mistakes(run: Run) -> tuple[Grid, Grid | None] | None:
+def mistakes(run: StoredRun) -> tuple[Grid, Grid | None] | None:
     """Wrong answers by kind, one row per cell that stores its `error_profile`: of the last stage, of all if there are more."""
     cells = [(title, cell, cell.data.get("error_profile")) for title, cell in run.all_cells()]
     cells = [(title, cell, profile) for title, cell, profile in cells if isinstance(profile, dict)]

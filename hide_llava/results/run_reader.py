@@ -45,7 +45,7 @@ class CellScore:
 
 
 @dataclass
-class Run:
+class StoredRun:
     """One run folder. `problems` lists everything that was left out of the numbers, or should be doubted, and why."""
 
     path: Path
@@ -206,7 +206,7 @@ def _log_rows(path: Path) -> list[dict]:
     return rows
 
 
-def read_run(path: Path) -> Run:
+def read_run(path: Path) -> StoredRun:
     """The run in that folder. UserError when it is no run folder; damaged cells become `problems`, not numbers."""
     path = Path(path)
     if not (path / "manifest.json").is_file():
@@ -214,7 +214,7 @@ def read_run(path: Path) -> Run:
     manifest = read_json(path / "manifest.json", "manifest")
     _check_manifest(manifest, path)
     config = path / "config.yaml"
-    run = Run(path, manifest, read_text(config, "configuration") if config.is_file() else "", {})
+    run = StoredRun(path, manifest, read_text(config, "configuration") if config.is_file() else "", {})
     for stage in manifest["stages"]:
         for task in manifest["tasks"]:
             _read_cell(run, run.cells, stage["name"], task["id"], task["id"] in (stage.get("eval_tasks") or []))
@@ -235,7 +235,7 @@ def _check_manifest(manifest: dict, path: Path) -> None:
             raise UserError(f"{path / 'manifest.json'}: {key} must be a list of records with {field_name}; restore it.")
 
 
-def _read_cell(run: Run, into: dict, stage: str, task: str, expected: bool) -> None:
+def _read_cell(run: StoredRun, into: dict, stage: str, task: str, expected: bool) -> None:
     """Add one cell, or a line in `problems` saying why it stays empty."""
     folder = run.path / "eval" / stage / task
     where = f"{stage} / {task}"
@@ -262,7 +262,7 @@ def _read_cell(run: Run, into: dict, stage: str, task: str, expected: bool) -> N
     _check_answers(run, cell, where)
 
 
-def _check_answers(run: Run, cell: CellScore, where: str) -> None:
+def _check_answers(run: StoredRun, cell: CellScore, where: str) -> None:
     wanted, path = cell.data.get("predictions_sha256"), cell.folder / "predictions.jsonl"
     if not path.is_file():
         run.problems.append(f"{where}: the answers are gone; the score cannot be checked.")

@@ -10,7 +10,7 @@ from hide_llava.benchmarks.files import stored_tasks
 from hide_llava.errors import UserError
 from hide_llava.metrics import get
 from hide_llava.metrics.error_profile import gold_answers
-from hide_llava.results.run_reader import CellScore, Run
+from hide_llava.results.run_reader import CellScore, StoredRun
 from hide_llava.results.tables import number
 
 SAMPLES = 8
@@ -19,7 +19,7 @@ Expected = dict[str, tuple[str, dict[str, str]]]
 """task id → (hash of its question files, {question id: expected answer})"""
 
 
-def samples(run: Run) -> list[dict[str, Any]]:
+def samples(run: StoredRun) -> list[dict[str, Any]]:
     """The cells, last stage first; of each some wrong answers, then some right ones."""
     cells = [pair for stage in reversed(run.matrix.stages) for pair in run.all_cells() if pair[1].stage == stage]
     expected = expected_answers(run, dict.fromkeys(cell.task for _, cell in cells))
@@ -29,7 +29,7 @@ def samples(run: Run) -> list[dict[str, Any]]:
     ]
 
 
-def expected_answers(run: Run, tasks: dict[str, None]) -> Expected:
+def expected_answers(run: StoredRun, tasks: dict[str, None]) -> Expected:
     """Of the tasks whose question and reference files lie where the run's configuration says: it may have been moved.
 
     Only reads. Whatever is wrong with a file, or with the configuration, is told where a run uses it, never here.

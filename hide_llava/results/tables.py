@@ -12,7 +12,7 @@ from pathlib import Path
 from hide_llava.results.aggregates import AGGREGATES, Aggregate, aggregates, reason
 from hide_llava.results.html import write
 from hide_llava.results.matrix import AccuracyMatrix, Cell, column_means, last_row, row_means
-from hide_llava.results.run_reader import Run
+from hide_llava.results.run_reader import StoredRun
 
 MEAN = "Mean"
 BOOKTABS = r"% needs \usepackage{booktabs}"
@@ -73,7 +73,7 @@ def format_matrix(m: AccuracyMatrix) -> str:
     return "\n".join([*lines, *(["", Series(shown).to_string()] if shown else [])])
 
 
-def facts(run: Run) -> list[tuple[str, str]]:
+def facts(run: StoredRun) -> list[tuple[str, str]]:
     """What has to stand beside the numbers of a run: preset, model, settings, seed, state, labels."""
     manifest = run.manifest
     pairs = [
@@ -92,7 +92,7 @@ def facts(run: Run) -> list[tuple[str, str]]:
     return [(key, str(value)) for key, value in pairs if value is not None]
 
 
-def state_note(run: Run) -> str:
+def state_note(run: StoredRun) -> str:
     """One sentence when the aggregates do not cover the whole benchmark, else ""."""
     done, n = run.evaluated_stages, len(run.manifest["stages"])
     if done == n:
@@ -100,7 +100,7 @@ def state_note(run: Run) -> str:
     return f"Unfinished run: aggregates cover the first {done} of {n} stages and compare with no finished run."
 
 
-def markdown(run: Run) -> str:
+def markdown(run: StoredRun) -> str:
     """The table with everything needed to read it, as Markdown."""
     header, rows = grid(run.matrix)
     lines = [f"# {run.name}", ""]
@@ -130,7 +130,7 @@ def csv_lines(rows: Sequence[Sequence[object]]) -> str:
     return DataFrame(rows, dtype=object).to_csv(header=False, index=False, lineterminator="\n")
 
 
-def comma_separated(run: Run) -> str:
+def comma_separated(run: StoredRun) -> str:
     """The table as CSV: the same rows as Markdown, then one line per aggregate; the preset in the first line."""
     header, rows = grid(run.matrix)
     preset = f"# {run.name}; preset {run.title}; labels: {'; '.join(run.labels()) or 'none'}"
@@ -168,7 +168,7 @@ def latex_table(header: Sequence[str], blocks: Sequence[Sequence[Sequence[str]]]
     ])  # fmt: skip
 
 
-def latex(run: Run) -> str:
+def latex(run: StoredRun) -> str:
     """A booktabs table; the caption carries the preset and the labels."""
     header, rows = grid(run.matrix)
     n = len(run.matrix.stages)
@@ -178,7 +178,7 @@ def latex(run: Run) -> str:
     return f"{BOOKTABS}\n{latex_table(header, [rows[:n], rows[n:]], caption)}"
 
 
-def write_tables(run: Run, folder: Path) -> None:
+def write_tables(run: StoredRun, folder: Path) -> None:
     """matrix.md, matrix.csv and matrix.tex in that folder."""
     for suffix, text in {"md": markdown(run), "csv": comma_separated(run), "tex": latex(run)}.items():
         write(folder / f"matrix.{suffix}", text)

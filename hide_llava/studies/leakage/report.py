@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from hide_llava.results.drawing import DARK, LIGHT, Theme, new_figure, png
 from hide_llava.results.html import write
-from hide_llava.results.run_reader import Run
+from hide_llava.results.run_reader import StoredRun
 from hide_llava.results.tables import markdown_table, number
 from hide_llava.storage import write_json, write_text
 from hide_llava.studies.leakage.shares import Leakage, Overlap, scores
@@ -172,7 +172,7 @@ def _finish(axes: Any, theme: Theme, columns: int) -> None:
         text.set_color(theme.ink)
 
 
-def write_leakage(audit: Leakage, runs: list[Run], folder: Path) -> str:
+def write_leakage(audit: Leakage, runs: list[StoredRun], folder: Path) -> str:
     """leakage.md, .csv, .json and (with matplotlib) leakage-light.png and -dark.png in `folder`; the Markdown text.
 
     Raises:

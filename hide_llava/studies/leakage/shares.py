@@ -28,7 +28,7 @@ from hide_llava.data.records import picture_of, stream
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.progress import watched
 from hide_llava.results.comparison import last_cell
-from hide_llava.results.run_reader import Run as FinishedRun
+from hide_llava.results.run_reader import StoredRun
 from hide_llava.studies.audit.check import places
 from hide_llava.studies.audit.pictures import Pictures, look_alike, pictures, same_content
 from hide_llava.studies.audit.scan import Place
@@ -228,7 +228,7 @@ def _pairs(asked: Asked, links: Hashes, mix: Asked) -> int:
     return len(np.unique(np.concatenate(hits))) if hits else 0
 
 
-def scores(runs: list[FinishedRun], tasks: list[str]) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
+def scores(runs: list[StoredRun], tasks: list[str]) -> tuple[dict[str, dict[str, list[float]]], list[str]]:
     """`{"zero_shot" | "multitask": {task: scores after the last stage}}` of these runs, and their labels.
 
     Raises:
