@@ -220,19 +220,19 @@ def test_the_readme_says_how_the_command_is_found() -> None:
 
 
 def test_the_guides_benchmark_runs(world: Path, tmp_path: Path) -> None:
-    """Its YAML composes, its files are read, planned, trained and scored by the guide's two commands."""
+    """Its YAML composes, its files are read, planned, trained and scored by the guide's three commands."""
     (description,) = blocks("ADD_A_BENCHMARK.md", "yaml")
     (tmp_path / "shapes.yaml").write_text(description)
     written = files("ADD_A_BENCHMARK.md")
     for name, text in written.items():
         (tmp_path / "data" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "data" / name).write_text(text)
-    for name, colour in (("red", "red"), ("blue", "blue")):
-        picture = tmp_path / "data" / "shapes" / "images" / "a" / f"{name}.png"
+    for colour in ("red", "blue", "green", "yellow"):
+        picture = tmp_path / "data" / "shapes" / "images" / "a" / f"{colour}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (30, 20), colour).save(picture)
     (commands,) = blocks("ADD_A_BENCHMARK.md", "sh")
-    plan, run = (shlex.split(line)[1:] for line in commands.splitlines())
+    check, plan, run = (shlex.split(line)[1:] for line in commands.splitlines())
     config = compose([w if not w.startswith("benchmark=") else f"benchmark={tmp_path}/shapes.yaml" for w in run[1:]])
     named = [f for t in config.benchmark.tasks for f in (t.train, t.test, t.references) if f]
     assert {f"{config.benchmark.instructions}/{f}" for f in named} == set(written)
@@ -241,6 +241,7 @@ def test_the_guides_benchmark_runs(world: Path, tmp_path: Path) -> None:
     def here(words: list[str]) -> list[str]:
         return [*(w for w in words if not w.startswith(("model=", "train="))), *tiny, f"output={tmp_path}/run"]
 
+    assert "shapes under data: sound" in hide_llava(*check, folder=tmp_path)
     text = hide_llava(*here(plan), folder=tmp_path)
     assert "3 records × 2 epoch(s)" in text and "2 records × 2 epoch(s)" in text
     pytest.importorskip("pycocoevalcap")

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import inspect
 import json
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
@@ -14,6 +18,7 @@ from transformers import LlavaConfig
 from hide_llava.adapters.core import Core
 from hide_llava.backbones.llava15 import Llava15
 from hide_llava.backbones.shapes import ModelShape, skeleton
+from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Method, Task
 from hide_llava.methods.cost import Cost
 
@@ -58,13 +63,13 @@ def sizes(cls: type[Method], options: Any, shape: ModelShape, tasks: list[Task])
     """Set the method up for its first task and count.
 
     Raises:
-        UserError: what the method refuses of such a model.
+        UserError: what the method refuses of such a model, or a hook that reads the value of a weight.
     """
     thin = copy.deepcopy(shape.llava)
     thin.vision_config.num_hidden_layers = 1  # no method adapts the tower; it only takes time
     core = Core(Llava15(skeleton(thin)))
     method = cls(options, core, tasks)
-    with torch.device("meta"):
+    with torch.device("meta"), _no_values(cls):
         method.setup()
         method.before_task(tasks[0], Context(widths=shape.widths))
     trained = {id(p): p.numel() for group in method.params() for p in group["params"]}
@@ -75,7 +80,8 @@ def sizes(cls: type[Method], options: Any, shape: ModelShape, tasks: list[Task])
     adapter = training([p for name in core.names() for p in core.parameters_of(name)])
     projector = training(list(core.projector.parameters()))
     modules = {name: n for name, module in method.modules.items() if (n := training(list(module.parameters())))}
-    cost = method.cost()
+    with _no_values(cls):
+        cost = method.cost()
     stored = sum(p.numel() for p in method.modules.state_dict().values()) - cost.dropped
     files = tuple(
         {f"base_model.model.{path}.lora_{x}.weight": tuple(getattr(m, f"lora_{x}")[name].weight.shape)
@@ -83,6 +89,22 @@ def sizes(cls: type[Method], options: Any, shape: ModelShape, tasks: list[Task])
         for name in method.adapters()
     )  # fmt: skip
     return Sizes(adapter, projector, modules, stored, cost, files, method.needs)
+
+
+@contextlib.contextmanager
+def _no_values(cls: type[Method]) -> Iterator[None]:
+    """What torch says of a value that a meta tensor does not have becomes a sentence about the method's line."""
+    try:
+        yield
+    except (RuntimeError, NotImplementedError) as error:
+        if "meta" not in str(error).lower():
+            raise
+        frames = traceback.extract_tb(error.__traceback__)[1:]
+        own = [f for f in frames if f.filename == inspect.getsourcefile(cls)] or frames
+        raise UserError(
+            f"{own[-1].filename}:{own[-1].lineno}: method '{cls.name}' reads the value of a weight here, and plan has only"
+            " shapes (tensors on the meta device); skip such work where tensor.is_meta (docs/ADD_A_METHOD.md)."
+        ) from error
 
 
 def sizes_of_alike_layers(cls: type[Method], options: Any, shape: ModelShape, tasks: list[Task]) -> Sizes:

@@ -211,6 +211,19 @@ def test_files_are_as_planned(
     assert sum(t.numel() for k, t in state.items() if k.startswith("modules.")) == planned.stored_modules
 
 
+class ReadsWeights(REGISTRY["lora"]):
+    """What a method does that starts from the singular vectors of the weights."""
+
+    def before_task(self, task: Task, context: Context) -> None:
+        super().before_task(task, context)
+        self.size = sum(float(layer.get_base_layer().weight.sum()) for _, _, layer in self.core.layers(self.adapter))
+
+
+def test_a_method_that_reads_weights_is_told_where(small: ModelShape) -> None:
+    with pytest.raises(UserError, match=r"test_plan\.py:\d+: method 'lora' reads the value of a weight"):
+        sizes(ReadsWeights, options_of("lora"), small, TASKS)
+
+
 @pytest.mark.parametrize("name", ["hide", "disco", "individual", "mrlora", "modalprompt", "sefe", "ewc"])
 def test_states_are_as_planned(name: str, small: ModelShape, weights: LlavaForConditionalGeneration) -> None:
     """Bytes of `state()` when all tasks were learned."""
