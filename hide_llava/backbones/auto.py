@@ -6,7 +6,8 @@ from pathlib import Path
 
 from hide_llava.backbones.base import Backbone
 from hide_llava.backbones.llama_tokenizer import load_tokenizer
-from hide_llava.backbones.llava15 import Llava15Reader, load_llava15, stated_image_tokens
+from hide_llava.backbones.llava15_loading import load_llava15
+from hide_llava.backbones.llava15_reader import Llava15Reader, stated_image_tokens
 from hide_llava.data.reader import Reader
 from hide_llava.schema import ModelConfig
 

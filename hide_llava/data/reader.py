@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import Image
 from torch import Tensor
 
 from hide_llava.data.turns import Turn
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 class Read(NamedTuple):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from hide_llava.backbones.clip_pixels import ImageTransform
-from hide_llava.backbones.llava15 import Llava15Reader
+from hide_llava.backbones.llava15_reader import Llava15Reader
 from hide_llava.backbones.vicuna import IMAGE_TOKEN, encode_question
 from hide_llava.data import decoded, measured
 from hide_llava.data.collator import Collator

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from hide_llava.backbones.llava15 import Llava15Reader, expand_image
+from hide_llava.backbones.llava15_reader import Llava15Reader, expand_image
 from hide_llava.backbones.vicuna import IMAGE_TOKEN, encode_training
 from hide_llava.data.collator import Collator
 from hide_llava.data.dataset import TrainingDataset

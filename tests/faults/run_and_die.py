@@ -18,10 +18,11 @@ from hide_llava.evaluation import cells
 from hide_llava.methods.hide import HiDe
 from hide_llava.results import html, report
 from hide_llava.training import checkpoint, run_folder, sequence, trainer
+from hide_llava.training import run as run_module
 
 # name → (owner of the function, its name, "before" or "after" it runs)
 PLACES: dict[str, tuple[Any, str, str]] = {
-    "config not written": (run_folder, "to_yaml", "before"),  # the manifest is there, config.yaml is not
+    "config not written": (run_module, "to_yaml", "before"),  # the manifest is there, config.yaml is not
     "step": (trainer.RunCallback, "on_step_end", "before"),  # after an optimizer step
     "checkpoint half written": (checkpoint, "save_state", "before"),  # the weights are there, the method's state is not
     "checkpoint unmarked": (trainer.RunCallback, "on_save", "before"),  # all is written but the mark

@@ -11,7 +11,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from hide_llava.backbones.clip_pixels import ImageTransform
 from hide_llava.backbones.llama_tokenizer import load_tokenizer
-from hide_llava.backbones.llava15 import Llava15Reader
+from hide_llava.backbones.llava15_reader import Llava15Reader
 from hide_llava.backbones.original import is_original, load_original, original_config, write_hf
 from hide_llava.backbones.vicuna import IMAGE_TOKEN, tokenize_with_image
 from hide_llava.data.collator import Collator

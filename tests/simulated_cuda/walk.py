@@ -25,11 +25,12 @@ from transformers.utils import logging
 
 import hide_llava.methods.all  # noqa: F401
 import tests.methods.extra  # noqa: F401
+from hide_llava.backbones import llava15
 from hide_llava.config import RunConfig, compose
 from hide_llava.evaluation import cells
-from hide_llava.methods import routed
 from hide_llava.pipeline import run
-from hide_llava.training import run_folder, sequence
+from hide_llava.training import run as run_module
+from hide_llava.training import sequence
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.sequence import Interrupted
 from tests.methods.test_contract import assert_same, preset, small, tensors_of
@@ -114,7 +115,7 @@ def until_done(config: RunConfig) -> int:
 @contextlib.contextmanager
 def counting(counted: Counted) -> Iterator[None]:
     """Inside the block training steps, batches of answers and decoded tokens are counted."""
-    build_trainer, answer_batch, greedy = sequence.build_trainer, cells.answer_batch, routed.greedy
+    build_trainer, answer_batch, greedy = sequence.build_trainer, cells.answer_batch, llava15.greedy
     decoding = [0, 0]  # waits of decoding, tokens
 
     def build(*args: Any) -> Any:
@@ -135,11 +136,11 @@ def counting(counted: Counted) -> Iterator[None]:
         counted.batches.append({"waits": counted.during("batch", before) - waits, "a token": waits / tokens})
         return rows
 
-    sequence.build_trainer, cells.answer_batch, routed.greedy = build, answer, decode
+    sequence.build_trainer, cells.answer_batch, llava15.greedy = build, answer, decode
     try:
         yield
     finally:
-        sequence.build_trainer, cells.answer_batch, routed.greedy = build_trainer, answer_batch, greedy
+        sequence.build_trainer, cells.answer_batch, llava15.greedy = build_trainer, answer_batch, greedy
 
 
 def ids(file: Path) -> list[list[int]]:
@@ -151,7 +152,7 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    run_folder.git_commit = lambda: None  # asks git twice in every run, which takes as long as a step here
+    run_module.git_commit = lambda: None  # asks git twice in every run, which takes as long as a step here
     gc.freeze()  # what importing has made is never searched for garbage again
     with device.simulated_cuda():
         for method in methods:

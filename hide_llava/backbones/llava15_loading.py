@@ -1,0 +1,79 @@
+"""LLaVA-1.5 from a folder: in transformers' format or in the authors', its model, tokenizer and picture settings."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, LlavaForConditionalGeneration
+
+from hide_llava.backbones.llama_tokenizer import load_tokenizer
+from hide_llava.backbones.llava15 import Llava15
+from hide_llava.backbones.loading import attention_of, device_of, dtype_of, resolve, resolve_file
+from hide_llava.backbones.original import is_original, load_original
+from hide_llava.backbones.quantized import quantize
+from hide_llava.errors import UserError
+from hide_llava.precision import allow_tf32
+from hide_llava.schema import ModelConfig
+
+
+def load_llava15(config: ModelConfig, root: Path) -> Llava15:
+    """A LLaVA-1.5 from a Hugging Face folder or hub id, or from an original-format folder, with all that goes with it.
+
+    root: the folder that models lie under.
+
+    Raises:
+        UserError: folder missing, not a LLaVA-1.5, weights missing, tokenizer not exact.
+    """
+    allow_tf32(config.tf32)
+    folder, clip = resolve(config.path, root), resolve(config.clip, root)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json, so it is not a model folder; set model.path to a LLaVA-1.5 folder.")
+    dtype = dtype_of(config)
+    if not is_original(folder):
+        _check_architecture(folder)
+    tokenizer = load_tokenizer(folder)
+    if is_original(folder):
+        if clip is None:
+            raise UserError(f"{folder}: an original-format LLaVA needs model.clip (its CLIP folder).")
+        projector = resolve_file(config.projector, folder)
+        llava = load_original(folder, clip, dtype, projector)
+        preprocessor = clip
+    else:
+        llava, preprocessor = _load_hf(folder, dtype), folder
+    vocabulary = len(tokenizer)
+    if llava.get_input_embeddings().num_embeddings > vocabulary:
+        llava.resize_token_embeddings(vocabulary)  # drop <image>/<pad> rows: no answer or loss can contain them
+    try:
+        llava.set_attn_implementation(attention_of(config))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"model.attention={config.attention}: {' '.join(str(error).split())[:200]}") from None
+    if config.quantization != "none":
+        quantize(llava, config.quantization, dtype)
+    llava.to(device_of(config)).eval().requires_grad_(False)
+    # Greedy means greedy: upstream fills in whatever the folder's generation_config.json says (repetition penalties,
+    # suppressed words, a time limit), so that file is not used.
+    llava.generation_config = GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
+    )
+    return Llava15(llava, tokenizer, preprocessor, clip)
+
+
+def _check_architecture(folder: Path) -> None:
+    kind = json.loads((folder / "config.json").read_text()).get("architectures") or ["a model of unknown kind"]
+    if "LlavaForConditionalGeneration" not in kind:
+        raise UserError(
+            f"{folder}: holds {kind[0]}, expected LlavaForConditionalGeneration; set model.path to a LLaVA-1.5 folder."
+        )
+
+
+def _load_hf(folder: Path, dtype: torch.dtype) -> LlavaForConditionalGeneration:
+    try:
+        llava, info = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: cannot be loaded as LLaVA-1.5 ({reason}); are its files complete?") from None
+    if info["missing_keys"]:
+        raise UserError(f"{folder}: weights are missing, first: {sorted(info['missing_keys'])[0]}.")
+    return llava
