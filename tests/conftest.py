@@ -31,7 +31,8 @@ LANES = {
     "distributed": ("methods/test_two_processes.py", "training/test_launch.py", "training/test_engines.py",
                     "training/test_uneven.py"),
     "slow": ("methods/test_contract.py", "simulated_cuda/", "test_every_preset.py", "benchmarks/test_every_benchmark.py",
-             "test_perf_smoke.py", "test_docs.py", "test_scripts.py", "training/test_plan.py", "evaluation/test_binding.py",
+             "test_perf_smoke.py", "test_docs.py", "test_examples.py", "test_scripts.py", "training/test_plan.py",
+             "evaluation/test_binding.py",
              "cli/test_bad_input.py", "cli/test_own_file.py", "cli/test_verbs.py", "audit/test_memory.py"),
 }  # fmt: skip
 QUICK = ("test_contract.py::", "[hide")  # of a slow file, what is in the default lane all the same: one method's contract
