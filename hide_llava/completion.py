@@ -6,6 +6,7 @@ import os
 
 import typer
 
+from hide_llava.plugins import announced
 from hide_llava.presets import GROUPS, names
 
 KEYS = tuple(f"{group}=" for group in ("benchmark", "method", "model", "train"))
@@ -28,9 +29,7 @@ def known(group: str) -> list[str]:
     """The presets of a group; of methods also those that installed packages announce."""
     if group != "method":
         return names(group)
-    from importlib.metadata import entry_points  # 20 ms that only this needs
-
-    return sorted({*names(group), *(plugin.name for plugin in entry_points(group="hide_llava.methods"))})
+    return sorted({*names(group), *(plugin.name for plugin in announced("hide_llava.methods"))})
 
 
 def _split_off(before: list[str]) -> str | None:

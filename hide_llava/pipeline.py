@@ -48,7 +48,9 @@ class Pipeline:
 
     def __init__(self, run: Run, existing: bool = False, again: bool = False):
         self.run, self.again = run, again
-        self.folder: RunFolder = run.open(existing=existing) if is_main() else run.folder
+        self.folder: RunFolder = run.folder
+        if is_main():
+            run.open(existing=existing)
         self.cells, self.scored = 0, 0  # all that were looked at, and those that were finished before
         if torch.distributed.is_initialized():
             torch.distributed.barrier()

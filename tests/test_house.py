@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "hide_llava"
 # From the ground up; what stands in one line may not know each other. A name is a folder of the package or a file in it.
 FLOORS = (
     ("errors", "__init__"),
-    ("settings", "storage", "distributed", "precision", "launch", "presets", "parser"),
+    ("settings", "storage", "distributed", "precision", "launch", "presets", "parser", "plugins"),
     ("schema", "progress", "metrics", "completion"),
     ("naming", "data"),
     ("backbones",),

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
+from hide_llava.backbones.decode import end_tokens
 from hide_llava.data.reader import Reader
 
 # Which linears of a decoder layer are adapted, by the names that LLaMA and most decoders after it give them.
@@ -131,5 +132,4 @@ class Backbone(ABC):
     @property
     def stop_ids(self) -> set[int]:
         """Tokens that end an answer."""
-        ends = self.model.generation_config.eos_token_id
-        return set() if ends is None else {ends} if isinstance(ends, int) else set(ends)
+        return end_tokens(self.model)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlavaForConditionalGeneration, StaticCache
+from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedModel, StaticCache
 
 
 def greedy(
@@ -26,7 +26,7 @@ def greedy(
     whenever others leave; None: all stay to the end. static: keys and values in one buffer that is written in place,
     instead of one that is copied with every token; then all stay.
     """
-    ends = _ends(llava)
+    ends = end_tokens(llava)
     cache = _cache(llava, static, embeds.shape[1] + max_new_tokens)
     positions = (mask.long().cumsum(-1) - 1).masked_fill(mask == 0, 0)
     padded = not bool(mask.all())  # as upstream: without padding the kernels need no mask
@@ -54,7 +54,8 @@ def greedy(
         inputs = {"input_ids": tokens[:, None]}
 
 
-def _ends(llava: LlavaForConditionalGeneration) -> set[int]:
+def end_tokens(llava: PreTrainedModel) -> set[int]:
+    """Tokens that end an answer, of which some models have several."""
     token = llava.generation_config.eos_token_id
     return set() if token is None else {token} if isinstance(token, int) else set(token)
 

@@ -34,6 +34,7 @@ class Llava15(Backbone):
     ):  # fmt: skip
         super().__init__(model, tokenizer)
         self.preprocessor, self.clip = preprocessor, clip
+        self._readers: dict[tuple[str, str, str], Llava15Reader] = {}  # methods ask for one in every batch
 
     @property
     def decoder(self) -> nn.Module:
@@ -59,8 +60,11 @@ class Llava15(Backbone):
         from hide_llava.backbones.clip_pixels import ImageTransform  # here: the measurements of perf/ read nothing
         from hide_llava.backbones.llava15_reader import Llava15Reader
 
-        pixels = None if self.preprocessor is None else ImageTransform(self.preprocessor, mode=transform)
-        return Llava15Reader(self.tokenizer, self.image_positions, pixels, masks, routing)
+        key = (transform, masks, routing)
+        if key not in self._readers:  # the picture settings are read from a file
+            pixels = None if self.preprocessor is None else ImageTransform(self.preprocessor, mode=transform)
+            self._readers[key] = Llava15Reader(self.tokenizer, self.image_positions, pixels, masks, routing)
+        return self._readers[key]
 
     def see(self, batch: dict[str, Any]) -> Vision | None:
         pixels = batch.get("pixel_values")

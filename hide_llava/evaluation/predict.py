@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.data.records import load_questions
-from hide_llava.errors import UserError, nearest
+from hide_llava.errors import UserError
 from hide_llava.evaluation.binding import answered_with, stored_settings
 from hide_llava.evaluation.cells import Cell, answer, read_part
 from hide_llava.storage import sha256, write_jsonl
@@ -34,14 +33,13 @@ def predict(
     config.model.dtype = dtype or config.model.dtype
     of_run = Run(config, run)
     stages = of_run.stages
-    if not 1 <= stage <= len(stages):
-        raise UserError(f"--stage {stage}: {run} has stages 1 to {len(stages)}; 1 is after its first task.")
+    of_run.check_stage(stage)
     rows = load_questions(questions, images)
     session = Session(of_run)
     trained = session.method.trains and bool(session.stages[stage - 1].train)
     session.restore(stage - 1 if trained else -1)
     weights = chains([folder.stage(stage_name(s)) for s in stages[:stage]], of_run.training_part())[-1] if trained else None
-    settings = answered_with(of_run, _task(of_run, task), weights)
+    settings = answered_with(of_run, None if task is None else of_run.task(task), weights)
     settings["max_new_tokens"] = max_new_tokens or settings["max_new_tokens"]
     settings["questions_sha256"] = sha256(questions)
     parts = output.with_name(output.name + ".part")
@@ -54,11 +52,3 @@ def predict(
     write_jsonl(output, read_part(cell.predictions))
     shutil.rmtree(parts)
     return len(rows)
-
-
-def _task(run: Run, name: str | None) -> BenchmarkTask | None:
-    found = None if name is None else run.task(name)
-    if name is not None and found is None:
-        known = [task.id for task in [*run.tasks, *run.all_general]]
-        raise UserError(f"--task {name}: the run has no such task. {nearest(name, known)}")
-    return found

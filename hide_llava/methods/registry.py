@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import is_dataclass
-from functools import lru_cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import Any
 
 from hide_llava.errors import UserError, nearest
 from hide_llava.methods import base
 from hide_llava.methods.base import Method
+from hide_llava.plugins import announced, loaded, origin
 from hide_llava.schema import merge
 from hide_llava.settings import MethodConfig, validated
 
@@ -26,10 +25,8 @@ def method_class(name: str) -> type[Method]:
     import hide_llava.methods.all  # noqa: F401  (registers the built-in methods)
 
     found = [entry for entry in plugins() if entry.name == name]
-    if len({entry.value for entry in found}) > 1:
-        raise UserError(f"method '{name}' is offered by {' and '.join(map(_origin, found))}; uninstall one of them.")
     if found:
-        base.register(_load(found[0]))
+        base.register(_load(name, found))
     if name not in base.REGISTRY:
         raise UserError(
             f"unknown method '{name}'. {nearest(name, [*base.REGISTRY, *(e.name for e in plugins())])} (A method of your own "
@@ -46,32 +43,15 @@ def method_class(name: str) -> type[Method]:
 
 def plugins() -> list[EntryPoint]:
     """Methods that installed packages announce, whether or not they can be loaded."""
-    return _plugins_on(tuple(sys.path))
+    return announced("hide_llava.methods")
 
 
-@lru_cache(maxsize=4)
-def _plugins_on(_: tuple[str, ...]) -> list[EntryPoint]:
-    """Kept, because reading what all installed packages announce takes 40 ms and a run asks dozens of times."""
-    return list(entry_points(group="hide_llava.methods"))
-
-
-def _origin(entry: EntryPoint) -> str:
-    return f"{entry.value}" + (f" (package {entry.dist.name} {entry.dist.version})" if entry.dist else "")
-
-
-def _load(entry: EntryPoint) -> type[Method]:
-    try:
-        cls = entry.load()
-    except Exception as error:  # whatever the package does when it is imported
-        raise UserError(
-            f"method '{entry.name}': its plug-in {_origin(entry)} cannot be imported: {type(error).__name__}: {error}"
-        ) from None
+def _load(name: str, entries: list[EntryPoint]) -> type[Method]:
+    cls, where = loaded(f"method '{name}'", entries), f"method '{name}': its plug-in {origin(entries[0])}"
     if not isinstance(cls, type) or not issubclass(cls, Method):
-        raise UserError(f"method '{entry.name}': its plug-in {_origin(entry)} is not a subclass of Method.")
-    if cls.name != entry.name:
-        raise UserError(
-            f"method '{entry.name}': its plug-in {_origin(entry)} has name = '{cls.name}'; the two must be the same."
-        )
+        raise UserError(f"{where} is not a subclass of Method.")
+    if cls.name != name:
+        raise UserError(f"{where} has name = '{cls.name}'; the two must be the same.")
     return cls
 
 

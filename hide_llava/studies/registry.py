@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hide_llava import plugins
 from hide_llava.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,11 +32,11 @@ class Study:
 
 def announced() -> dict[str, list[EntryPoint]]:
     """Where each study is, by name; nothing is loaded."""
-    from importlib.metadata import EntryPoint, entry_points  # 20 ms at the start of every other verb
+    from importlib.metadata import EntryPoint  # 20 ms at the start of every other verb
 
     own = [EntryPoint(name, f"hide_llava.studies.{name}.command:STUDY", GROUP) for name in BUILT_IN]
     found: dict[str, list[EntryPoint]] = {}
-    for entry in [*own, *entry_points(group=GROUP)]:
+    for entry in [*own, *plugins.announced(GROUP)]:
         found.setdefault(entry.name, []).append(entry)
     return found
 
@@ -46,13 +47,7 @@ def load(name: str, entries: list[EntryPoint]) -> Study:
     Raises:
         UserError: two packages offer it, or it cannot be imported, or is no Study of that name.
     """
-    if len({entry.value for entry in entries}) > 1:
-        raise UserError(f"study '{name}' is offered by {' and '.join(entry.value for entry in entries)}; uninstall one of them.")
-    try:
-        study = entries[0].load()
-    except Exception as error:  # whatever the package does when it is imported
-        reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"study '{name}': its plug-in {entries[0].value} cannot be imported: {reason}") from None
+    study = plugins.loaded(f"study '{name}'", entries)
     if not isinstance(study, Study) or study.name != name:
         raise UserError(f"study '{name}': its plug-in {entries[0].value} is no Study of that name.")
     return study

@@ -27,8 +27,6 @@ from hide_llava.methods.base import Method
 from hide_llava.schema import ModelConfig, TrainConfig
 from hide_llava.storage import read_json
 
-ENGINES = ("ddp", "zero2", "zero3", "zero3-offload")
-
 
 def deepspeed_config(engine: str) -> dict[str, Any] | None:
     """The engine's DeepSpeed settings, None for `ddp`; "auto" values are filled by transformers."""

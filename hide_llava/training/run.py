@@ -20,7 +20,7 @@ from hide_llava.benchmarks.files import BenchmarkTask, Common
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.benchmarks.selection import partial_label
 from hide_llava.config import to_yaml
-from hide_llava.errors import UserError
+from hide_llava.errors import UserError, nearest
 from hide_llava.methods.base import Method, Stage, Task
 from hide_llava.methods.registry import method_class, method_config, plugins
 from hide_llava.schema import FREE, RunConfig, flatten
@@ -108,9 +108,22 @@ class Run:
         """All tasks that are asked after a stage."""
         return [*(self.tasks[i] for i in stage.evaluate), *self.general_after(stage)]
 
-    def task(self, name: str) -> BenchmarkTask | None:
-        """The task of that id, one of general ability too."""
-        return next((task for task in [*self.tasks, *self.all_general] if task.id == name), None)
+    def task(self, name: str, general: bool = True) -> BenchmarkTask:
+        """The task that `--task` names. general: it may be one of general ability.
+
+        Raises:
+            UserError: the run has none of that id.
+        """
+        known = {task.id: task for task in [*self.tasks, *(self.all_general if general else [])]}
+        if name not in known:
+            raise UserError(f"--task {name}: the run has no such task. {nearest(name, list(known))}")
+        return known[name]
+
+    def check_stage(self, number: int) -> None:
+        """Raises UserError for a `--stage` that the run does not have."""
+        last = len(self.stages)
+        if not 1 <= number <= last:
+            raise UserError(f"--stage {number}: {self.folder.path} has stages 1 to {last}; 1 is after its first task.")
 
     def recipe(self, stage: Stage) -> tuple[int, float]:
         """Global batch and epochs of a stage: one that learns a single task takes the task's own, if it states them."""

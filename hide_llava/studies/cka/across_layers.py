@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hide_llava.errors import UserError, nearest
+from hide_llava.errors import UserError
 from hide_llava.evaluation.batches import automatic_batch_size
 from hide_llava.studies.cka.estimators import (
     Array,
@@ -94,11 +94,9 @@ def analyse(
 
 def _stages(session: Session, run: Path, stage: int, tasks: list[str] | None) -> list[int]:
     stages, ids = session.stages, [task.id for task in session.run.tasks]
-    if not 1 <= stage <= len(stages):
-        raise UserError(f"--stage {stage}: {run} has stages 1 to {len(stages)}; 1 is after its first task.")
+    session.run.check_stage(stage)
     for task in tasks or []:
-        if task not in ids:
-            raise UserError(f"--task {task}: the run has no such task. {nearest(task, ids)}")
+        session.run.task(task, general=False)
     chosen = [t for t in range(stage) if stages[t].train and (not tasks or ids[stages[t].train[0]] in tasks)]
     if len(chosen) < 2:
         raise UserError(f"CKA compares the models of at least two stages, and {len(chosen)} of {run} fit the choice.")

@@ -23,9 +23,6 @@ from hide_llava.data.dataset import QuestionDataset
 from hide_llava.progress import Bar
 from hide_llava.training.session import Session
 
-ACTIVATIONS = ("layer", "mlp")
-POOLING = ("last", "all")
-
 
 @dataclass(frozen=True)
 class Probe:
