@@ -11,7 +11,7 @@ from transformers.training_args import OptimizerNames
 
 from hide_llava.benchmarks.files import BenchmarkTask, with_suffix
 from hide_llava.data.dataset import check_place
-from hide_llava.data.records import load_records
+from hide_llava.data.records import load_records, pictures
 from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
 from hide_llava.metrics import get
@@ -97,20 +97,22 @@ def join_questions(task: BenchmarkTask) -> tuple[list[dict[str, Any]], int]:
 def _check_training(task: BenchmarkTask) -> list[str]:
     """Read a training file once: a damaged file of the last task is no surprise after days of training."""
     file, root, strict = task.train_file, task.images, task.common.on_bad_sample == "error"
-    records = load_records(file, root, on_bad="error" if strict else "keep")
+    records = load_records(file, root, on_bad="error" if strict else "keep", several=task.common.several)
     if strict:
         for i, record in enumerate(records.select(range(min(LOOKED_AT, len(records))))):
             where = f"{file}: record {i} (id {json.loads(record['id'])!r})"
-            _check_image(root, record["image"], where, "set images of the task, or train.on_bad_sample=skip")
+            _check_images(root, record, where, "set images of the task, or train.on_bad_sample=skip")
     return _count_warning(task, "training file", len(records), task.entry.n_train)
 
 
 def _check_questions(task: BenchmarkTask) -> list[str]:
     questions, in_file = join_questions(task)
     root = task.question_images
+    for question in questions:
+        check_place(question, task.common.several)
     for question in questions[:LOOKED_AT]:
         where = f"{task.named_files}: question {question['question_id']!r}"
-        _check_image(root, question.get("image"), where, "set images or test_images of the task")
+        _check_images(root, question, where, "set images or test_images of the task")
     expected = task.entry.n_test if task.common.eval.split == "test" else None
     warnings = _count_warning(task, "question file", in_file, expected)
     if task.is_legacy:
@@ -120,9 +122,10 @@ def _check_questions(task: BenchmarkTask) -> list[str]:
     return warnings
 
 
-def _check_image(root: Path, image: Any, where: str, remedy: str) -> None:
-    if image is not None and not (root / image).is_file():
-        raise UserError(f"{where}: Image {root / image} does not exist; {remedy}.")
+def _check_images(root: Path, record: Any, where: str, remedy: str) -> None:
+    for image in pictures(record):
+        if not (root / image).is_file():
+            raise UserError(f"{where}: Image {root / image} does not exist; {remedy}.")
 
 
 def _count_warning(task: BenchmarkTask, what: str, found: int, expected: int | None) -> list[str]:

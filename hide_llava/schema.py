@@ -11,13 +11,21 @@ from pydantic import Field
 from hide_llava.settings import Settings
 
 
+class ImageConfig(Settings):
+    """How much of a picture a model may see, where its processor has such a limit (docs/BACKBONES.md); null: as published."""
+
+    max_pixels: int | None = Field(None, gt=0)  # a larger picture is made smaller (Qwen-VL, Mistral 3)
+    max_tiles: int | None = Field(None, gt=0)  # a picture is cut into at most so many (LLaVA-NeXT, InternVL, SmolVLM, …)
+
+
 class ModelConfig(Settings):
-    """Which LLaVA-1.5, and how it is held in memory."""
+    """Which vision-language model, and how it is held in memory."""
 
     name: str
     path: str  # folder under model_root, absolute folder, `package:` folder, or hub id
     clip: str | None = None  # CLIP folder or hub id: text tower and projections for routing
     sentence: str | None = None  # sentence-transformers folder or hub id, or `clip`: CLIP's text features instead
+    image: ImageConfig = Field(default_factory=ImageConfig)
     projector: str | None = None  # original format only: an `mm_projector.bin` that replaces the projector
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU
     tf32: bool = True  # fp32 products on a GPU may use TF32; routing and folding never do

@@ -28,7 +28,7 @@ def without_dropout(core: Core) -> Iterator[None]:
 def logits(core: Core, batch: dict[str, Any], route: Route, last: int = 0) -> Tensor:
     """Logits [B, N, V] of a batch under `route`, in the arithmetic of training; with `last` of the last positions only.
 
-    batch: input_ids [B, N] with images expanded, attention_mask, has_image, pixel_values. The current route is kept.
+    batch: input_ids [B, N] with images expanded, types, attention_mask, has_image, pixels. The current route is kept.
     """
     llava, backbone = core.llava, core.backbone
     half = llava.dtype != torch.float32

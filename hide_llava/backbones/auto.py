@@ -1,15 +1,75 @@
-"""From `model.path` to its backbone. LLaVA-1.5 is the one family there is."""
+"""From `model.path` to its backbone: which family a folder holds, and who loads it."""
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
+from transformers import PreTrainedModel
+
 from hide_llava.backbones.base import Backbone
-from hide_llava.backbones.llama_tokenizer import load_tokenizer
-from hide_llava.backbones.llava15_loading import load_llava15
-from hide_llava.backbones.llava15_reader import Llava15Reader, stated_image_tokens
+from hide_llava.backbones.loading import local, resolve
 from hide_llava.data.reader import Reader
+from hide_llava.errors import UserError, nearest
+from hide_llava.plugins import announced, loaded
+from hide_llava.precision import allow_tf32
 from hide_llava.schema import ModelConfig
+from hide_llava.storage import read_json
+
+GROUP = "hide_llava.backbones"  # entry points of installed packages: model_type → Backbone
+# model_type of a config.json → its file in this folder and its class. `llava` without that key is the original format.
+FAMILIES = {
+    "llava": "llava15:Llava15",
+}
+
+
+def families() -> list[str]:
+    """Every model_type that there is a backbone for, those of installed packages included."""
+    return sorted({*FAMILIES, *(entry.name for entry in announced(GROUP))})
+
+
+def class_of(kind: str) -> type[Backbone] | None:
+    """The backbone of a model_type; None where there is none.
+
+    Raises:
+        UserError: a package offers one and cannot be imported.
+    """
+    own = [entry for entry in announced(GROUP) if entry.name == kind]
+    if own:
+        return loaded(f"backbone '{kind}'", own)
+    if kind not in FAMILIES:
+        return None
+    file, _, name = FAMILIES[kind].partition(":")
+    return getattr(importlib.import_module(f"hide_llava.backbones.{file}"), name)
+
+
+def family_in(folder: Path) -> type[Backbone]:
+    """The backbone of the model in a folder.
+
+    Raises:
+        UserError: it is no model folder, or holds a model that no backbone is for.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        raise UserError(f"{folder}: no config.json, so it is not a model folder; set model.path to one of a known family.")
+    kind = read_json(file).get("model_type") or ""
+    found = class_of("llava" if kind.startswith("llava_") and "mm_projector_type" in read_json(file) else kind)
+    if found is None:
+        raise UserError(
+            f"{folder}: holds a model of type '{kind}', which no backbone is for. {nearest(kind, families())} "
+            "docs/ADD_A_BACKBONE.md shows how one is added."
+        )
+    return found
+
+
+def family_of(config: ModelConfig, root: Path) -> type[Backbone] | None:
+    """The backbone of `model.path`, if it lies on this machine; nothing is downloaded. root: the folder of models.
+
+    Raises:
+        UserError: as of `family_in`.
+    """
+    folder = local(config.path, root)
+    return None if folder is None else family_in(folder)
 
 
 def load(config: ModelConfig, root: Path) -> Backbone:
@@ -20,13 +80,28 @@ def load(config: ModelConfig, root: Path) -> Backbone:
     Raises:
         UserError: folder missing, no model of a family that is known, weights missing, tokenizer not exact.
     """
-    return load_llava15(config, root)
+    allow_tf32(config.tf32)
+    folder, clip = resolve(config.path, root), resolve(config.clip, root)
+    return family_in(folder).load(config, folder, clip)
 
 
-def reader_of(folder: Path, clip: Path | None, masks: str = "exact") -> Reader:
-    """How the model in a folder reads, without its weights and without pixels. clip: of an original-format folder.
+def reader_of(folder: Path, clip: Path | None, masks: str = "exact", config: ModelConfig | None = None) -> Reader:
+    """How the model in a folder reads, without its weights. clip: of an original-format folder. config: its image budget.
 
     Raises:
-        UserError: no tokenizer there, or nothing says how many positions an image takes.
+        UserError: no tokenizer there, or nothing says how a picture is read.
     """
-    return Llava15Reader(load_tokenizer(folder), stated_image_tokens(folder, clip), masks=masks)
+    return family_in(folder).reader_of(folder, config, clip, masks)
+
+
+def bare(model: PreTrainedModel) -> Backbone:
+    """A backbone over a model without a tokenizer, as for counting on the meta device.
+
+    Raises:
+        UserError: no backbone is for such a model.
+    """
+    kind = model.config.model_type
+    found = class_of(kind)
+    if found is None:
+        raise UserError(f"a model of type '{kind}': no backbone is for it. {nearest(kind, families())}")
+    return found(model)

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +18,10 @@ from transformers.utils import ModelOutput
 
 from hide_llava.backbones.decode import end_tokens
 from hide_llava.data.reader import Reader
+from hide_llava.schema import ModelConfig
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 # Which linears of a decoder layer are adapted, by the names that LLaMA and most decoders after it give them.
 TARGETS = {
@@ -29,13 +33,12 @@ TARGETS = {
 
 @dataclass
 class Vision:
-    """One pass of the vision tower over a batch's n images.
+    """One pass of the vision tower over the pictures of a batch; what else it holds, its backbone knows.
 
-    patches: [n, P, d_v], what the projector maps into the decoder's space. cls: [n, d_v], what a routing encoder reads.
+    pooled: [rows with a picture, d_v] fp32, the mean of the frozen tower's states over a row's pictures.
     """
 
-    patches: Tensor
-    cls: Tensor
+    pooled: Tensor
 
 
 @dataclass
@@ -43,23 +46,65 @@ class Ready:
     """A batch as the decoder takes it.
 
     inputs: arguments of the model's forward that stand for the tokens. attention_mask [B, N]. labels [B, N], None without.
-    inserted: prompt positions that were put in before every label.
+    inserted: prompt positions that were put in before every label. prompts [B, P, d] and where [B, N] bool: vectors whose
+    places in `inputs` hold placeholder tokens. blind: the batch has no picture, and still takes part in the projector's
+    gradient.
     """
 
-    inputs: dict[str, Tensor]
+    inputs: dict[str, Any]
     attention_mask: Tensor
     labels: Tensor | None
     inserted: int = 0
+    prompts: Tensor | None = None
+    where: Tensor | None = None
+    blind: bool = False
 
 
 class Backbone(ABC):
-    """One vision-language model of transformers. model: upstream's class. tokenizer: None where only shapes matter. clip:
-    folder of the CLIP that samples are routed by, if there is one."""
+    """One vision-language model of transformers.
 
-    clip: Path | None = None
+    model: upstream's class. tokenizer: None where only shapes matter. clip: folder of the CLIP that samples are routed by, if
+    there is one.
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None):
-        self.model, self.tokenizer = model, tokenizer
+    What a class says of its family, for those who have no model in memory: title, for people. several: a record may have
+    several pictures. own_clip: the vision tower is that of `model.clip`. recorded: its published code was recorded, so that
+    options which repeat that code's faults mean something (`train.label_masks=reference`, `text_only: reference`, …).
+    transforms: pictures are padded or cropped as a benchmark says; else as the model's own processor does. shrinks: rows that
+    have ended can leave their batch, and keys and values can lie in a static buffer. lacks: what its decoder layers do not
+    have among TARGETS. first_token: the first token of a row is the same vector for all samples and is not BOS.
+    """
+
+    title = ""
+    several = False
+    own_clip = False
+    recorded = False
+    transforms = False
+    shrinks = False
+    lacks: frozenset[str] = frozenset()
+    first_token = False
+
+    def __init__(
+        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, clip: Path | None = None
+    ):
+        self.model, self.tokenizer, self.clip = model, tokenizer, clip
+
+    @classmethod
+    @abstractmethod
+    def load(cls, config: ModelConfig, folder: Path, clip: Path | None) -> Backbone:
+        """Model, tokenizer and picture settings from a folder; the model is frozen, on its device, in eval mode.
+
+        Raises:
+            UserError: not a model of this family, or files of it are missing.
+        """
+
+    @classmethod
+    @abstractmethod
+    def reader_of(cls, folder: Path, config: ModelConfig | None = None, clip: Path | None = None, masks: str = "exact") -> Reader:
+        """How the model in a folder reads, without its weights. config: its image budget; None: the model's own.
+
+        Raises:
+            UserError: no tokenizer there, or nothing says how a picture is read.
+        """
 
     # ---- its parts ---------------------------------------------------------------------------------------------------
     @property
@@ -87,21 +132,25 @@ class Backbone(ABC):
         return self.model.config.get_text_config().hidden_size
 
     @abstractmethod
-    def reader(self, transform: str = "pad", masks: str = "exact", routing: str = "question") -> Reader:
+    def reader(
+        self, transform: str = "pad", masks: str = "exact", routing: str = "question",
+        beside: Callable[[Image.Image], Tensor] | None = None,
+    ) -> Reader:  # fmt: skip
         """How it reads records and questions.
 
-        transform: of pictures, `pad` or `crop`. masks: `exact`, or `reference` for the labels of the published code.
-        routing: `question`, or `reference` for the text that the published code routes by.
+        transform: of pictures, `pad` or `crop`, where the family pads or crops as a benchmark says. masks: `exact`, or
+        `reference` for the labels of the published code. routing: `question`, or `reference` for the text that the published
+        code routes by. beside: an RGB picture → what a routing encoder that stands beside the model takes of it [3, H, W];
+        it comes with the pixels, as `routing` [k, 3, H, W].
         """
 
     # ---- a batch -----------------------------------------------------------------------------------------------------
     @abstractmethod
     def see(self, batch: dict[str, Any]) -> Vision | None:
-        """The batch's images through the frozen vision tower, once; None without an image."""
+        """The batch's pictures through the frozen vision tower, once; None without a picture.
 
-    @abstractmethod
-    def blank(self) -> Tensor:
-        """[1, 3, H, W] zeros on the model's device: pixels of no image at all."""
+        batch: of the collator, on the model's device; read are `pixels`, one entry a row.
+        """
 
     @abstractmethod
     def ready(
@@ -123,7 +172,7 @@ class Backbone(ABC):
     def answer(
         self, ready: Ready, max_new_tokens: int, leave: Callable[[Tensor], None] | None = None, static: bool = False
     ) -> list[list[int]]:
-        """Greedy answers, each up to and with its end token; leave, static: of `decode.greedy`."""
+        """Greedy answers, each up to and with its end token; leave, static: of `decode.greedy`, where the family `shrinks`."""
 
     def logits(self, states: Tensor) -> Tensor:
         """Hidden states of the decoder's last layer [..., d] → logits [..., V]."""

@@ -8,6 +8,7 @@ IMAGE_TOKEN (−200), which is outside every vocabulary. How it reads is in llav
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,21 +21,50 @@ from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 from hide_llava.backbones.base import TARGETS, Backbone, Ready, Vision
 from hide_llava.backbones.decode import greedy
 from hide_llava.backbones.vicuna import IMAGE_TOKEN
+from hide_llava.schema import ModelConfig
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from hide_llava.backbones.llava15_reader import Llava15Reader
+
+
+@dataclass
+class Llava15Vision(Vision):
+    """patches: [n, P, d_v], what the projector maps into the decoder's space. cls: [n, d_v], what CLIP's head reads."""
+
+    patches: Tensor
+    cls: Tensor
 
 
 class Llava15(Backbone):
     """LLaVA-1.5. preprocessor: folder of the picture settings. clip: folder of the CLIP that the tower is from, for routing."""
 
+    title = "LLaVA-1.5"
+    own_clip = recorded = transforms = shrinks = True
+
     def __init__(
         self, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast | None = None,
         preprocessor: Path | None = None, clip: Path | None = None,
     ):  # fmt: skip
-        super().__init__(model, tokenizer)
-        self.preprocessor, self.clip = preprocessor, clip
-        self._readers: dict[tuple[str, str, str], Llava15Reader] = {}  # methods ask for one in every batch
+        super().__init__(model, tokenizer, clip)
+        self.preprocessor = preprocessor
+        self._readers: dict[tuple[Any, ...], Llava15Reader] = {}  # methods ask for one in every batch
+
+    @classmethod
+    def load(cls, config: ModelConfig, folder: Path, clip: Path | None) -> Llava15:
+        from hide_llava.backbones.llava15_loading import load_llava15
+
+        return load_llava15(config, folder, clip)
+
+    @classmethod
+    def reader_of(
+        cls, folder: Path, config: ModelConfig | None = None, clip: Path | None = None, masks: str = "exact"
+    ) -> Llava15Reader:
+        from hide_llava.backbones.llama_tokenizer import load_tokenizer
+        from hide_llava.backbones.llava15_reader import Llava15Reader, stated_image_tokens
+
+        return Llava15Reader(load_tokenizer(folder), stated_image_tokens(folder, clip), masks=masks)
 
     @property
     def decoder(self) -> nn.Module:
@@ -56,26 +86,30 @@ class Llava15(Backbone):
         """Decoder positions of one image."""
         return image_tokens(self.model)
 
-    def reader(self, transform: str = "pad", masks: str = "exact", routing: str = "question") -> Llava15Reader:
+    def reader(
+        self, transform: str = "pad", masks: str = "exact", routing: str = "question",
+        beside: Callable[[Image.Image], Tensor] | None = None,
+    ) -> Llava15Reader:  # fmt: skip
         from hide_llava.backbones.clip_pixels import ImageTransform  # here: the measurements of perf/ read nothing
         from hide_llava.backbones.llava15_reader import Llava15Reader
 
-        key = (transform, masks, routing)
+        key = (transform, masks, routing, beside)
         if key not in self._readers:  # the picture settings are read from a file
             pixels = None if self.preprocessor is None else ImageTransform(self.preprocessor, mode=transform)
-            self._readers[key] = Llava15Reader(self.tokenizer, self.image_positions, pixels, masks, routing)
+            self._readers[key] = Llava15Reader(self.tokenizer, self.image_positions, pixels, masks, routing, beside)
         return self._readers[key]
 
-    def see(self, batch: dict[str, Any]) -> Vision | None:
-        pixels = batch.get("pixel_values")
-        return None if pixels is None or not len(pixels) else see(self.model, pixels)
+    def see(self, batch: dict[str, Any]) -> Llava15Vision | None:
+        pixels = [row["pixel_values"] for row in batch["pixels"] if row is not None]
+        return see(self.model, torch.cat(pixels)) if pixels else None
 
-    def blank(self) -> Tensor:
+    def blank(self) -> dict[str, Tensor]:
+        """Pixels of no picture at all: zeros [1, 3, H, W] on the model's device."""
         size = self.model.config.vision_config.image_size
-        return torch.zeros(1, 3, size, size, device=self.model.device)
+        return {"pixel_values": torch.zeros(1, 3, size, size, device=self.model.device)}
 
     def ready(
-        self, batch: dict[str, Any], vision: Vision | None, projectors: dict[str, dict[str, Tensor]],
+        self, batch: dict[str, Any], vision: Llava15Vision | None, projectors: dict[str, dict[str, Tensor]],
         weights: dict[str, Tensor] | None, prompts: Tensor | None, train: bool,
     ) -> Ready:  # fmt: skip
         def project(patches: Tensor) -> Tensor:
@@ -113,18 +147,18 @@ def mixed(
     return total
 
 
-def see(llava: LlavaForConditionalGeneration, pixel_values: Tensor) -> Vision:
+def see(llava: LlavaForConditionalGeneration, pixel_values: Tensor) -> Llava15Vision:
     """Run the frozen vision tower once on [n, 3, H, W]."""
     tower, config = llava.model.vision_tower, llava.config
     with torch.no_grad():
         out = tower(pixel_values.to(tower.dtype), output_hidden_states=True)
     chosen = out.hidden_states[config.vision_feature_layer]
-    return Vision(chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen,
-                  out.last_hidden_state[:, 0])  # fmt: skip
+    patches = chosen[:, 1:] if config.vision_feature_select_strategy == "default" else chosen
+    return Llava15Vision(patches.float().mean(1), patches, out.last_hidden_state[:, 0])
 
 
 def splice(
-    llava: LlavaForConditionalGeneration, input_ids: Tensor, vision: Vision | None, project: Callable[[Tensor], Tensor]
+    llava: LlavaForConditionalGeneration, input_ids: Tensor, vision: Llava15Vision | None, project: Callable[[Tensor], Tensor]
 ) -> Tensor:
     """Token embeddings [B, N, d] with the projected patches at the image positions, in row order."""
     places = input_ids == IMAGE_TOKEN

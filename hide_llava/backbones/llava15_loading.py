@@ -10,26 +10,19 @@ from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from hide_llava.backbones.llama_tokenizer import load_tokenizer
 from hide_llava.backbones.llava15 import Llava15
-from hide_llava.backbones.loading import attention_of, device_of, dtype_of, resolve, resolve_file
+from hide_llava.backbones.loading import attention_of, device_of, dtype_of, resolve_file
 from hide_llava.backbones.original import is_original, load_original
 from hide_llava.backbones.quantized import quantize
 from hide_llava.errors import UserError
-from hide_llava.precision import allow_tf32
 from hide_llava.schema import ModelConfig
 
 
-def load_llava15(config: ModelConfig, root: Path) -> Llava15:
-    """A LLaVA-1.5 from a Hugging Face folder or hub id, or from an original-format folder, with all that goes with it.
-
-    root: the folder that models lie under.
+def load_llava15(config: ModelConfig, folder: Path, clip: Path | None) -> Llava15:
+    """A LLaVA-1.5 from a folder in Hugging Face's format or in the original one, with all that goes with it.
 
     Raises:
-        UserError: folder missing, not a LLaVA-1.5, weights missing, tokenizer not exact.
+        UserError: not a LLaVA-1.5, weights missing, tokenizer not exact.
     """
-    allow_tf32(config.tf32)
-    folder, clip = resolve(config.path, root), resolve(config.clip, root)
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json, so it is not a model folder; set model.path to a LLaVA-1.5 folder.")
     dtype = dtype_of(config)
     if not is_original(folder):
         _check_architecture(folder)
@@ -50,7 +43,7 @@ def load_llava15(config: ModelConfig, root: Path) -> Llava15:
     except (ValueError, ImportError) as error:
         raise UserError(f"model.attention={config.attention}: {' '.join(str(error).split())[:200]}") from None
     if config.quantization != "none":
-        quantize(llava, config.quantization, dtype)
+        quantize(llava, llava.model.language_model.layers, config.quantization, dtype)
     llava.to(device_of(config)).eval().requires_grad_(False)
     # Greedy means greedy: upstream fills in whatever the folder's generation_config.json says (repetition penalties,
     # suppressed words, a time limit), so that file is not used.

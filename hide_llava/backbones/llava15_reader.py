@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
@@ -25,24 +26,26 @@ from hide_llava.backbones.vicuna import (
     reference_routing_text,
 )
 from hide_llava.data.measured import file_of
-from hide_llava.data.reader import Read, Reader
+from hide_llava.data.reader import Read, Reader, Size
 from hide_llava.data.turns import IGNORE, Turn, routing_text
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.storage import read_json
 
 ROUTING = ("question", "reference")
+ROUTING_PIXELS = "routing"  # among a record's pixels: what a routing encoder with pixels of its own takes
 
 
 @dataclass
 class Llava15Reader(Reader):
     """How LLaVA-1.5 reads. image_positions: decoder positions of an image, the same for every image. transform: RGB image →
-    pixels, None where nobody asks for pixels. masks, routing: of `Backbone.reader`."""
+    pixels, None where nobody asks for pixels. masks, routing, beside: of `Backbone.reader`."""
 
     tokenizer: PreTrainedTokenizerFast
     image_positions: int
     transform: Callable[[Image.Image], Tensor] | None = None
     masks: str = "exact"
     routing: str = "question"
+    beside: Callable[[Image.Image], Tensor] | None = None
     image_id: int = IMAGE_TOKEN
 
     def __post_init__(self) -> None:
@@ -54,28 +57,38 @@ class Llava15Reader(Reader):
     def special(self) -> Sequence[str] | None:
         return self.tokenizer.all_special_tokens if self.masks == "exact" else None  # else the label walk judges answers
 
-    def training(self, turns: Sequence[Turn], has_image: bool, max_length: int) -> Read:
-        encoded, ids, labels = supervised(turns, has_image, self.tokenizer, self.image_positions, max_length, self.masks)
+    def training(self, turns: Sequence[Turn], images: Sequence[Size], max_length: int) -> Read:
+        encoded, ids, labels = supervised(turns, bool(images), self.tokenizer, self.image_positions, max_length, self.masks)
         if self.routing == "reference":
-            return Read(ids, labels, reference_routing_text(encoded.input_ids[:max_length], self.tokenizer))
-        return Read(ids, labels, routing_text(turns))
+            routed_by = reference_routing_text(encoded.input_ids[:max_length], self.tokenizer)
+        else:
+            routed_by = routing_text(turns)
+        return Read(ids, labels, routed_by, self._spans(ids))
 
-    def draft(self, turns: Sequence[Turn], has_image: bool, max_length: int) -> tuple[list[int], list[int], int]:
-        ids, labels, _ = encode_training(turns, has_image, self.tokenizer, max_length, self.masks)
-        return ids, labels, self.image_positions if has_image and IMAGE_TOKEN in ids else 0
+    def draft(self, turns: Sequence[Turn], images: Sequence[Size], max_length: int) -> tuple[list[int], list[int], int]:
+        ids, labels, _ = encode_training(turns, bool(images), self.tokenizer, max_length, self.masks)
+        return ids, labels, self.image_positions if images and IMAGE_TOKEN in ids else 0
 
-    def question(self, text: str, has_image: bool) -> Read:
-        ids = encode_question(text, has_image, self.tokenizer)
+    def question(self, text: str, images: Sequence[Size]) -> Read:
+        ids = encode_question(text, bool(images), self.tokenizer)
         routed_by = reference_routing_text(ids, self.tokenizer) if self.routing == "reference" else routing_text(text)
-        return Read(expand_image(ids, None, self.image_positions, None)[0], None, routed_by)
+        expanded = expand_image(ids, None, self.image_positions, None)[0]
+        return Read(expanded, None, routed_by, self._spans(expanded))
+
+    def _spans(self, ids: list[int]) -> tuple[tuple[int, int], ...]:
+        if IMAGE_TOKEN not in ids:
+            return ()
+        start = ids.index(IMAGE_TOKEN)
+        return ((start, start + self.image_positions),)
 
     def answer_start(self, text: str) -> list[int]:
         start = f"{ROLES['gpt']}:"
         return encode(f"{start} {text}", self.tokenizer)[len(encode(start, self.tokenizer)) :]
 
-    def pixels(self, image: Image.Image) -> Tensor:
-        """float32 [3, H, W]."""
-        return self.transform(image)
+    def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """pixel_values float32 [k, 3, H, W]; with `beside`, `routing` in the form that the routing encoder takes."""
+        made = {"pixel_values": torch.stack([self.transform(image) for image in images])}
+        return made if self.beside is None else {**made, ROUTING_PIXELS: torch.stack([self.beside(i) for i in images])}
 
     def settings(self) -> list[Any]:
         return [file_of(self.tokenizer), self.image_positions, self.masks]

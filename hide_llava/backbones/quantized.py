@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from transformers import LlavaForConditionalGeneration
+from transformers import PreTrainedModel
 
 from hide_llava.errors import UserError
 
 
-def quantize(llava: LlavaForConditionalGeneration, bits: str, dtype: torch.dtype) -> None:
-    """Replace every decoder linear by bitsandbytes' layer, in place; it quantises when it is moved to its device.
+def quantize(model: PreTrainedModel, decoder: nn.ModuleList, bits: str, dtype: torch.dtype) -> None:
+    """Replace every linear of a model's decoder layers by bitsandbytes' layer, in place; it quantises when it is moved to its
+    device.
 
     bits: "4bit" (NF4 with double quantisation, QLoRA §3) or "8bit" (LLM.int8). dtype: what the layers compute in.
 
@@ -26,7 +27,6 @@ def quantize(llava: LlavaForConditionalGeneration, bits: str, dtype: torch.dtype
     except ImportError as error:
         raise UserError(f"model.quantization={bits}: bitsandbytes cannot be imported ({error}); "
                         "pip install -e '.[quant]', or use model.quantization=none.") from None  # fmt: skip
-    decoder = llava.model.language_model.layers
     for path, linear in [(p, m) for p, m in decoder.named_modules() if isinstance(m, nn.Linear)]:
         shape = (linear.in_features, linear.out_features, linear.bias is not None)
         if bits == "4bit":
@@ -41,4 +41,4 @@ def quantize(llava: LlavaForConditionalGeneration, bits: str, dtype: torch.dtype
             weight = bnb.nn.Int8Params(linear.weight.data, requires_grad=False, has_fp16_weights=False)
         layer.weight, layer.bias = weight, linear.bias
         decoder.set_submodule(path, layer)
-    setattr(llava, f"is_loaded_in_{bits}", True)  # where peft looks to choose its own layer
+    setattr(model, f"is_loaded_in_{bits}", True)  # where peft looks to choose its own layer

@@ -13,6 +13,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import AutoTokenizer, CLIPTextModel, LlavaForConditionalGeneration
 
+from hide_llava.backbones.llava15 import Llava15Vision
 from hide_llava.backbones.text_encoder import TextEncoder
 from hide_llava.errors import UserError
 
@@ -50,16 +51,21 @@ class ClipRoutingEncoder(TextEncoder):
             )
         self.requires_grad_(False).eval()
 
+    @property
+    def width(self) -> int:
+        """Of an image feature."""
+        return self.visual_projection.shape[0]
+
     @torch.no_grad()
-    def image(self, cls: Tensor, pixel_values: Tensor) -> Tensor:
-        """[n, d_v] last-layer CLS states → [n, d] fp32 image embeddings.
+    def image(self, vision: Llava15Vision, pixels: list[dict[str, Tensor]]) -> Tensor:
+        """One pass of LLaVA's tower over n pictures → [n, d] fp32 image embeddings, from the CLS states of the last layer.
 
         Normalised in fp32 whatever the dtypes are: under CUDA's autocast the tower's layer norms give fp32 states, in
         generation bf16 ones, and CUDA's layer norm refuses weights of another dtype than its input.
         """
         norm = self.post_layernorm[0]
         weight, bias = norm.weight.float(), norm.bias.float()
-        normed = nn.functional.layer_norm(cls.float(), norm.normalized_shape, weight, bias, norm.eps)
+        normed = nn.functional.layer_norm(vision.cls.float(), norm.normalized_shape, weight, bias, norm.eps)
         return normed @ self.visual_projection.T
 
     def encode(self, texts: list[str]) -> Tensor:

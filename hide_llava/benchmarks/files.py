@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hide_llava.benchmarks.selection import draw
-from hide_llava.data.records import load_questions, load_records, readable
+from hide_llava.data.records import features, load_questions, load_records, readable
 from hide_llava.errors import UserError
 from hide_llava.metrics import get
 from hide_llava.metrics.rows import read_jsonl
@@ -31,7 +31,7 @@ class Common:
     """What the tasks of a run have in common.
 
     data: the folder that all others are relative to. limit, seed: of the records that are drawn. on_bad_sample: of
-    training. tokenizer: of captions.
+    training. tokenizer: of captions. several: whether the model reads several pictures of a record.
     """
 
     benchmark: BenchmarkConfig
@@ -41,6 +41,7 @@ class Common:
     seed: int
     on_bad_sample: str
     tokenizer: str
+    several: bool = True
 
     @property
     def folder(self) -> Path:
@@ -130,19 +131,24 @@ class BenchmarkTask:
         Raises:
             UserError: the file is missing or damaged, or holds a bad record that is not to be skipped.
         """
-        import pyarrow.compute  # here, because answering questions needs none of it
+        import numpy  # here, because answering questions needs none of them
+        import pyarrow
+        import pyarrow.compute
 
         root, on_bad = self.common.table_root, "error" if self.common.on_bad_sample == "error" else "keep"
-        records = load_records(self.train_file, self.images, on_bad=on_bad)
+        records = load_records(self.train_file, self.images, on_bad=on_bad, several=self.common.several)
         if self.images != root:
             prefix = os.path.relpath(self.images, root)
-            import pyarrow.compute  # here, because answering a question file needs none of it
-
-            names = pyarrow.compute.binary_join_element_wise(prefix, records.data.column("image"), "/")  # null stays null
-            records = records.remove_columns("image").add_column("image", names.combine_chunks())
+            rows = records.data.column("image").combine_chunks()
+            names = pyarrow.compute.binary_join_element_wise(prefix, rows.flatten(), "/")
+            lengths = pyarrow.compute.list_value_length(rows).to_numpy(zero_copy_only=False)
+            ends = numpy.concatenate([[0], lengths.cumsum()]).astype("int32")
+            records = records.remove_columns("image").add_column(
+                "image", pyarrow.ListArray.from_arrays(ends, names), feature=features()["image"]
+            )
         kept = draw(self.common.limit, self.common.seed, len(records))
         records = records if len(kept) == len(records) else records.select(kept)
-        return records if whole or on_bad == "error" else readable(records)
+        return records if whole or on_bad == "error" else readable(records, self.common.several)
 
     # ---- questions ---------------------------------------------------------------------------------------------------
     @property

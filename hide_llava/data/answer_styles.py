@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from hide_llava.data.records import features
+from hide_llava.data.records import features, pictures
 from hide_llava.data.turns import IMAGE_TEXT
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def diversify(records: Dataset, percent: float, seed: int) -> Dataset:
         ]
         if made:
             question, answer = made[0]
-            image = f"{IMAGE_TEXT}\n" if record["image"] is not None else ""
+            image = f"{IMAGE_TEXT}\n" if pictures(record) else ""
             turns = [{"from": "human", "value": image + question}, {"from": "gpt", "value": answer}]
             changed[place] = {**record, "conversations": turns}
     if not changed:

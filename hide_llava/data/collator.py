@@ -19,8 +19,10 @@ class Collator:
     input_ids [B, N] long · labels [B, N] long, if the samples have labels · targets [K] long, with them: the positions at
     which a row has a label, ascending, without the first, which nothing predicts · attention_mask [B, N] long, from the
     lengths, so a literal <unk> in a text is attended to (the reference drops it, because its id is the padding id) ·
-    has_image [B] bool · pixel_values [has_image.sum(), 3, H, W] float32 in row order, None if no row has an image ·
-    texts, ids: lists of length B · counts: list of B booleans, False for a row that only stands in (`StandIns`).
+    types: token types by name, each [B, N] long, 0 where padded · has_image [B] bool · pixels: what the towers take of each
+    row's pictures, a dictionary of tensors or None; kept row by row, because models differ in how they join them ·
+    sizes: of each row's pictures · texts, ids: lists of length B · counts: list of B booleans, False for a row that only
+    stands in (`StandIns`).
     """
 
     pad_id: int = 0
@@ -32,12 +34,15 @@ class Collator:
 
     def __call__(self, samples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         rows = [sample["input_ids"] for sample in samples]
-        images = [sample["pixel_values"] for sample in samples if sample["pixel_values"] is not None]
         batch = {
             "input_ids": self._pad(rows, self.pad_id),
             "attention_mask": self._pad([torch.ones_like(row) for row in rows], 0),
-            "has_image": torch.tensor([sample["pixel_values"] is not None for sample in samples]),
-            "pixel_values": torch.stack(images) if images else None,
+            "has_image": torch.tensor([sample["pixels"] is not None for sample in samples]),
+            "pixels": [sample["pixels"] for sample in samples],
+            "sizes": [sample["sizes"] for sample in samples],
+            "types": {
+                name: self._pad([sample["types"][name] for sample in samples], 0) for name in samples[0]["types"]
+            },
             "texts": [sample["text"] for sample in samples],
             "ids": [sample["id"] if "id" in sample else sample["question_id"] for sample in samples],
             "counts": [sample.get("counts", True) for sample in samples],
@@ -51,3 +56,14 @@ class Collator:
         return torch.nn.utils.rnn.pad_sequence(
             list(rows), batch_first=True, padding_value=value, padding_side=self.side
         )
+
+
+def moved(batch: Any, device: torch.device, non_blocking: bool = False) -> Any:
+    """A batch, or a part of one, with its tensors on `device`."""
+    if isinstance(batch, torch.Tensor):
+        return batch.to(device, non_blocking=non_blocking)
+    if isinstance(batch, dict):
+        return {key: moved(value, device, non_blocking) for key, value in batch.items()}
+    if isinstance(batch, list):
+        return [moved(value, device, non_blocking) for value in batch]
+    return batch

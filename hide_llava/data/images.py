@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image
 
+from hide_llava.data.reader import Size
 from hide_llava.errors import UserError
+from hide_llava.progress import Bar
 
 ORIENTATIONS = ("exif", "ignore")
 # EXIF orientation (TIFF 6.0, tag 274) → how to turn the stored pixels.
@@ -23,6 +26,9 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+SIDEWAYS = set(TURNS[n] for n in (5, 6, 7, 8))
 
 
 def load_image(path: Path, orientation: str = "exif") -> Image.Image:
@@ -60,6 +66,27 @@ def opened(path: Path, source: io.BytesIO | None = None) -> Iterator[Image.Image
     except Exception as error:
         message = str(error).split(" <_io")[0] or type(error).__name__  # without the address of our buffer
         raise UserError(f"Image {path} cannot be decoded ({message}); replace the file.") from error
+
+
+def sizes_of(paths: Sequence[Path], orientation: str, workers: int, name: str) -> list[Size]:
+    """Width and height of upright pictures, read from their headers on `workers` threads.
+
+    Raises:
+        UserError: a file is missing or is no picture.
+    """
+    found = []
+    with Bar(f"measuring images of {name}", len(paths), "image") as bar, ThreadPoolExecutor(max(1, workers)) as pool:
+        for size in pool.map(lambda path: size_of(path, orientation), paths):
+            found.append(size)
+            bar.at(len(found))
+    return found
+
+
+def size_of(path: Path, orientation: str) -> Size:
+    """Of the picture that `load_image` gives, without decoding it."""
+    with opened(path) as image:
+        turned = orientation == "exif" and exif_turn(image) in SIDEWAYS
+        return image.size[::-1] if turned else image.size
 
 
 def as_rgb(image: Image.Image, orientation: str) -> Image.Image:

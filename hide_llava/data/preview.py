@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from hide_llava.data.dataset import TrainingDataset
-from hide_llava.data.reader import Reader
+from hide_llava.data.reader import Read, Reader
 from hide_llava.data.records import load_records, unusable
 from hide_llava.data.turns import IGNORE, routing_text
 
 
-def collapse(ids: list[int], labels: list[int], image_id: int) -> tuple[list[int], list[int], int]:
-    """Expanded ids and labels with the image span as one id, and the length of the span."""
-    keep = [i for i, token in enumerate(ids) if token != image_id or i == 0 or ids[i - 1] != image_id]
-    return [ids[i] for i in keep], [labels[i] for i in keep], ids.count(image_id)
+def collapse(read: Read, image_id: int) -> tuple[list[int], list[int], int]:
+    """Ids and labels with each picture as one id, and the positions that the pictures take."""
+    ids, labels = list(read.ids), list(read.labels)
+    for start, stop in reversed(read.spans):
+        ids[start:stop], labels[start:stop] = [image_id], [IGNORE]
+    return ids, labels, sum(stop - start for start, stop in read.spans)
 
 
 def preview(
@@ -34,25 +36,26 @@ def preview(
     for index, record in enumerate(records):
         shown: dict[str, Any] = {"id": json.loads(record["id"])}
         if index in reasons:
-            turns = record["conversations"] if unusable(record) is None else []
-            ids, labels, span = reader.draft(turns, record["image"] is not None, max_length)
+            turns = record["conversations"] if unusable(record, reader.several) is None else []
+            ids, labels, span = reader.draft(turns, dataset.sizes(record), max_length)
             shown["error"], text = reasons[index], routing_text(turns)
         else:
-            *expanded, text = dataset.encode(record)
-            ids, labels, span = collapse(*expanded, reader.image_id)
+            read = dataset.encode(record)
+            (ids, labels, span), text = collapse(read, reader.image_id), read.routed_by
         shown |= {"input_ids": ids, "labels": labels, "image_tokens": span, "routing_text": text}
         yield json.dumps(shown, ensure_ascii=False) if as_json else _readable(shown, reader)
 
 
 def _readable(shown: dict[str, Any], reader: Reader) -> str:
-    text, inside = "", False
+    text, inside, pictures = "", False, max(1, shown["input_ids"].count(reader.image_id))
+    each = f"{shown['image_tokens'] / pictures:g}"  # pictures of different sizes: their mean
     for token, label in zip(shown["input_ids"], shown["labels"]):
         if (label != IGNORE) != inside:
             inside = not inside
             text += "⟦" if inside else "⟧"
-        text += f"[image × {shown['image_tokens']}]" if token == reader.image_id else reader.piece(token)
+        text += f"[image × {each}]" if token == reader.image_id else reader.piece(token)
     supervised = sum(label != IGNORE for label in shown["labels"])
-    length = len(shown["input_ids"]) + shown["input_ids"].count(reader.image_id) * (shown["image_tokens"] - 1)
+    length = len(shown["input_ids"]) - shown["input_ids"].count(reader.image_id) + shown["image_tokens"]
     head = f"── {shown['id']}: {length} positions, {supervised} supervised (between ⟦ ⟧), routed by {shown['routing_text']!r}"
     head += f"\n   NOT USABLE: {shown['error']}" if "error" in shown else ""
     return f"{head}\n{text}{'⟧' if inside else ''}"

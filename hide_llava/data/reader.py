@@ -1,10 +1,11 @@
-"""What the data sets ask of a model: how it reads a conversation, a question and a picture."""
+"""What the data sets ask of a model: how it reads a conversation, a question and pictures."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -13,42 +14,54 @@ from hide_llava.data.turns import Turn
 if TYPE_CHECKING:
     from PIL import Image
 
+Size = tuple[int, int]  # width and height of an upright picture, in pixels
+ANY_SIZE: Size = (0, 0)  # of a picture that nobody measured, for a reader that does not ask (`by_size`)
 
-class Read(NamedTuple):
-    """One sample in tokens, its image expanded. labels: IGNORE where there is no loss; None for a question. routed_by: the
-    text that the sample is routed by."""
+
+@dataclass(frozen=True)
+class Read:
+    """One sample in tokens, its pictures expanded.
+
+    labels: IGNORE where there is no loss; None for a question. routed_by: the text that the sample is routed by. spans:
+    [start, stop) of each picture among the ids. types: token types by the names that the model's forward gives them, as many
+    as ids; most models have none.
+    """
 
     ids: list[int]
     labels: list[int] | None
     routed_by: str
+    spans: tuple[tuple[int, int], ...] = ()
+    types: Mapping[str, list[int]] = field(default_factory=dict)
 
 
 class Reader(ABC):
     """How one model reads, without its weights: a worker process can have it, and `check` and `preview` need no more.
 
-    A backbone gives one (`Backbone.reader`). image_id: the id that stands for each position of the image. image_positions:
-    the most positions that one image takes. special: texts that an answer may not contain, because the tokenizer takes them
-    for special tokens; None where that is judged otherwise.
+    A backbone gives one (`Backbone.reader`). image_id: the id that stands for a picture where it is shown as one token.
+    special: texts that an answer may not contain, because the tokenizer takes them for special tokens; None where that is
+    judged otherwise. several: whether a record may have several pictures. by_size: whether the size of a picture decides how
+    many positions it takes; if not, sizes are not looked at. `images` are the sizes of a record's pictures, none without.
     """
 
     image_id: int
-    image_positions: int
     special: Sequence[str] | None
+    several: bool = False
+    by_size: bool = False
 
     @abstractmethod
-    def training(self, turns: Sequence[Turn], has_image: bool, max_length: int) -> Read:
+    def training(self, turns: Sequence[Turn], images: Sequence[Size], max_length: int) -> Read:
         """A training record of at most `max_length` positions; loss on each answer and the token that ends it, nowhere else.
 
         Raises:
-            BadRecord: nothing of an answer, or not the whole image, is left within `max_length`.
+            BadRecord: nothing of an answer, or not every picture as a whole, is left within `max_length`.
         """
 
     @abstractmethod
-    def draft(self, turns: Sequence[Turn], has_image: bool, max_length: int) -> tuple[list[int], list[int], int]:
-        """Ids and labels of a record that `training` refuses, the image as one id, and the positions that the image takes."""
+    def draft(self, turns: Sequence[Turn], images: Sequence[Size], max_length: int) -> tuple[list[int], list[int], int]:
+        """Ids and labels of a record that `training` refuses, a picture as one id, and the positions that the pictures take."""
 
     @abstractmethod
-    def question(self, text: str, has_image: bool) -> Read:
+    def question(self, text: str, images: Sequence[Size]) -> Read:
         """A prompt that the model answers next."""
 
     @abstractmethod
@@ -56,8 +69,9 @@ class Reader(ABC):
         """The ids that an answer beginning with `text` begins with, behind the ids of `question`."""
 
     @abstractmethod
-    def pixels(self, image: Image.Image) -> Tensor:
-        """An RGB image as the vision tower takes it."""
+    def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
+        """What the towers take of a record's RGB pictures, at least one. Tensors of several records are joined along their
+        first dimension."""
 
     @abstractmethod
     def settings(self) -> list[Any]:

@@ -26,7 +26,7 @@ from hide_llava.storage import writing
 if TYPE_CHECKING:
     import datasets
 
-LAYOUT = "2"  # part of the cache key; raise it when `features` or the checks below change
+LAYOUT = "3"  # part of the cache key; raise it when `features` or the checks below change
 # A record that cannot be read keeps its place in the table, as one turn from "unusable: <kind>" that says why.
 UNUSABLE = "unusable: "
 RECORD = {"id", "question_id", "text", "conversations"}  # a single JSON object with none of them is no record
@@ -43,19 +43,20 @@ def features() -> datasets.Features:
 
     text = datasets.Value("string")
     # `id` is JSON text: 7 and "7" are different ids in a training file, and a column has one type.
-    return datasets.Features({"id": text, "image": text, "conversations": [{"from": text, "value": text}]})
+    return datasets.Features({"id": text, "image": [text], "conversations": [{"from": text, "value": text}]})
 
 
 def load_records(
-    json_file: Path, image_root: Path, cache_dir: Path | None = None, on_bad: str = "error"
+    json_file: Path, image_root: Path, cache_dir: Path | None = None, on_bad: str = "error", several: bool = True
 ) -> datasets.Dataset:
     """The training records of `json_file` as a memory-mapped table with the columns of `features`.
 
     Cached under `cache_dir`, else $HIDE_CACHE, else ~/.cache/hide-llava, keyed by the content of the file. Several
     processes may build the same table at once. `image_root` is only named in errors: whether the images exist is for
     the dataset to check. on_bad="error" raises UserError that names the first records that cannot be read; "keep"
-    leaves each at its place, for the dataset to skip and list, and for `readable` to drop. Raises UserError for a file
-    that is neither a JSON list nor JSON lines.
+    leaves each at its place, for the dataset to skip and list, and for `readable` to drop. several: whether the model reads
+    records with several pictures; if not, they count as bad. Raises UserError for a file that is neither a JSON list nor
+    JSON lines.
     """
     import datasets
 
@@ -66,29 +67,48 @@ def load_records(
         _build_table(json_file, table)
     info = datasets.DatasetInfo(description=str(json_file), features=features())
     records = datasets.Dataset.from_file(str(table), info=info)
-    if on_bad == "error" and (bad := _unusable_rows(records)):
+    if on_bad == "error" and (bad := _unusable_rows(records, several)):
         first = [(index, records[index]) for index in bad[:5]]
-        found = [(index, json.loads(row["id"]), row["conversations"][0]["value"]) for index, row in first]
+        found = [(index, json.loads(row["id"]), str(unusable(row, several))) for index, row in first]
         raise UserError(complaint(str(json_file), found, len(bad), len(records), image_root))
     return records
 
 
-def unusable(record: Mapping[str, Any]) -> BadRecord | None:
-    """Why a record of a table could not be read, or None if it could."""
+def pictures(record: Mapping[str, Any]) -> list[str]:
+    """The paths of the pictures of a table's record or of a question, relative to the image root; none, one or several."""
+    image = record.get("image")
+    return [] if image is None else [image] if isinstance(image, str) else list(image)
+
+
+def unusable(record: Mapping[str, Any], several: bool = True) -> BadRecord | None:
+    """Why a record of a table cannot be read, or None if it can. several: whether the model reads several pictures."""
     turns = record["conversations"]
     if turns and turns[0]["from"].startswith(UNUSABLE):
         return BadRecord(turns[0]["value"], turns[0]["from"].removeprefix(UNUSABLE))
-    return None
+    return None if several else too_many(record)
 
 
-def readable(records: datasets.Dataset) -> datasets.Dataset:
-    """The table without the records that could not be read."""
-    bad = set(_unusable_rows(records))
+def too_many(record: Mapping[str, Any]) -> BadRecord | None:
+    """What is wrong with a record or question of several pictures where the model takes one, or None if it has at most one."""
+    named = pictures(record)
+    if len(named) < 2:
+        return None
+    return BadRecord(
+        f"names {len(named)} pictures ({named[:3]!r}); this model takes one a record, others take several "
+        "(docs/BACKBONES.md)",
+        "several pictures",
+    )
+
+
+def readable(records: datasets.Dataset, several: bool = True) -> datasets.Dataset:
+    """The table without the records that cannot be read."""
+    bad = set(_unusable_rows(records, several))
     return records.select([i for i in range(len(records)) if i not in bad]) if bad else records
 
 
-def _unusable_rows(records: datasets.Dataset) -> list[int]:
+def _unusable_rows(records: datasets.Dataset, several: bool) -> list[int]:
     """Their places, found column-wise: a table may have a million records."""
+    import pyarrow
     import pyarrow.compute
 
     rows, offset = [], 0
@@ -96,7 +116,11 @@ def _unusable_rows(records: datasets.Dataset) -> list[int]:
         turns = batch.column("conversations").combine_chunks()
         roles = pyarrow.compute.struct_field(pyarrow.compute.list_flatten(turns), "from")
         parents = pyarrow.compute.list_parent_indices(turns)
-        rows += [offset + i for i in parents.filter(pyarrow.compute.starts_with(roles, UNUSABLE)).to_pylist()]
+        found = parents.filter(pyarrow.compute.starts_with(roles, UNUSABLE)).to_pylist()
+        if not several:
+            many = pyarrow.compute.greater(pyarrow.compute.list_value_length(batch.column("image").combine_chunks()), 1)
+            found = sorted({*found, *pyarrow.compute.indices_nonzero(many).to_pylist()})
+        rows += [offset + i for i in found]
         offset += len(batch)
     return rows
 
@@ -117,16 +141,16 @@ def complaint(
 def load_questions(file: Path, image_root: Path | None = None) -> list[dict[str, Any]]:
     """The questions of a flat test file: a JSON list or JSON lines of {question_id, text, image?, answer?, …}.
 
-    Further fields are kept for the metrics. `image` is the picture's path, or absent. An id that repeats with another
-    text gets a suffix (`unique_ids`). Raises UserError for a missing text or id, and for a question asked twice.
+    Further fields are kept for the metrics. `image` is the picture's path, a list of several, or absent. An id that repeats
+    with another text gets a suffix (`unique_ids`). Raises UserError for a missing text or id, and for a question asked twice.
     """
     file = Path(file)
     questions: list[dict[str, Any]] = []
     for index, question in enumerate(stream(file)):
         check_question(question, f"{file}: question {index}", image_root)
         row = {key: value for key, value in question.items() if key not in ("image", "images")}
-        if (image := picture_of(question)) is not None:
-            row["image"] = image
+        if named := named_pictures(question):
+            row["image"] = named[0] if len(named) == 1 else named
         questions.append(row)
     if not questions:
         raise UserError(f"{file} holds no questions.")
@@ -198,7 +222,7 @@ def _row(record: Any) -> dict[str, Any]:
     except BadRecord as error:
         identity = record.get("id", record.get("question_id")) if isinstance(record, Mapping) else None
         turn = {"from": UNUSABLE + error.kind, "value": str(error)}
-        return {"id": json.dumps(identity), "image": None, "conversations": [turn]}
+        return {"id": json.dumps(identity), "image": [], "conversations": [turn]}
 
 
 def check_question(question: Any, where: str, image_root: Path | None) -> str:
@@ -212,7 +236,7 @@ def check_question(question: Any, where: str, image_root: Path | None) -> str:
     if not isinstance(question.get("text"), str) or not question["text"].strip():
         raise UserError(f"{where} has no text; every question needs a non-empty 'text' string.")
     try:
-        picture_of(question)
+        named_pictures(question)
     except BadRecord as error:
         root = f" (image root: {image_root})" if image_root is not None else ""
         raise UserError(f"{where}: {error}{root}") from None
@@ -224,7 +248,7 @@ def check_record(record: Any) -> dict[str, Any]:
     if not isinstance(record, Mapping):
         raise BadRecord(f"is a {type(record).__name__}, expected an object with 'conversations'", "no object")
     identity = record.get("id", record.get("question_id"))
-    image = picture_of(record)
+    named = named_pictures(record)
     turns = record.get("conversations")
     if not isinstance(turns, list) or not turns:
         other = next((key for key in ("messages", "conversation", "dialog") if record.get(key)), None)
@@ -247,7 +271,7 @@ def check_record(record: Any) -> dict[str, Any]:
         raise BadRecord("has no human turn", "order of turns")
     return {
         "id": json.dumps(identity),
-        "image": image,
+        "image": named,
         "conversations": [{"from": turn["from"], "value": turn["value"]} for turn in turns],
     }
 
@@ -259,42 +283,43 @@ def _check_turn(turn: Any, where: str) -> None:
         raise BadRecord(f"{where} has the role {turn.get('from')!r}; the roles are 'human' and 'gpt'", "role of a turn")
 
 
-def picture_of(record: Mapping[str, Any]) -> str | None:
-    """The path of a record's or question's picture, relative to the image root; None if it has none.
+def named_pictures(record: Mapping[str, Any]) -> list[str]:
+    """The paths of a record's or question's pictures as its file names them, relative to the image root.
 
-    `image` or `images` hold a path, a list of exactly one, or nothing (null, "", []).
+    `image` or `images` hold a path, a list of paths, or nothing (null, "", []).
 
     Raises:
-        BadRecord: several pictures, media under a key that is not read, no path, or one that leaves the image root (a
+        BadRecord: two different lists, media under a key that is not read, no path, or one that leaves the image root (a
             data file is not to be trusted).
     """
     named = [value for key in ("image", "images") if (value := record.get(key)) not in (None, "", [])]
-    named = [value if isinstance(value, list) else [value] for value in named]
-    if len(named) == 2 and named[0] == named[1]:
-        named.pop()
-    found = [picture for value in named for picture in value]
-    if len(found) > 1:
-        raise BadRecord(f"names {len(found)} pictures ({found[:3]!r}); a record has one", "several pictures")
-    image = found[0] if found else None
-    if image is not None and (not isinstance(image, str) or not image.strip()):
-        raise BadRecord(f"the image must be a path string, got {image!r}; leave the key out for text only", "image path")
+    lists = [value if isinstance(value, list) else [value] for value in named]
+    if len(lists) == 2 and lists[0] != lists[1]:
+        raise BadRecord(
+            f"names pictures as 'image' ({lists[0][:3]!r}) and others as 'images' ({lists[1][:3]!r}); keep one of the keys",
+            "several pictures",
+        )
+    found = lists[0] if lists else []
+    for image in found:
+        if not isinstance(image, str) or not image.strip():
+            raise BadRecord(f"the image must be a path string, got {image!r}; leave the key out for text only", "image path")
     for key, value in record.items():
-        if key not in ("image", "images") and _is_media(key, value) and not (image and _same_file(value, image)):
-            kind = "several pictures" if image else "picture under another key"
-            raise BadRecord(f"has {key!r}, which is not read; name one picture, as 'image', or remove the key", kind)
-    if image is not None:
+        if key not in ("image", "images") and _is_media(key, value) and not _same_file(value, found):
+            kind = "several pictures" if found else "picture under another key"
+            raise BadRecord(f"has {key!r}, which is not read; name its pictures as 'image', or remove the key", kind)
+    for image in found:
         _check_path(image)
-    return image
+    return found
 
 
 def _is_media(key: str, value: Any) -> bool:
     return isinstance(value, str | list | Mapping) and bool(value) and bool(MEDIA.fullmatch(key))
 
 
-def _same_file(value: Any, image: str) -> bool:
-    """Whether it is the picture's own name or address once more, as a note of where it is from."""
+def _same_file(value: Any, named: list[str]) -> bool:
+    """Whether it is the one picture's own name or address once more, as a note of where it is from."""
     value = value[0] if isinstance(value, list) and len(value) == 1 else value
-    return isinstance(value, str) and PurePosixPath(value).name == PurePosixPath(image).name
+    return isinstance(value, str) and len(named) == 1 and PurePosixPath(value).name == PurePosixPath(named[0]).name
 
 
 def _check_path(image: str) -> None:

@@ -54,16 +54,15 @@ def automatic_batch_size(llava: LlavaForConditionalGeneration, length: Callable[
 
 
 def halves(batch: dict[str, Any]) -> list[dict[str, Any]]:
-    """A collated batch cut in two by rows. `pixel_values` has a row per image, everything else one per sample."""
+    """A collated batch cut in two by rows."""
     rows = len(batch["ids"])
-    images = batch["has_image"].long().cumsum(0).tolist()
-    cut = []
-    for start, stop in ((0, rows // 2), (rows // 2, rows)):
-        part = {k: v[start:stop] if isinstance(v, (list, torch.Tensor)) else v for k, v in batch.items()}
-        first, last = images[start - 1] if start else 0, images[stop - 1]
-        part["pixel_values"] = batch["pixel_values"][first:last] if last > first else None
-        cut.append(part)
-    return cut
+
+    def part(value: Any, start: int, stop: int) -> Any:
+        if isinstance(value, dict):
+            return {key: part(inner, start, stop) for key, inner in value.items()}
+        return value[start:stop] if isinstance(value, (list, torch.Tensor)) else value
+
+    return [part(batch, 0, rows // 2), part(batch, rows // 2, rows)]
 
 
 def within_memory(answer: Callable[[dict[str, Any]], list[Any]], batch: dict[str, Any]) -> list[Any]:

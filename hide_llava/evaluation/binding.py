@@ -17,7 +17,7 @@ from hide_llava.backbones.loading import attention_of, device_of, dtype_of
 from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.errors import UserError
 from hide_llava.metrics import get
-from hide_llava.schema import EvalConfig, ModelConfig, as_stored
+from hide_llava.schema import as_stored
 from hide_llava.storage import read_json, sha256
 from hide_llava.training.run import Run
 
@@ -35,12 +35,14 @@ def answered_with(run: Run, task: BenchmarkTask | None, weights: str | None) -> 
     outside a benchmark, whose file the caller adds.
     """
     settings, model = run.common.settings(task and task.entry), run.model
+    if not run.family.transforms:  # as the model's own processor does, within its budget
+        settings |= {"image_transform": "processor", "image_budget": model.image.model_dump()}
     if task is not None:
         settings["questions_sha256"] = task.questions_sha256()
     return {
         **settings, "weights_sha256": weights, "model_sha256": run.model_sha256(),
         "dtype": str(dtype_of(model)).removeprefix("torch."), "device": device_of(model).type,
-        "attention": attention_of(model), "tf32": model.tf32, "shrink_batches": shrinks(run.eval, model),
+        "attention": attention_of(model), "tf32": model.tf32, "shrink_batches": shrinks(run),
         "static_cache": run.eval.static_cache, "versions": _versions(ANSWERING),
     }  # fmt: skip
 
@@ -63,12 +65,12 @@ def _hash(path: Path | None) -> str | None:
     return sha256(path)
 
 
-def shrinks(evaluation: EvalConfig, model: ModelConfig) -> bool:
-    """Whether rows that have ended leave their batch: as `eval.shrink_batches` says, else in fp32 on a CPU, where the
-    answers stay the same and each row costs its time."""
-    if evaluation.shrink_batches is not None:
-        return evaluation.shrink_batches
-    return dtype_of(model) == torch.float32 and device_of(model).type == "cpu"
+def shrinks(run: Run) -> bool:
+    """Whether rows that have ended leave their batch, where the model's family can: as `eval.shrink_batches` says, else in
+    fp32 on a CPU, where the answers stay the same and each row costs its time."""
+    if run.eval.shrink_batches is not None or not run.family.shrinks:
+        return bool(run.eval.shrink_batches)
+    return dtype_of(run.model) == torch.float32 and device_of(run.model).type == "cpu"
 
 
 def _versions(packages: tuple[str, ...]) -> dict[str, str]:

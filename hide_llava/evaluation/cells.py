@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hide_llava.benchmarks.files import BenchmarkTask, with_suffix
-from hide_llava.data.collator import Collator
+from hide_llava.data.collator import Collator, moved
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.distributed import ranks
 from hide_llava.errors import UserError
@@ -103,7 +103,7 @@ class _Begun:
         self.done = {json.dumps(row["question_id"]) for part in parts(cell.folder) for row in read_part(part)}
         settings = cell.settings
         self.questions = with_suffix(cell.questions, settings["prompt_suffix"])
-        self.reader = session.backbone.reader(settings["image_transform"], routing=session.routing_text)
+        self.reader = session.reader(settings["image_transform"])
         self.data = QuestionDataset(self.questions, cell.images, self.reader, settings["image_orientation"])
         size = cell.batch_size or self.known.get("batch_size") or automatic_batch_size(session.core.llava, self._length)
         self.settings = {**settings, "batch_size": size}
@@ -113,8 +113,7 @@ class _Begun:
 
     def _length(self) -> int:
         """Tokens of the longest question, with its image and the longest answer."""
-        lengths = (len(self.reader.question(q["text"], q.get("image") is not None).ids) for q in self.questions)
-        return max(lengths, default=0) + self.cell.settings["max_new_tokens"]
+        return self.data.longest() + self.cell.settings["max_new_tokens"]
 
     def _is_done(self, question: int) -> bool:
         return json.dumps(self.questions[question]["question_id"]) in self.done
@@ -172,10 +171,10 @@ def answer_batch(
     """Rows {question_id, prompt, text, token_ids, routing} of one left-padded batch."""
     device = session.core.llava.device
     run = session.run
-    batch = {k: v.to(device, non_blocking=True) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    batch = moved(batch, device, non_blocking=True)
     if session.method.oracle:
         batch["task"] = task
-    ids, route = session.routed.generate(batch, max_new_tokens, shrinks(run.eval, run.model), run.eval.static_cache)
+    ids, route = session.routed.generate(batch, max_new_tokens, shrinks(run), run.eval.static_cache)
     tokenizer, ends, rows = session.backbone.tokenizer, session.backbone.stop_ids, []
     names = list(route.weights)
     weights = torch.stack([route.weights[n] for n in names], 1).tolist() if names else [[]] * len(ids)  # one copy to the host

@@ -107,7 +107,7 @@ class LlavaC(SummedExperts):
     def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
         device = self.core.llava.device
         reader = self.core.backbone.reader()
-        rows = [torch.tensor(reader.question(text, False).ids) for text in self.asked(batch)]
+        rows = [torch.tensor(reader.question(text, ()).ids) for text in self.asked(batch)]
         ids = pad_sequence(rows, batch_first=True).to(device)
         mask = pad_sequence([torch.ones_like(row) for row in rows], batch_first=True).to(device)
         now = self.view(ids, mask, Route(self.experts))

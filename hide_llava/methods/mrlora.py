@@ -20,13 +20,14 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import one_hot
-from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Subset
 
 from hide_llava.adapters.core import LoraSpec
 from hide_llava.adapters.observe import sample
 from hide_llava.adapters.probe import logits, without_dropout
-from hide_llava.data.records import features
+from hide_llava.data.collator import Collator, moved
+from hide_llava.data.dataset import item
+from hide_llava.data.records import features, pictures
 from hide_llava.data.turns import IMAGE_TEXT, routing_text
 from hide_llava.distributed import all_reduce, ranks
 from hide_llava.errors import UserError
@@ -110,14 +111,14 @@ class MrLora(IndependentExperts):
             return torch.zeros_like(batch["has_image"], dtype=torch.long)
         before, tokens = self.letters[0], list(self.letters[1].values())[: len(self.learned)]
         reader, rows = self.core.backbone.reader(), []
-        for text, has_image in zip(batch["texts"], batch["has_image"].tolist()):
-            rows.append(torch.tensor(reader.question(self.ask(text), has_image).ids + before, device=batch["has_image"].device))
-        asked = {
-            **{key: batch[key] for key in ("has_image", "pixel_values")},
-            "input_ids": pad_sequence(rows, True, 0, padding_side="left"),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in rows], True, 0, padding_side="left"),
-        }
-        gate = torch.full((len(self.learned) * self.config.rank,), self.config.router_merge, device=rows[0].device)
+        for text, sizes in zip(batch["texts"], batch["sizes"]):
+            read = reader.question(self.ask(text), sizes)
+            more = {name: [*values, *[0] * len(before)] for name, values in read.types.items()}
+            rows.append({**item(replace(read, ids=read.ids + before, types=more), None, sizes), "id": None})
+        device = batch["has_image"].device
+        asked = moved(Collator(side="left")(rows), device)
+        asked |= {"has_image": batch["has_image"], "pixels": batch["pixels"]}
+        gate = torch.full((len(self.learned) * self.config.rank,), self.config.router_merge, device=device)
         route = Route(["routed", self.router], {"routed": gate})
         return logits(self.core, asked, route, last=1)[:, -1, tokens].argmax(1)
 
@@ -173,7 +174,7 @@ class MrLora(IndependentExperts):
             records = records.select(sample(len(records), self.config.router_samples, self.config.router_seed + task))
             rows = []
             for record in records:
-                image = f"{IMAGE_TEXT}\n" if record["image"] is not None else ""
+                image = f"{IMAGE_TEXT}\n" * len(pictures(record))
                 question = image + self.ask(routing_text(record["conversations"]))
                 turns = [{"from": "human", "value": question}, {"from": "gpt", "value": self.letter(i)}]
                 rows.append({**record, "conversations": turns})

@@ -100,18 +100,17 @@ class RoutedLlava(nn.Module):
             texts = [last_line(text) for text in batch["texts"]] if last else batch["texts"]
             features.sentence = self.sentence_encoder.text(texts)
         if "clip_image" in needs:
-            seen = None if vision is None else self.encoder.image(vision.cls, batch["pixel_values"])
-            width = seen.shape[1] if seen is not None else self.encoder.visual_projection.shape[0]
-            features.image = torch.zeros(len(has_image), width, device=has_image.device)
-            if seen is not None:
-                features.image[has_image] = seen
+            features.image = torch.zeros(len(has_image), self.encoder.width, device=has_image.device)
+            if vision is not None:
+                pixels = [row for row in batch["pixels"] if row is not None]
+                features.image[has_image] = self.encoder.image(vision, pixels)
             if "zero_image" in needs and not bool(has_image.all()):
                 features.image[~has_image] = self._feature_of_zeros()
         return features
 
     def _feature_of_zeros(self) -> Tensor:
-        zeros = self.core.backbone.blank()
-        return self.encoder.image(self.see({"pixel_values": zeros}).cls, zeros)[0]
+        zeros = [self.core.backbone.blank()]
+        return self.encoder.image(self.see({"pixels": zeros}), zeros)[0]
 
     def prepare(self, batch: dict[str, Any], train: bool) -> tuple[Ready, Features, Route]:
         """A batch as the decoder takes it, its features and its route, which becomes the current one."""

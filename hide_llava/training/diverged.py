@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from hide_llava.adapters.probe import without_dropout
-from hide_llava.data.collator import Collator
+from hide_llava.data.collator import Collator, moved
 from hide_llava.training.checkpoint import trainable
 from hide_llava.training.session import Session
 
@@ -33,7 +33,7 @@ def diverged(session: Session, context: Any, size: int, log: list[dict]) -> str 
     norms = [row["grad_norm"] for row in log if row.get("grad_norm") is not None]
     if norms and not math.isfinite(norms[-1]):
         return f"the norm of its gradient is {norms[-1]:g}"
-    loss, bound = probe_loss(session, context, size), ABSURD * math.log(session.core.llava.config.text_config.vocab_size)
+    loss, bound = probe_loss(session, context, size), ABSURD * math.log(session.core.llava.config.get_text_config().vocab_size)
     if not loss <= bound:
         return f"the loss of its first records is {loss:g} (guessing has {bound / ABSURD:.3g})"
     return None
@@ -45,6 +45,6 @@ def probe_loss(session: Session, context: Any, size: int) -> float:
     samples = [context.train_data[i] for i in range(min(size, len(context.train_data)))]
     device = session.core.llava.device
     batch = Collator(side="right")(samples)
-    batch = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
+    batch = moved(batch, device)
     with without_dropout(session.core):
         return float(context.forward(batch, loss_only=True).loss)

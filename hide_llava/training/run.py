@@ -10,12 +10,16 @@ import os
 import platform
 import shutil
 import subprocess
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from hide_llava.backbones.auto import family_of
+from hide_llava.backbones.base import Backbone
 from hide_llava.backbones.identity import model_sha256
+from hide_llava.backbones.llava15 import Llava15
 from hide_llava.benchmarks.files import BenchmarkTask, Common
 from hide_llava.benchmarks.prepare import prepare
 from hide_llava.benchmarks.selection import partial_label
@@ -62,13 +66,18 @@ class Run:
         self.options = method_config(config.method)
         self.trains, self.oracle = self.method.trains, self.method.is_oracle(config.method)
         self.common = Common(config.benchmark, config.eval, self.data, config.limit, config.seed,
-                             config.train.on_bad_sample, config.caption.tokenizer)  # fmt: skip
+                             config.train.on_bad_sample, config.caption.tokenizer, self.family.several)  # fmt: skip
         self.tasks = [BenchmarkTask(entry, self.common) for entry in config.benchmark.tasks]
         trained = [task.id for task in self.tasks if task.trained]
         self.method_tasks = [Task(i, name, len(trained)) for i, name in enumerate(trained)]
         self.all_general = [BenchmarkTask(entry, self.common) for entry in config.benchmark.general]
         self.general = [task for task in self.all_general if self.can_answer(task)] if config.eval.general else []
         self.stages = self._stages()
+
+    @cached_property
+    def family(self) -> type[Backbone]:
+        """The model's family; LLaVA-1.5 where the model does not lie on this machine and nobody can say."""
+        return family_of(self.model, self.model_root) or Llava15
 
     @classmethod
     def at(cls, folder: Path) -> Run:

@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from hide_llava.data.collator import Collator
+from hide_llava.data.collator import Collator, moved
 from hide_llava.data.dataset import TrainingDataset, pictures_of
 from hide_llava.data.decoded import undecodable
 from hide_llava.data.sampler import ModalityLengthSampler
@@ -59,7 +59,7 @@ def _dataset(session: Session, records: Any) -> TrainingDataset:
     return TrainingDataset(
         records,
         run.common.table_root,
-        session.backbone.reader(masks=run.train.label_masks, routing=session.routing_text),
+        session.reader(masks=run.train.label_masks),
         run.train.max_length,
         run.train.on_bad_sample,
         run.benchmark.image_orientation,
@@ -356,11 +356,8 @@ def _context(session: Session, dataset: Any) -> Any:
     """What task boundaries may use: the data in batches on the device, routing features, a routed training forward."""
     device = session.core.llava.device
 
-    def to_device(batch: dict) -> dict:
-        return {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()}
-
     def loader(data: Any, batch_size: int) -> Any:
-        return map(to_device, DataLoader(data, batch_size, collate_fn=Collator(side="right")))
+        return (moved(b, device) for b in DataLoader(data, batch_size, collate_fn=Collator(side="right")))
 
     def features(batch: dict) -> Any:
         return session.routed.features(batch, session.routed.see(batch))

@@ -19,6 +19,7 @@ from hide_llava.backbones.base import Backbone
 from hide_llava.backbones.loading import resolve
 from hide_llava.backbones.routing_encoder import ClipRoutingEncoder
 from hide_llava.backbones.sentence_encoder import SentenceEncoder
+from hide_llava.data.reader import Reader
 from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Method, Stage
@@ -91,6 +92,11 @@ class Session:
     def routing_text(self) -> str:
         """By which text a sample is routed: its question, or what the published code makes of it."""
         return "reference" if "zero_image" in self.method.needs else "question"
+
+    def reader(self, transform: str = "pad", masks: str = "exact") -> Reader:
+        """How the model reads, with the pixels that the routing encoder takes if it looks for itself."""
+        beside = getattr(self.routed.encoder, "pixels", None)
+        return self.backbone.reader(transform, masks, self.routing_text, beside)
 
     def context(self, **values: Any) -> Context:
         return Context(widths=self.widths, **values)
@@ -198,7 +204,7 @@ def _widths(encoder: nn.Module | None, sentence: nn.Module | None) -> dict[str, 
     widths = {}
     with torch.no_grad():
         if encoder is not None:
-            widths = {"clip_image": encoder.visual_projection.shape[0], "clip_text": encoder.text([""]).shape[1]}
+            widths = {"clip_image": encoder.width, "clip_text": encoder.text([""]).shape[1]}
         if sentence is not None:
             widths["sentence"] = sentence.text([""]).shape[1]
     return widths

@@ -12,10 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from hide_llava.backbones.vicuna import SPECIAL
 from hide_llava.data.dataset import check_place, check_turns
 from hide_llava.data.hashing import NONE, Hashes, as_hashes, hash64, repeats
-from hide_llava.data.records import check_question, check_record, picture_of, stream
+from hide_llava.data.records import check_question, check_record, named_pictures, stream, too_many
 from hide_llava.data.turns import routing_text
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.progress import watched
@@ -100,16 +99,16 @@ def label(index: int, record: Any) -> str:
         return f"record {index}"
     identity = record.get("id", record.get("question_id"))
     try:
-        image = picture_of(record)
+        images = ", ".join(named_pictures(record))
     except BadRecord:
-        image = None
-    return f"record {index} (id {identity!r}{f', {image}' if image else ''})"
+        images = ""
+    return f"record {index} (id {identity!r}{f', {images}' if images else ''})"
 
 
 def _take(found: Scan, record: Any, images: _Images, lengths: PromptLengths, room: AnswerRoom) -> None:
     index, place = found.records, found.place
     found.records += 1
-    identity = image = None
+    identity, named = None, []
     prompt, questions = "", []
     try:
         if place.split == "train":
@@ -118,22 +117,25 @@ def _take(found: Scan, record: Any, images: _Images, lengths: PromptLengths, roo
             identity, prompt = record.get("id", record.get("question_id")), routing_text(turns)
             answers = [turn["value"] for turn in turns if turn["from"] == "gpt"]
             if all(answers):  # an empty answer is a fault of its own
-                check_turns(turns, row["image"] is not None, SPECIAL)
-                room.check(turns, row["image"] is not None)
-            image = row["image"]
+                named = row["image"]
+                if not room.several and (fault := too_many(row)) is not None:
+                    raise fault
+                check_turns(turns, len(named), room.special)
+                room.check(turns, [place.images / path for path in named], place.orientation)
+            named = row["image"]
         else:
             check_question(record, f"record {index}", place.images)
-            check_place(record)
+            check_place({**record, "image": named_pictures(record)}, room.several)
             identity, prompt = f"{record['question_id']}\n{record['text']}", routing_text(record["text"] + place.suffix)
             found.names.append(hash64(repr(record["question_id"])))
             answers = _answers(found, record, index)
-            image = picture_of(record)
+            named = named_pictures(record)
         questions = questions_of(record)
     except UserError as error:
         found.fault("bad record", f"{label(index, record)}: {error}" if place.split == "train" else str(error))
         answers = []
     found.ids.append(NONE if identity is None else hash64(repr(identity)))  # 7 and "7" are different ids
-    found.images.append(images.add(image, index, record) if image else NONE)
+    found.images.append(together([images.add(image, index, record) for image in named]))
     for question in questions:
         found.questions.append(hash64(question))
         found.owner.append(index)
@@ -146,6 +148,11 @@ def _take(found: Scan, record: Any, images: _Images, lengths: PromptLengths, roo
         found.long_prompts += lengths.is_long(prompt)
         found.prompt = prompt if found.prompt is None else found.prompt
         found.alike = found.alike and prompt == found.prompt
+
+
+def together(keys: list[int]) -> int:
+    """What the pictures of one record are known by; NONE without."""
+    return NONE if not keys else keys[0] if len(keys) == 1 else hash64(repr(keys))
 
 
 def _answers(found: Scan, record: Mapping[str, Any], index: int) -> list[Any]:

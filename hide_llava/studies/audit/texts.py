@@ -8,7 +8,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from hide_llava.data.reader import Reader
+from hide_llava.backbones.vicuna import SPECIAL
+from hide_llava.data.images import size_of
+from hide_llava.data.reader import ANY_SIZE, Reader
 from hide_llava.data.turns import IMAGE_TEXT, Turn
 from hide_llava.errors import UserError
 from hide_llava.schema import ModelConfig
@@ -129,13 +131,28 @@ class AnswerRoom:
         name = model.path
         self.how = f"{self.limit} tokens of {name}" if self.reader else f"not looked for, {name} is not on this machine"
 
-    def check(self, turns: Sequence[Turn], has_image: bool) -> None:
-        """Raises BadRecord, with the words of a run, for a conversation of which nothing could be learned."""
+    @property
+    def several(self) -> bool:
+        """Whether the model reads several pictures of a record."""
+        return self.reader is not None and self.reader.several
+
+    @property
+    def special(self) -> Sequence[str]:
+        """Texts that an answer may not contain; without the model, those of LLaVA-1.5."""
+        return (self.reader and self.reader.special) or SPECIAL
+
+    def check(self, turns: Sequence[Turn], images: Sequence[Path], orientation: str) -> None:
+        """Raises BadRecord, with the words of a run, for a conversation of which nothing could be learned. images: of the
+        record; one that is not there is told of elsewhere."""
         if self.reader is None:
+            return
+        if self.reader.by_size:
+            if all(path.is_file() for path in images):
+                self.reader.training(turns, [size_of(path, orientation) for path in images], self.limit)
             return
         letters = sum(len(turn["value"].encode("utf-8", "replace")) + AROUND for turn in turns)  # a token is at least one byte
         if letters + AROUND + self.reader.image_positions > self.limit or self.masks == "reference":
-            self.reader.training(turns, has_image, self.limit)
+            self.reader.training(turns, [ANY_SIZE] * len(images), self.limit)
 
 
 def _reader(model: ModelConfig, root: Path, masks: str) -> Reader | None:
@@ -147,6 +164,6 @@ def _reader(model: ModelConfig, root: Path, masks: str) -> Reader | None:
     if folders[0] is None:
         return None
     try:
-        return reader_of(*folders, masks)
+        return reader_of(*folders, masks, model)
     except UserError:
         return None  # `doctor` and a run say what is wrong with a model folder

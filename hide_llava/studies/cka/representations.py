@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from hide_llava.benchmarks.files import BenchmarkTask, with_suffix
-from hide_llava.data.collator import Collator
+from hide_llava.data.collator import Collator, moved
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.progress import Bar
 from hide_llava.training.session import Session
@@ -51,11 +51,11 @@ def batches(session: Session, probe: Probe, size: int) -> Iterator[dict[str, Any
     settings = probe.task.settings()
     data = QuestionDataset(
         with_suffix(probe.questions, settings["prompt_suffix"]), probe.task.question_images,
-        session.backbone.reader(settings["image_transform"], routing=session.routing_text), settings["image_orientation"],
+        session.reader(settings["image_transform"]), settings["image_orientation"],
     )  # fmt: skip
     device = session.core.llava.device
     for batch in DataLoader(data, batch_size=size, collate_fn=Collator(side="left")):
-        yield {k: v.to(device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        yield moved(batch, device)
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from hide_llava.data.hashing import NONE, Hashes, as_hashes, combine, hash64, join
-from hide_llava.data.records import picture_of, stream
+from hide_llava.data.records import named_pictures, stream
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.progress import watched
 from hide_llava.results.comparison import last_cell
@@ -172,14 +172,16 @@ def read(file: Path, place: Place | None, data_folder: Path | None = None) -> As
     for count, record in enumerate(watched(stream(file), f"reading {file.name}"), 1):
         if not isinstance(record, Mapping):
             raise UserError(f"{file}: record {count - 1} is not an object; run `hide-llava check` on the file.")
-        key, path = NONE, None
+        keys: list[int] = []
+        named: list[str] = []
         with contextlib.suppress(BadRecord):  # of another form; its questions are compared all the same
-            path = picture_of(record)
-        if path is not None:
+            named = named_pictures(record)
+        for path in named:
             if place is not None:  # the folder may say which collection it is
                 path = os.path.relpath(place.images / path, data_folder)
-            key = image_key(path, "mix" if place is None else "task")
-            paths.setdefault(key, path)
+            keys.append(image_key(path, "mix" if place is None else "task"))
+            paths.setdefault(keys[-1], path)
+        key = NONE if not keys else keys[0] if len(keys) == 1 else hash64(repr(keys))
         for text in questions_of(record):
             images.append(key)
             questions.append(hash64(bare_question(text)))
