@@ -35,7 +35,8 @@ class ModelConfig(Settings):
 
 
 class RouterConfig(Settings):
-    """Where routing features come from: `clip` (LLaVA's own tower + CLIP text tower) or `open_clip:<model>:<weights>`."""
+    """Where routing features come from: `clip` (LLaVA-1.5's own tower or a CLIP beside the model, and CLIP's text tower), `own`
+    (the model's tower and `model.sentence`) or `open_clip:<model>:<weights>`."""
 
     encoder: str = "clip"
 

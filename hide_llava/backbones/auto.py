@@ -20,6 +20,15 @@ GROUP = "hide_llava.backbones"  # entry points of installed packages: model_type
 # model_type of a config.json → its file in this folder and its class. `llava` without that key is the original format.
 FAMILIES = {
     "llava": "llava15:Llava15",
+    "llava_next": "llava_next:LlavaNext",
+    "llava_onevision": "llava_next:LlavaOneVision",
+    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), "qwen_vl:QwenVL"),
+    "qwen3_vl_moe": "qwen_vl:QwenVLMoe",
+    "internvl": "internvl:InternVL",
+    **dict.fromkeys(("smolvlm", "idefics3"), "idefics:Idefics3"),
+    "gemma3": "gemma3:Gemma3",
+    "paligemma": "paligemma:PaliGemma",
+    "mistral3": "mistral3:Mistral3",
 }
 
 

@@ -26,13 +26,12 @@ from hide_llava.backbones.vicuna import (
     reference_routing_text,
 )
 from hide_llava.data.measured import file_of
-from hide_llava.data.reader import Read, Reader, Size
+from hide_llava.data.reader import ROUTING_PIXELS, Read, Reader, Size
 from hide_llava.data.turns import IGNORE, Turn, routing_text
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.storage import read_json
 
 ROUTING = ("question", "reference")
-ROUTING_PIXELS = "routing"  # among a record's pixels: what a routing encoder with pixels of its own takes
 
 
 @dataclass

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 Size = tuple[int, int]  # width and height of an upright picture, in pixels
+ROUTING_PIXELS = "routing"  # among a record's pixels: what a routing encoder with pixels of its own takes
 ANY_SIZE: Size = (0, 0)  # of a picture that nobody measured, for a reader that does not ask (`by_size`)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hide_llava.adapters.peft_folder import replace_values
 from hide_llava.backbones.auto import load
 from hide_llava.backbones.base import Backbone
 from hide_llava.backbones.loading import resolve
-from hide_llava.backbones.routing_encoder import ClipRoutingEncoder
+from hide_llava.backbones.routing_encoder import ClipBeside, ClipRoutingEncoder, OwnFeatures
 from hide_llava.backbones.sentence_encoder import SentenceEncoder
 from hide_llava.data.reader import Reader
 from hide_llava.distributed import is_main
@@ -31,18 +32,24 @@ from hide_llava.training.run import Run
 from hide_llava.training.run_folder import stage_name
 
 
-def routing_encoder(name: str, backbone: Backbone, needs: frozenset[str]) -> nn.Module | None:
-    """The encoder that a method's `needs` call for, or None. name: `router.encoder`."""
+def routing_encoder(
+    name: str, backbone: Backbone, needs: frozenset[str], sentence: Callable[[], nn.Module]
+) -> nn.Module | None:
+    """The encoder that a method's `needs` call for, or None. name: `router.encoder`. sentence: makes the sentence encoder."""
     if not needs & {"clip_image", "clip_text"}:
         return None
     kind, _, rest = name.partition(":")
     if kind == "clip":
-        return ClipRoutingEncoder(backbone.model, backbone.clip).to(backbone.model.device)
-    if kind == "open_clip":
+        encoder = ClipRoutingEncoder(backbone.model, backbone.clip) if backbone.own_clip else ClipBeside(backbone.clip)
+    elif kind == "open_clip":
         from hide_llava.backbones.open_clip_encoder import OpenClipRoutingEncoder
 
-        return OpenClipRoutingEncoder(rest).to(backbone.model.device)
-    raise UserError(f"router.encoder={name}: expected clip or open_clip:<model>:<weights>.")
+        encoder = OpenClipRoutingEncoder(rest, beside=not backbone.transforms)
+    elif kind == "own":
+        encoder = OwnFeatures(backbone, sentence())
+    else:
+        raise UserError(f"router.encoder={name}: expected clip, own or open_clip:<model>:<weights>.")
+    return encoder.to(backbone.model.device)
 
 
 def sentence_encoder(name: str | None, root: Path, backbone: Backbone, clip: nn.Module | None) -> nn.Module:
@@ -52,6 +59,8 @@ def sentence_encoder(name: str | None, root: Path, backbone: Backbone, clip: nn.
             "this method routes by sentence embeddings; set model.sentence to a sentence-transformers folder or hub id "
             "(the paper: sentence-transformers/all-MiniLM-L6-v2), or to clip for CLIP's text features."
         )
+    if name == "clip" and clip is None:
+        raise UserError("router.encoder=own takes its text features from model.sentence, which can then not be clip.")
     return clip if name == "clip" else SentenceEncoder(resolve(name, root)).to(backbone.model.device)
 
 
@@ -76,10 +85,12 @@ class Session:
         check_needs(self.method)
         needs = self.method.needs
         by_clip = {"clip_text"} if "sentence" in needs and run.model.sentence == "clip" else set()
-        encoder = routing_encoder(run.encoder, self.backbone, needs | by_clip)
-        sentence = None
-        if "sentence" in needs:
-            sentence = sentence_encoder(run.model.sentence, run.model_root, self.backbone, encoder)
+
+        def sentences(clip: nn.Module | None = None) -> nn.Module:
+            return sentence_encoder(run.model.sentence, run.model_root, self.backbone, clip)
+
+        encoder = routing_encoder(run.encoder, self.backbone, needs | by_clip, sentences)
+        sentence = sentences(encoder) if "sentence" in needs else None
         self.routed = RoutedLlava(self.core, self.method, encoder, sentence)
         self.initial_projector = self.core.projector_state()
         set_seed(run.seed)  # before any random initialisation, so that runs repeat
