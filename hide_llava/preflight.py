@@ -9,6 +9,7 @@ from typing import Any
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
+from hide_llava.backbones.loading import local
 from hide_llava.benchmarks.files import BenchmarkTask, with_suffix
 from hide_llava.data.dataset import check_place
 from hide_llava.data.records import load_records, pictures
@@ -30,6 +31,9 @@ def preflight(run: Run, train: bool = True, evaluate: bool = True) -> list[str]:
         UserError: something is missing, damaged, or cannot be computed on this machine.
     """
     run.prepare()
+    folder = local(run.model.path, run.model_root)
+    if folder is not None and not run.family.recorded:  # its template, its processor and the image budget fit together
+        run.family.reader_of(folder, run.model)
     places = sorted({i for stage in run.stages for i in stage.train}) if train else []
     learned = [run.tasks[i] for i in places]
     if learned:

@@ -41,13 +41,14 @@ def write_model(folder: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         (folder / "llava" / name).write_bytes((GOLDEN / "misc" / "llama_fast_export" / name).read_bytes())
     mean, std = [0.48145466, 0.4578275, 0.40821073], [0.26862954, 0.26130258, 0.27577711]
-    (folder / "llava" / "preprocessor_config.json").write_text(json.dumps({
-        "size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}, "resample": 3,
-        "image_mean": mean, "image_std": std, "do_convert_rgb": True}))  # fmt: skip
+    pixels = json.dumps({"size": {"shortest_edge": SIZE}, "crop_size": {"height": SIZE, "width": SIZE}, "resample": 3,
+                         "image_mean": mean, "image_std": std, "do_convert_rgb": True})  # fmt: skip
+    (folder / "llava" / "preprocessor_config.json").write_text(pixels)
     clip = CLIPConfig(vision_config=vision, projection_dim=24, text_config={
         "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "vocab_size": 704, "eos_token_id": 703, "bos_token_id": 702})  # fmt: skip
     CLIPModel(clip).float().save_pretrained(folder / "clip")
+    (folder / "clip" / "preprocessor_config.json").write_text(pixels)
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
         if (GOLDEN / "clip" / name).exists():
             (folder / "clip" / name).write_bytes((GOLDEN / "clip" / name).read_bytes())

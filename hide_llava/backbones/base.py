@@ -71,7 +71,7 @@ class Backbone(ABC):
     options which repeat that code's faults mean something (`train.label_masks=reference`, `text_only: reference`, …).
     transforms: pictures are padded or cropped as a benchmark says; else as the model's own processor does. shrinks: rows that
     have ended can leave their batch, and keys and values can lie in a static buffer. lacks: what its decoder layers do not
-    have among TARGETS. first_token: the first token of a row is the same vector for all samples and is not BOS.
+    have among TARGETS.
     """
 
     title = ""
@@ -81,7 +81,6 @@ class Backbone(ABC):
     transforms = False
     shrinks = False
     lacks: frozenset[str] = frozenset()
-    first_token = False
 
     def __init__(
         self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None, clip: Path | None = None
@@ -177,6 +176,12 @@ class Backbone(ABC):
     def logits(self, states: Tensor) -> Tensor:
         """Hidden states of the decoder's last layer [..., d] → logits [..., V]."""
         return self.model.get_output_embeddings()(states)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that a text can have; a table of embeddings may have more rows."""
+        rows = self.model.get_input_embeddings().num_embeddings
+        return rows if self.tokenizer is None else min(rows, len(self.tokenizer))
 
     @property
     def stop_ids(self) -> set[int]:

@@ -54,7 +54,6 @@ class ChatBackbone(Backbone):
     """A model whose prompts are a chat template's. processor: None where only shapes matter."""
 
     several = True
-    first_token = True
     reads: type[ChatReader] = ChatReader
     told: tuple[str, ...] = ()  # of the pixels, what the decoder wants beside the encoded pictures
 

@@ -13,5 +13,4 @@ class Gemma3Reader(ChatReader):
 
 class Gemma3(ChatBackbone):
     title = "Gemma 3"
-    first_token = False
     reads = Gemma3Reader

@@ -9,7 +9,6 @@ from hide_llava.backbones.chat import ChatBackbone, Pixels
 
 class Mistral3(ChatBackbone):
     title = "Mistral 3"
-    first_token = False
 
     def tower_rows(self, pixels: Pixels) -> int:
         side = self.model.config.vision_config.patch_size

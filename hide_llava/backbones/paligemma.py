@@ -38,7 +38,6 @@ class PaliGemmaReader(ChatReader):
 class PaliGemma(ChatBackbone):
     title = "PaliGemma"
     several = False
-    first_token = False
     reads = PaliGemmaReader
 
     def prompt_start(self, ids: Tensor, mask: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ on it. The object is transformers' own, but for Pixtral's, whose module imports 
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -89,7 +88,7 @@ def load_processor(folder: Path, budget: ImageBudget | None = None) -> Processor
         UserError: the model's type is not known, a part is missing, or its family does not take that budget.
     """
     folder = Path(folder)
-    kind = _settings(folder).get("model_type")
+    kind = _config(folder).get("model_type")
     if kind not in LIMITS:
         raise UserError(
             f"{folder}: its config.json names the model type '{kind}', which cannot be read here; known are "
@@ -114,7 +113,7 @@ def load_processor(folder: Path, budget: ImageBudget | None = None) -> Processor
             "its files are not of one model. Take them anew from where the model was published."
         ) from None
     if budget is not None:
-        _apply(budget, "pixtral" if pixtral else kind, processor, folder)
+        _apply(budget, "mistral3" if pixtral else kind, processor, folder)
     return processor
 
 
@@ -135,9 +134,10 @@ def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
     Raises:
         UserError: there is none.
     """
-    config = _settings(folder)
-    found = set(_listed(read_json(folder / "generation_config.json"))) if (folder / "generation_config.json").is_file() else set()
-    found |= set(_listed({"eos_token_id": tokenizer.eos_token_id}))
+    config, generation = _config(folder), folder / "generation_config.json"
+    found = {*_listed({"eos_token_id": tokenizer.eos_token_id})}
+    if generation.is_file():
+        found |= {*_listed(read_json(generation))}
     # A configuration that never set this has the number of its class there, which is any word in this vocabulary.
     special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
     found |= {*_listed(config), *_listed(config.get("text_config") or {})} & special
@@ -239,14 +239,11 @@ def _image_processor(folder: Path, config: PreTrainedConfig) -> Any:
         ) from None
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """The folder's config.json."""
-    try:
-        return json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{folder}: no config.json that can be read ({_short(error)}); set model.path to the folder of a model."
-        ) from None
+def _config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json as it is written."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json, so it is not a model folder; set model.path to the folder of a model.")
+    return read_json(folder / "config.json")
 
 
 def _listed(settings: dict[str, Any]) -> Iterable[int]:
@@ -350,5 +347,4 @@ LIMITS: dict[str, tuple[str | None, Callable[[Any, int], int | None] | None]] = 
     "gemma3": ("max_tiles", _gemma),
     "paligemma": (None, None),
     "mistral3": ("max_pixels", _pixtral),
-    "pixtral": ("max_pixels", _pixtral),
 }

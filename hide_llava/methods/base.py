@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.route import Route
+from hide_llava.backbones.base import Backbone
 from hide_llava.errors import UserError
 from hide_llava.methods.cost import Cost
 from hide_llava.settings import MethodConfig
@@ -94,6 +95,14 @@ class Method:
     def is_oracle(cls, options: dict[str, Any]) -> bool:
         """Whether it is told the task id at inference: always, or because one of its options has the value `oracle`."""
         return cls.oracle or any(options.get(name) == "oracle" for name in cls.Config.model_fields)
+
+    @classmethod
+    def unfit(cls, options: MethodConfig, family: type[Backbone]) -> str | None:
+        """Why the method with these options does not go with a family of models, in a sentence; None: it does."""
+        targets = getattr(options, "targets", None)
+        if targets in family.lacks:
+            return f"its layers have no linears of targets={targets}, its experts being none; set method.targets=attention"
+        return None
 
     @classmethod
     def stages(cls, tasks: list[tuple[str, str]]) -> list[Stage]:

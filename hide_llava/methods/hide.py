@@ -27,8 +27,9 @@ from hide_llava.adapters.anchors import Anchors, ReferenceAnchors, similarities
 from hide_llava.adapters.core import LoraSpec
 from hide_llava.adapters.folding import MODES
 from hide_llava.adapters.projectors import restore_projectors, stored_projectors
+from hide_llava.backbones.base import Backbone
 from hide_llava.distributed import is_main
-from hide_llava.methods.base import Context, Features, Method, Route, Task, register
+from hide_llava.methods.base import Context, Features, Method, MethodConfig, Route, Task, register
 from hide_llava.methods.cost import Cost
 
 Routing = Literal["softmax_learned", "softmax_all", "top1", "oracle"]
@@ -64,6 +65,12 @@ class HiDe(Method):
             if self.image_weight + self.text_weight == 0:
                 raise ValueError(f"image_weight={self.image_weight}: must not be 0 together with text_weight")
             return self
+
+    @classmethod
+    def unfit(cls, options: MethodConfig, family: type[Backbone]) -> str | None:
+        if options.text_only == "reference" and not family.recorded:
+            return "text_only=reference repeats what the authors' code does on LLaVA-1.5; set method.text_only=text"
+        return super().unfit(options, family)
 
     def __init__(self, config: Any, core: Any, tasks: list[Task]):
         super().__init__(config, core, tasks)

@@ -13,10 +13,10 @@ from hide_llava.methods.base import Features
 
 
 def word_prompts(core: Core, *shape: int) -> Tensor:
-    """[*shape, d] fp32: embeddings of words drawn at random, which is the scale that the decoder expects."""
-    words = core.llava.get_input_embeddings().weight
-    drawn = torch.randint(len(words), shape)
-    return words.detach()[drawn.to(words.device)].float()
+    """[*shape, d] fp32: embeddings of words drawn at random, as the decoder gets them (some models scale theirs)."""
+    words = core.llava.get_input_embeddings()
+    drawn = torch.randint(core.backbone.vocabulary, shape)
+    return words(drawn.to(words.weight.device)).detach().float()
 
 
 def query_of(features: Features, parts: str) -> Tensor:

@@ -22,8 +22,9 @@ from pydantic import Field
 from torch import Tensor
 
 from hide_llava.adapters.key_elements import OncePerStep, key_mean, pack, select
+from hide_llava.backbones.base import Backbone
 from hide_llava.data.answer_styles import diversify
-from hide_llava.methods.base import Context, Features, Task, register
+from hide_llava.methods.base import Context, Features, MethodConfig, Task, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.experts import SummedExperts
 
@@ -40,6 +41,12 @@ class Sefe(SummedExperts):
         rewritten: float = Field(20.0, ge=0, le=100)  # X, percent of the records; 0: RegLoRA alone
         style_seed: int = Field(0, ge=0)  # of the draw of records and styles
         reference: Literal["none", "authors"] = "none"  # none | authors
+
+    @classmethod
+    def unfit(cls, options: MethodConfig, family: type[Backbone]) -> str | None:
+        if options.reference == "authors" and not family.recorded:
+            return "reference=authors divides by the 224 linears of a LLaVA-1.5-7B; set method.reference=none"
+        return super().unfit(options, family)
 
     def setup(self) -> None:
         super().setup()

@@ -27,7 +27,7 @@ from hide_llava.config import to_yaml
 from hide_llava.errors import UserError, nearest
 from hide_llava.methods.base import Method, Stage, Task
 from hide_llava.methods.registry import method_class, method_config, plugins
-from hide_llava.schema import FREE, RunConfig, flatten
+from hide_llava.schema import FREE, ImageConfig, RunConfig, flatten
 from hide_llava.storage import read_json, write_json, write_text
 from hide_llava.training.batching import BatchPlan, plan_batches
 from hide_llava.training.run_folder import RunFolder, refuse_foreign, stage_name
@@ -73,6 +73,7 @@ class Run:
         self.all_general = [BenchmarkTask(entry, self.common) for entry in config.benchmark.general]
         self.general = [task for task in self.all_general if self.can_answer(task)] if config.eval.general else []
         self.stages = self._stages()
+        self._check_family()
 
     @cached_property
     def family(self) -> type[Backbone]:
@@ -87,6 +88,27 @@ class Run:
             UserError: it is no run folder, or its configuration is damaged.
         """
         return cls(RunFolder(folder).config, folder)
+
+    def _check_family(self) -> None:
+        """Raises UserError for options that do not go with the model's family."""
+        family, ev = self.family, self.eval
+        where = f"model={self.model.name} ({family.title})"
+        if (reason := self.method.unfit(self.options, family)) is not None:
+            raise UserError(f"method={self.preset} does not go with {where}: {reason}.")
+        reasons = {
+            "train.label_masks=reference repeats the published code of LLaVA-1.5; use exact":
+                self.train.label_masks == "reference" and not family.recorded,
+            "eval.image_transform pads or crops pictures for LLaVA-1.5; this model's processor prepares them":
+                ev.image_transform is not None and not family.transforms,
+            "eval.shrink_batches and eval.static_cache are of our own decoding of LLaVA-1.5; this model's is transformers'":
+                bool(ev.shrink_batches or ev.static_cache) and not family.shrinks,
+            "model.image.* is for models that see pictures in their own size or in tiles; this one takes 336 × 336 pixels":
+                self.model.image != ImageConfig() and family.transforms,
+            "model.projector is of LLaVA-1.5's original format": self.model.projector is not None and not family.recorded,
+        }  # fmt: skip
+        for reason, holds in reasons.items():
+            if holds:
+                raise UserError(f"{where}: {reason}.")
 
     def can_answer(self, task: BenchmarkTask) -> bool:
         """An oracle has no task id for a task that was never trained and borrows none."""
