@@ -131,8 +131,8 @@ class TrainingDataset(Dataset):
     def __len__(self) -> int:
         return len(self.indices)
 
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        index = self.indices[item]
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        index = self.indices[place]
         record = self.records[index]
         identity = json.loads(record["id"])
         try:
@@ -216,8 +216,8 @@ class QuestionDataset(Dataset):
     def __len__(self) -> int:
         return len(self.questions)
 
-    def __getitem__(self, item: int) -> dict[str, Any]:
-        question = self.questions[item]
+    def __getitem__(self, place: int) -> dict[str, Any]:
+        question = self.questions[place]
         text = question["text"]
         try:
             images = [load_image(self.image_root / path, self.orientation) for path in pictures(question)]
