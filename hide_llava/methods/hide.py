@@ -68,7 +68,7 @@ class HiDe(Method):
 
     @classmethod
     def unfit(cls, options: MethodConfig, family: type[Backbone]) -> str | None:
-        if options.text_only == "reference" and not family.recorded:
+        if getattr(options, "text_only", None) == "reference" and not family.recorded:
             return "text_only=reference repeats what the authors' code does on LLaVA-1.5; set method.text_only=text"
         return super().unfit(options, family)
 
