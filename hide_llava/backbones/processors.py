@@ -1,0 +1,365 @@
+"""What turns a chat and its pictures into token ids and pixels: the processor of a model folder, for pictures only.
+
+No torchvision and no video is needed: pictures are prepared by PIL, whatever is installed, so that a score does not depend
+on it. The object is transformers' own, but for Pixtral's, whose module imports torchvision.
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import transformers
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    ProcessorMixin,
+)
+from transformers.image_utils import SizeDict
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
+
+from hide_llava.errors import UserError
+from hide_llava.storage import read_json
+
+THINK = ("<think>", "</think>")
+
+
+@dataclass(frozen=True)
+class ImageBudget:
+    """The most that a picture may take; None leaves it to the folder, whose own limit a budget never raises.
+
+    max_pixels: of a picture after it is resized (Qwen-VL, Mistral3).
+    max_tiles: pieces that a picture is cut into, the small picture of the whole not counted (LLaVA-NeXT, LLaVA-OneVision,
+    InternVL, SmolVLM, Idefics3). Gemma3 cuts none, unless a budget of two or more asks for that.
+    """
+
+    max_pixels: int | None = None
+    max_tiles: int | None = None
+
+
+class PixtralProcessor(ProcessorMixin):
+    """Pixtral's and Mistral3's pictures in the text, as transformers' class of that name puts them there.
+
+    A picture of h×w patches, after merging, is h rows of w image tokens; each row ends with a break, the last with an end.
+    """
+
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None, patch_size: int = 16,
+        spatial_merge_size: int = 1, image_token: str = "[IMG]", image_break_token: str = "[IMG_BREAK]",
+        image_end_token: str = "[IMG_END]",
+    ):  # fmt: skip
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+        self.unit = patch_size * spatial_merge_size  # pixels of a token's side
+        self.image_token, self.image_break_token, self.image_end_token = image_token, image_break_token, image_end_token
+        tokens = [image_token, image_break_token, image_end_token]
+        self.image_token_id, *_ = self.image_token_ids = tokenizer.convert_tokens_to_ids(tokens)
+
+    def _process_images(self, images: Any, **kwargs: Any) -> tuple[Any, list[str]]:
+        return super()._process_images(images, **{**kwargs, "patch_size": self.unit})
+
+    def replace_image_token(self, image_inputs: Any, image_idx: int, **_: Any) -> str:
+        height, width = (int(side) // self.unit for side in image_inputs["image_sizes"][image_idx])
+        rows = [self.image_token * width] * height
+        return self.image_break_token.join(rows) + self.image_end_token
+
+
+class _NoVideos:
+    """Stands where a processor wants one for videos; these are the settings that some read."""
+
+    num_frames = fps = None
+    model_input_names: tuple[str, ...] = ()
+
+
+def load_processor(folder: Path, budget: ImageBudget | None = None) -> ProcessorMixin:
+    """The processor of a model folder: `tokenizer`, `image_processor`, `chat_template`, a call for text and pictures.
+
+    It is called with texts and, for each text, a list of its pictures. If a budget leaves out tile grids of a LLaVA-NeXT or
+    LLaVA-OneVision, the model's configuration must follow: see `match_grids`.
+
+    Raises:
+        UserError: the model's type is not known, a part is missing, or its family does not take that budget.
+    """
+    folder = Path(folder)
+    kind = _config(folder).get("model_type")
+    if kind not in LIMITS:
+        raise UserError(
+            f"{folder}: its config.json names the model type '{kind}', which cannot be read here; known are "
+            f"{', '.join(sorted(LIMITS))}. If it is one of these in its authors' own format, take the folder that was "
+            "converted to transformers' format (its name often ends in -hf)."
+        )
+    config = _parsed(folder, kind)
+    pixtral = kind == "mistral3" or config.vision_config.model_type == "pixtral"
+    cls = PixtralProcessor if pixtral else getattr(transformers, PROCESSOR_MAPPING_NAMES[kind])
+    tokenizer, image = _tokenizer(folder, pixtral), _image_processor(folder, config)
+    if kind == "paligemma" and getattr(image, "image_seq_length", None) is None:
+        image.image_seq_length = _patches(config)
+    parts = {"image_processor": image, "tokenizer": tokenizer, "video_processor": _NoVideos()}
+    try:
+        stored, _ = cls.get_processor_dict(folder, local_files_only=True)
+        settings = {**_of_model(config), **{name: value for name, value in stored.items() if value is not None}}
+        settings["chat_template"] = settings.get("chat_template") or tokenizer.chat_template
+        processor = _made(cls, {**settings, **parts})
+    except Exception as error:
+        raise UserError(
+            f"{folder}: its processor cannot be made ({_short(error)}); its files are damaged or not of one "
+            "model. Take them anew from where the model was published."
+        ) from None
+    if budget is not None:
+        _apply(budget, "mistral3" if pixtral else kind, processor, folder)
+    return processor
+
+
+def match_grids(config: PreTrainedConfig, processor: ProcessorMixin) -> None:
+    """Give the model's configuration the tile grids that the processor chooses from, if it has any (LLaVA-NeXT, -OneVision).
+
+    The model looks for the grid of a picture by itself, to lay the tiles out and to cut padding off. With another list than
+    the processor's it gets another number of image tokens than the text has. Call it on `model.config` after loading.
+    """
+    grids = getattr(processor.image_processor, "image_grid_pinpoints", None)
+    if grids is not None and hasattr(config, "image_grid_pinpoints"):
+        config.image_grid_pinpoints = [list(grid) for grid in grids]
+
+
+def stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The tokens that end an answer: of generation_config.json, of config.json and its text model, and of the tokenizer.
+
+    Raises:
+        UserError: there is none.
+    """
+    config, generation = _config(folder), folder / "generation_config.json"
+    found = {*_listed({"eos_token_id": tokenizer.eos_token_id})}
+    if generation.is_file():
+        found |= {*_listed(read_json(generation))}
+    # A configuration that never set this has the number of its class there, which is any word in this vocabulary.
+    special = {token for token, added in tokenizer.added_tokens_decoder.items() if added.special}
+    found |= {*_listed(config), *_listed(config.get("text_config") or {})} & special
+    if not found:
+        raise UserError(
+            f"{folder}: no token ends an answer; set eos_token_id in its generation_config.json to the id of the token "
+            "that its chat template puts after an answer."
+        )
+    return found
+
+
+def template_options(processor: ProcessorMixin) -> dict[str, Any]:
+    """What `apply_chat_template` must be given so that an answer begins right after the prompt, with no thinking before it.
+
+    Raises:
+        UserError: the prompt ends within a thinking block all the same.
+    """
+    template = processor.chat_template
+    template = template.get("default", "") if isinstance(template, dict) else template
+    if not template:
+        return {}
+    options = {"enable_thinking": False} if "enable_thinking" in template else {}
+    probe = [{"role": "user", "content": [{"type": "text", "text": "?"}]}]
+    prompt = processor.apply_chat_template(probe, tokenize=False, add_generation_prompt=True, **options)
+    if prompt.rfind(THINK[0]) > prompt.rfind(THINK[1]):
+        switch = "even with enable_thinking=False" if options else "and has no variable enable_thinking to prevent that"
+        raise UserError(
+            f"{processor.tokenizer.name_or_path}: its chat template opens a {THINK[0]} block before every answer, {switch}, so "
+            "it can neither be trained nor asked for plain answers; take the Instruct model, or a template without it."
+        )
+    return options
+
+
+# ------------------------------------------------------------------------------------------------ the parts of a processor
+
+
+def _made(cls: type[ProcessorMixin], settings: dict[str, Any]) -> ProcessorMixin:
+    """The object of `cls` from those of the settings that it takes, with the stand-in for videos passed as it is."""
+    if cls.__name__ == "SmolVLMProcessor":
+        module = inspect.getmodule(cls)
+        module.num2words = module.num2words or str  # a package that spells out the number of a video's frames
+    taken = inspect.signature(cls.__init__).parameters
+    processor = cls.__new__(cls)
+    # On the object and not in a class of ours: its class stays upstream's, and a DataLoader's workers can be sent it.
+    processor.check_argument_for_proper_class = _passed
+    processor.__init__(**{name: value for name, value in settings.items() if name in taken})
+    del processor.check_argument_for_proper_class
+    return processor
+
+
+def _passed(*_: Any) -> None:
+    """In place of the check that each part is of the class that upstream has for it."""
+
+
+def _of_model(config: PreTrainedConfig) -> dict[str, Any]:
+    """Settings by which text and model agree on the number of image tokens, for older folders, that keep none of their own."""
+    if config.model_type == "llava_onevision":
+        return {
+            "num_image_tokens": _patches(config),
+            "vision_feature_select_strategy": config.vision_feature_select_strategy,
+            "vision_aspect_ratio": config.vision_aspect_ratio,
+        }
+    if config.model_type in ("llava", "llava_next", "mistral3"):
+        has_class_token = config.vision_config.model_type == "clip_vision_model"
+        return {
+            "patch_size": config.vision_config.patch_size,
+            "spatial_merge_size": getattr(config, "spatial_merge_size", 1),
+            "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
+            "num_additional_image_tokens": int(has_class_token),
+        }
+    return {}
+
+
+def _patches(config: PreTrainedConfig) -> int:
+    return (config.vision_config.image_size // config.vision_config.patch_size) ** 2
+
+
+def _tokenizer(folder: Path, pixtral: bool) -> PreTrainedTokenizerBase:
+    files = ("tokenizer.json", "tokenizer.model", "vocab.json")
+    if not any((folder / name).is_file() for name in files):
+        raise UserError(
+            f"{folder}: no tokenizer ({', '.join(files)}); copy the files of its tokenizer there from where the model was "
+            "published."
+        )
+    try:
+        if pixtral:  # published under another class's name, and with a splitting of words that upstream mends on demand
+            return PreTrainedTokenizerFast.from_pretrained(folder, fix_mistral_regex=True)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"{folder}: its tokenizer cannot be loaded ({_short(error)}); take it anew.") from None
+
+
+def _image_processor(folder: Path, config: PreTrainedConfig) -> Any:
+    """By PIL, of the class that the folder names, whatever its age, or else of the model's own."""
+    try:
+        made = AutoImageProcessor.from_pretrained(folder, backend="pil", config=config, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(
+            f"{folder}: no settings of its image processor that can be used ({_short(error)}); copy "
+            "preprocessor_config.json, or processor_config.json, there from where the model was published."
+        ) from None
+    if made.size.max_pixels is not None:  # what some Qwen2-VL call the bounds that their class reads as edges
+        made.size = SizeDict(shortest_edge=made.size.min_pixels, longest_edge=made.size.max_pixels)
+    return made
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    """The folder's config.json as it is written."""
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{folder}: no config.json, so it is not a model folder; set model.path to one.")
+    return read_json(folder / "config.json")
+
+
+def _parsed(folder: Path, kind: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"{folder}: its config.json is not a {kind} model's ({_short(error)}); take it anew.") from None
+
+
+def _listed(settings: dict[str, Any]) -> Iterable[int]:
+    """`eos_token_id`, which is nothing, a number or a list."""
+    ids = settings.get("eos_token_id")
+    return [] if ids is None else ids if isinstance(ids, list) else [ids]
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# ------------------------------------------------------------------------------------------------------------- the budgets
+
+NAMES = {"max_pixels": "model.image.max_pixels", "max_tiles": "model.image.max_tiles"}
+
+
+def _apply(budget: ImageBudget, kind: str, processor: Any, folder: Path) -> None:
+    taken, limit = LIMITS[kind]
+    for field, name in NAMES.items():
+        value = getattr(budget, field)
+        if value is None:
+            continue
+        if field != taken:
+            instead = (
+                f"takes {NAMES[taken]} instead" if taken else "prepares all pictures at one size and takes neither"
+            )
+            raise UserError(f"{name}={value}: {folder} is a {kind} model, which {instead}.")
+        least = limit(processor, value)
+        if least is not None:
+            raise UserError(f"{name}={value}: too little for {folder}, a {kind} model, which needs at least {least}.")
+
+
+# Each sets the image processor to the limit, and returns the least that it could be, if it is below that.
+
+
+def _qwen(processor: Any, pixels: int) -> int | None:
+    image = processor.image_processor
+    least = 4 * (image.patch_size * image.merge_size) ** 2  # two by two tokens
+    if pixels < least:
+        return least
+    if pixels < image.size["longest_edge"]:
+        # Sides are rounded up when a small picture is blown up, so the two bounds must not be close to each other; a
+        # picture so thin that a side of it is less than a token may take more all the same.
+        image.size = SizeDict(shortest_edge=min(image.size["shortest_edge"], pixels // 4), longest_edge=pixels)
+    return None
+
+
+def _pixtral(processor: Any, pixels: int) -> int | None:
+    side = math.isqrt(pixels) // processor.unit * processor.unit
+    if side:
+        image = processor.image_processor
+        image.size = SizeDict(longest_edge=min(image.size["longest_edge"], side))
+        return None
+    return processor.unit**2
+
+
+def _anyres(processor: Any, tiles: int) -> int | None:
+    image = processor.image_processor
+    side = image.size.height or image.size.shortest_edge
+    counts = [(height // side) * (width // side) for height, width in image.image_grid_pinpoints]
+    if tiles < min(counts):
+        return min(counts)
+    image.image_grid_pinpoints = [grid for grid, count in zip(image.image_grid_pinpoints, counts) if count <= tiles]
+    return None
+
+
+def _internvl(processor: Any, tiles: int) -> int | None:
+    image = processor.image_processor
+    image.max_patches = min(image.max_patches, tiles)
+    image.min_patches = min(image.min_patches, tiles)
+    return None if tiles else 1
+
+
+def _idefics(processor: Any, tiles: int) -> int | None:
+    image, side = processor.image_processor, math.isqrt(tiles)
+    if side < 2:
+        image.do_image_splitting = False
+    else:
+        edge = image.max_image_size["longest_edge"] * side
+        image.size = SizeDict(longest_edge=min(image.size["longest_edge"], edge))
+    return None if tiles else 1
+
+
+def _gemma(processor: Any, tiles: int) -> int | None:
+    # The processor's own arguments, as they win over the image processor's settings.
+    cut = {"do_pan_and_scan": tiles > 1, "pan_and_scan_max_num_crops": max(tiles, 2)}
+    processor.images_kwargs = {**processor.images_kwargs, **cut}
+    return None if tiles else 1
+
+
+# Model types that are known, what limits a picture there, and how.
+LIMITS: dict[str, tuple[str | None, Callable[[Any, int], int | None] | None]] = {
+    "llava": (None, None),
+    "llava_next": ("max_tiles", _anyres),
+    "llava_onevision": ("max_tiles", _anyres),
+    "qwen2_vl": ("max_pixels", _qwen),
+    "qwen2_5_vl": ("max_pixels", _qwen),
+    "qwen3_vl": ("max_pixels", _qwen),
+    "qwen3_vl_moe": ("max_pixels", _qwen),
+    "internvl": ("max_tiles", _internvl),
+    "smolvlm": ("max_tiles", _idefics),
+    "idefics3": ("max_tiles", _idefics),
+    "gemma3": ("max_tiles", _gemma),
+    "paligemma": (None, None),
+    "mistral3": ("max_pixels", _pixtral),
+}
