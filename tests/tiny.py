@@ -117,6 +117,7 @@ def write_world(folder: Path, train: int = 8) -> Path:
 
 def write_world_of(kind: str, folder: Path, train: int = 8) -> Path:
     """The tiny world with a model of another family, one of `zoo.KINDS` or a folder that holds one; CLIP stands beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
     write_world(folder, train)
     path = Path(kind) if Path(kind).is_absolute() else zoo.write(kind, folder / kind)
     model = json.loads((folder / "model.yaml").read_text())
