@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from transformers import LlavaForConditionalGeneration, PreTrainedModel
+
 from hide_llava.backbones.base import Backbone
 from hide_llava.backbones.llama_tokenizer import load_tokenizer
+from hide_llava.backbones.llava15 import Llava15
 from hide_llava.backbones.llava15_loading import load_llava15
 from hide_llava.backbones.llava15_reader import Llava15Reader, stated_image_tokens
 from hide_llava.data.reader import Reader
+from hide_llava.errors import UserError
 from hide_llava.schema import ModelConfig
 
 
@@ -21,6 +25,19 @@ def load(config: ModelConfig, root: Path) -> Backbone:
         UserError: folder missing, no model of a family that is known, weights missing, tokenizer not exact.
     """
     return load_llava15(config, root)
+
+
+def bare(model: PreTrainedModel) -> Backbone:
+    """The backbone of a model without a tokenizer, for what can be told from its modules; its weights are not looked at.
+
+    Raises:
+        UserError: a model of no family that is known.
+    """
+    if isinstance(model, LlavaForConditionalGeneration):
+        return Llava15(model)
+    raise UserError(
+        f"{type(model).__name__}: no model of a family that is known; set model.path to a LLaVA-1.5 folder."
+    )
 
 
 def reader_of(folder: Path, clip: Path | None, masks: str = "exact") -> Reader:
