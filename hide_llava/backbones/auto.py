@@ -10,7 +10,6 @@ from hide_llava.backbones.base import Backbone
 from hide_llava.backbones.llama_tokenizer import load_tokenizer
 from hide_llava.backbones.llava15 import Llava15
 from hide_llava.backbones.llava15_loading import load_llava15
-from hide_llava.backbones.llava15_reader import Llava15Reader, stated_image_tokens
 from hide_llava.data.reader import Reader
 from hide_llava.errors import UserError
 from hide_llava.schema import ModelConfig
@@ -46,4 +45,7 @@ def reader_of(folder: Path, clip: Path | None, masks: str = "exact") -> Reader:
     Raises:
         UserError: no tokenizer there, or nothing says how many positions an image takes.
     """
+    # here: what counts a model's modules reads nothing, and needs no image library
+    from hide_llava.backbones.llava15_reader import Llava15Reader, stated_image_tokens
+
     return Llava15Reader(load_tokenizer(folder), stated_image_tokens(folder, clip), masks=masks)
