@@ -93,7 +93,7 @@ def test_the_cache_of_a_7b_is_as_computed_by_hand() -> None:
         hidden_size, intermediate_size, head_dim = 4096, 11008, 128
 
     class Llava:
-        config = type("Config", (), {"text_config": Text})
+        config = type("Config", (), {"get_text_config": lambda: Text})
         dtype, device = torch.bfloat16, torch.device("cpu")
 
     kept = 2 * 32 * 4096 * 2  # keys and values of 32 layers in bf16: 512 KiB a token
