@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from hide_llava.backbones.base import Vision
 from hide_llava.backbones.text_encoder import TextEncoder
 from hide_llava.errors import UserError
 
@@ -40,14 +41,13 @@ class OpenClipRoutingEncoder(TextEncoder):
         self.size = (size, size) if isinstance(size, int) else tuple(size)
         self.model.requires_grad_(False).eval().float()
         with torch.no_grad():
-            width = self.text([""]).shape[1]
-        self.register_buffer("visual_projection", torch.empty(width, 0), persistent=False)  # its height is the width
+            self.width = self.text([""]).shape[1]  # of an image feature
 
     @torch.no_grad()
-    def image(self, cls: Tensor, pixel_values: Tensor) -> Tensor:
-        """[n, 3, H, W] CLIP-normalised pixels → [n, d] fp32."""
-        pixels = interpolate(pixel_values.float(), self.size, mode="bicubic", antialias=True)
-        return self.model.encode_image(pixels).float()
+    def image(self, vision: Vision | None, pixels: list[dict[str, Tensor]]) -> Tensor:
+        """CLIP-normalised `pixel_values` [k, 3, H, W] of each row → [n, d] fp32."""
+        shown = torch.cat([row["pixel_values"] for row in pixels])
+        return self.model.encode_image(interpolate(shown.float(), self.size, mode="bicubic", antialias=True)).float()
 
     def encode(self, texts: list[str]) -> Tensor:
         tokens = self.tokenizer(texts).to(next(self.model.parameters()).device)
