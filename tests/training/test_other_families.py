@@ -11,7 +11,7 @@ from hide_llava.config import compose
 from hide_llava.pipeline import run
 from tests import zoo
 from tests.methods.test_contract import assert_same, comparable, preset, small, tensors_of
-from tests.tiny import arguments, configuration, write_world_of
+from tests.tiny import arguments, configuration, write_world, write_world_of
 from tests.torchrun import COMMAND_LINE, launch
 from tests.training.test_engines import assert_near
 
@@ -25,7 +25,8 @@ PLAIN = ("tasks=[task0,task1]", "train.epochs=1", "train.per_device_batch_size=2
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Nine records a task: in the last step one record is left, and of two processes one has none."""
-    return {kind: write_world_of(kind, tmp_path_factory.mktemp(kind), 9) for kind in KINDS}
+    made = {kind: write_world_of(kind, tmp_path_factory.mktemp(kind), 9) for kind in KINDS}
+    return {**made, "llava": write_world(tmp_path_factory.mktemp("llava"), 9)}
 
 
 def words(world: Path, method: str, output: Path, *more: str) -> list[str]:
@@ -64,12 +65,13 @@ def test_killed_and_resumed_equals_undisturbed(kind: str, worlds: dict[str, Path
 @pytest.mark.skipif(shutil.which("g++") is None, reason="DeepSpeed builds its CPU communication with g++")
 @pytest.mark.parametrize(
     ("kind", "engine"),
-    [("qwen3_vl", "zero3"), ("internvl", "zero2"),
+    [("qwen3_vl", "zero3"), ("internvl", "zero2"), ("llava", "zero3"),
      *(pytest.param(*pair, marks=pytest.mark.nightly) for pair in (("qwen3_vl", "zero2"), ("internvl", "zero3")))],
 )  # fmt: skip
 def test_an_engine_ends_where_one_process_ends(
     kind: str, engine: str, worlds: dict[str, Path], tmp_path: Path
 ) -> None:
+    """Also where one process has no picture in a batch and the other has."""
     layout = ("method.dropout=0", *PLAIN)
     run(configuration(worlds[kind], "hide", tmp_path / "one", *layout), evaluate=False, report=False)
     done = launch(
