@@ -39,7 +39,10 @@ def presets(kinds: list[str]) -> list[str]:
 
 
 def family_table() -> str:
-    rows = ["| family | `model_type` | presets | pictures of a record | image budget | file |", "|---|---|---|---|---|---|"]
+    rows = [
+        "| family | `model_type` | presets | pictures of a record | image budget | file |",
+        "|---|---|---|---|---|---|",
+    ]
     for cls, kinds in families().items():
         file, budget = cls.__module__.rpartition(".")[2], None if cls.transforms else LIMITS[kinds[0]][0]
         cells = [cls.title, ", ".join(f"`{kind}`" for kind in kinds), ", ".join(f"`{name}`" for name in presets(kinds)) or "none",

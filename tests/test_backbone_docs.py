@@ -41,10 +41,14 @@ def test_the_tables_are_complete(script: ModuleType) -> None:
     """The verdicts that are known: LLaVA-1.5 takes all, others nothing that repeats its published code, a MoE no `ffn`."""
     titles, found = [cls.title for cls in script.families()], script.verdicts()
     assert sorted(n for own in found.values() for n in own) == sorted(names("method")) and len(titles) == 10
-    no = {(preset, title) for (_, row), own in found.items() for preset in own for title, why in zip(titles, row) if why}
+    no = {
+        (preset, title) for (_, row), own in found.items() for preset in own for title, why in zip(titles, row) if why
+    }
     of_llava = {"hide-official", "hide-mcitlib", "olora-mcitlib", "modalprompt-mcitlib"}
     others = {title for title in titles if title != "LLaVA-1.5"}
-    assert no == {(p, t) for p in of_llava for t in others} | {(p, "Qwen3-VL-MoE") for p in ("disco", "same", "smolora")}
+    assert no == {(p, t) for p in of_llava for t in others} | {
+        (p, "Qwen3-VL-MoE") for p in ("disco", "same", "smolora")
+    }
     assert sorted(kind for kinds in script.families().values() for kind in kinds) == sorted(FAMILIES) == sorted(LIMITS)
 
 
@@ -64,7 +68,14 @@ def test_a_preset_of_another_family(name: str, tmp_path: Path) -> None:
 
 def test_a_plan_without_the_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    done = call("plan", "benchmark=ucit", "method=hide", "model=qwen2.5-vl-3b", f"model_root={tmp_path}", f"data_root={tmp_path}")
+    done = call(
+        "plan",
+        "benchmark=ucit",
+        "method=hide",
+        "model=qwen2.5-vl-3b",
+        f"model_root={tmp_path}",
+        f"data_root={tmp_path}",
+    )
     assert done.code == 0 and done.out.startswith("hide on ucit with qwen2.5-vl-3b"), done.err
 
 
@@ -94,10 +105,20 @@ def test_a_transformers_that_is_too_old(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_doctor_says_what_is_routed_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    words = ("doctor", "benchmark=ucit", "method=hide", "model=qwen2.5-vl-3b", f"model_root={tmp_path}", f"data_root={tmp_path}")
+    words = (
+        "doctor",
+        "benchmark=ucit",
+        "method=hide",
+        "model=qwen2.5-vl-3b",
+        f"model_root={tmp_path}",
+        f"data_root={tmp_path}",
+    )
     out = call(*words).out
     assert "Qwen-VL: its vision tower is not CLIP's, so methods that route by CLIP load the whole of model.clip" in out
-    assert "[bad]  CLIP openai/clip" in out and "[note] sentence encoder sentence-transformers/all-MiniLM-L6-v2 is not" in out
+    assert (
+        "[bad]  CLIP openai/clip" in out
+        and "[note] sentence encoder sentence-transformers/all-MiniLM-L6-v2 is not" in out
+    )
     own = call(*words, "router.encoder=own").out
     assert "take its own tower's features" in own and "[bad]  sentence encoder sentence-transformers" in own
     assert "[bad]  router.encoder=own takes its text" in call(*words, "router.encoder=own", "model.sentence=clip").out
@@ -111,7 +132,10 @@ def test_doctor_says_what_is_routed_by(tmp_path: Path, monkeypatch: pytest.Monke
 def test_the_guides_code_is_the_examples() -> None:
     """The example's own test runs it (tests/test_examples.py)."""
     text, example = GUIDE.read_text(encoding="utf-8"), ROOT / "examples" / "add_a_backbone"
-    blocks = {kind: re.search(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[1] for kind in ("python", "toml", "sh")}
+    blocks = {
+        kind: re.search(rf"^```{kind}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)[1]
+        for kind in ("python", "toml", "sh")
+    }
     assert blocks["python"] == (example / "aya_vision.py").read_text(encoding="utf-8")
     assert blocks["toml"] in (example / "pyproject.toml").read_text(encoding="utf-8")
     assert f"```\n{blocks['sh']}```" in (example / "README.md").read_text(encoding="utf-8")

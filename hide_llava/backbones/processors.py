@@ -96,22 +96,22 @@ def load_processor(folder: Path, budget: ImageBudget | None = None, limit: Limit
             f"{', '.join(sorted(LIMITS))}. If it is one of these in its authors' own format, take the folder that was "
             "converted to transformers' format (its name often ends in -hf)."
         )
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    config = _parsed(folder, kind)
     pixtral = kind == "mistral3" or getattr(getattr(config, "vision_config", None), "model_type", None) == "pixtral"
     cls = PixtralProcessor if pixtral else getattr(transformers, PROCESSOR_MAPPING_NAMES[kind])
     tokenizer, image = _tokenizer(folder, pixtral), _image_processor(folder, config)
-    stored, _ = cls.get_processor_dict(folder, local_files_only=True)
-    settings = {**_of_model(config), **{name: value for name, value in stored.items() if value is not None}}
-    settings["chat_template"] = settings.get("chat_template") or tokenizer.chat_template
     if kind == "paligemma" and getattr(image, "image_seq_length", None) is None:
         image.image_seq_length = _patches(config)
     parts = {"image_processor": image, "tokenizer": tokenizer, "video_processor": _NoVideos()}
     try:
+        stored, _ = cls.get_processor_dict(folder, local_files_only=True)
+        settings = {**_of_model(config), **{name: value for name, value in stored.items() if value is not None}}
+        settings["chat_template"] = settings.get("chat_template") or tokenizer.chat_template
         processor = _made(cls, {**settings, **parts})
     except Exception as error:
         raise UserError(
-            f"{folder}: its processor cannot be made ({_short(error)}); its tokenizer lacks a name of an image token, or "
-            "its files are not of one model. Take them anew from where the model was published."
+            f"{folder}: its processor cannot be made ({_short(error)}); its files are damaged or not of one "
+            "model. Take them anew from where the model was published."
         ) from None
     if budget is not None:
         _apply(budget, limit or LIMITS.get("mistral3" if pixtral else kind), kind, processor, folder)
@@ -182,7 +182,8 @@ def _made(cls: type[ProcessorMixin], settings: dict[str, Any]) -> ProcessorMixin
         module.num2words = module.num2words or str  # a package that spells out the number of a video's frames
     taken = inspect.signature(cls.__init__).parameters
     processor = cls.__new__(cls)
-    processor.check_argument_for_proper_class = _passed  # on the object, as an object of a class made here cannot be pickled
+    # On the object and not in a class of ours: its class stays upstream's, and a DataLoader's workers can be sent it.
+    processor.check_argument_for_proper_class = _passed
     processor.__init__(**{name: value for name, value in settings.items() if name in taken})
     del processor.check_argument_for_proper_class
     return processor
@@ -201,11 +202,12 @@ def _of_model(config: PreTrainedConfig) -> dict[str, Any]:
             "vision_aspect_ratio": config.vision_aspect_ratio,
         }
     if config.model_type in ("llava", "llava_next", "mistral3"):
+        has_class_token = config.vision_config.model_type == "clip_vision_model"
         return {
             "patch_size": config.vision_config.patch_size,
             "spatial_merge_size": getattr(config, "spatial_merge_size", 1),
             "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
-            "num_additional_image_tokens": int(config.vision_config.model_type == "clip_vision_model"),  # its class token
+            "num_additional_image_tokens": int(has_class_token),
         }
     return {}
 
@@ -222,29 +224,39 @@ def _tokenizer(folder: Path, pixtral: bool) -> PreTrainedTokenizerBase:
             "published."
         )
     try:
-        if pixtral:  # published with the name of another class, and with a splitting of words that upstream mends on demand
+        if pixtral:  # published under another class's name, and with a splitting of words that upstream mends on demand
             return PreTrainedTokenizerFast.from_pretrained(folder, fix_mistral_regex=True)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"{folder}: its tokenizer cannot be loaded ({_short(error)}); are its files complete?") from None
+        raise UserError(f"{folder}: its tokenizer cannot be loaded ({_short(error)}); take it anew.") from None
 
 
 def _image_processor(folder: Path, config: PreTrainedConfig) -> Any:
     """By PIL, of the class that the folder names, whatever its age, or else of the model's own."""
     try:
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", config=config, trust_remote_code=False)
+        made = AutoImageProcessor.from_pretrained(folder, backend="pil", config=config, trust_remote_code=False)
     except Exception as error:
         raise UserError(
             f"{folder}: no settings of its image processor that can be used ({_short(error)}); copy "
             "preprocessor_config.json, or processor_config.json, there from where the model was published."
         ) from None
+    if made.size.max_pixels is not None:  # what some Qwen2-VL call the bounds that their class reads as edges
+        made.size = SizeDict(shortest_edge=made.size.min_pixels, longest_edge=made.size.max_pixels)
+    return made
 
 
 def _config(folder: Path) -> dict[str, Any]:
     """The folder's config.json as it is written."""
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json, so it is not a model folder; set model.path to the folder of a model.")
+        raise UserError(f"{folder}: no config.json, so it is not a model folder; set model.path to one.")
     return read_json(folder / "config.json")
+
+
+def _parsed(folder: Path, kind: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"{folder}: its config.json is not a {kind} model's ({_short(error)}); take it anew.") from None
 
 
 def _listed(settings: dict[str, Any]) -> Iterable[int]:
@@ -271,7 +283,9 @@ def _apply(budget: ImageBudget, rule: Limit | None, kind: str, processor: Any, f
         if rule is None:
             raise UserError(f"{name}={value}: {folder} is a {kind} model, whose backbone does not say how that is kept to.")
         if field != taken:
-            instead = f"takes {NAMES[taken]} instead" if taken else "prepares every picture at one size and takes no limit"
+            instead = (
+                f"takes {NAMES[taken]} instead" if taken else "prepares all pictures at one size and takes neither"
+            )
             raise UserError(f"{name}={value}: {folder} is a {kind} model, which {instead}.")
         least = limit(processor, value)
         if least is not None:
@@ -286,9 +300,10 @@ def _qwen(processor: Any, pixels: int) -> int | None:
     least = 4 * (image.patch_size * image.merge_size) ** 2  # two by two tokens
     if pixels < least:
         return least
-    longest = min(image.size["longest_edge"], pixels)
-    # Sides are rounded up when a small picture is blown up: the two bounds must not be close to each other.
-    image.size = SizeDict(shortest_edge=min(image.size["shortest_edge"], longest // 4), longest_edge=longest)
+    if pixels < image.size["longest_edge"]:
+        # Sides are rounded up when a small picture is blown up, so the two bounds must not be close to each other; a
+        # picture so thin that a side of it is less than a token may take more all the same.
+        image.size = SizeDict(shortest_edge=min(image.size["shortest_edge"], pixels // 4), longest_edge=pixels)
     return None
 
 

@@ -277,7 +277,7 @@ def unfit(
     reasons = {
         "train.label_masks=reference repeats the published code of LLaVA-1.5; use exact":
             train.label_masks == "reference" and not family.recorded,
-        "eval.image_transform pads or crops pictures for LLaVA-1.5; this model's processor prepares them; set eval.image_transform=null":
+        "eval.image_transform pads or crops pictures for LLaVA-1.5, and this model's own processor prepares them; set it to null":
             ev.image_transform is not None and not family.transforms,
         "eval.shrink_batches and eval.static_cache are of our own decoding of LLaVA-1.5; this model's is transformers'":
             bool(ev.shrink_batches or ev.static_cache) and not family.shrinks,

@@ -123,7 +123,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: fl
 def questions(session: Session, world: Path, task: int = 0) -> QuestionDataset:
     rows = load_questions(world / "data" / f"task{task}" / "test.json")
     transform = session.run.tasks[task].settings()["image_transform"]
-    return QuestionDataset(rows, world / "data", session.backbone.reader(transform))
+    return QuestionDataset(rows, world / "data", session.reader(transform))
 
 
 class Finished(dict):
