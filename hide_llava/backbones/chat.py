@@ -31,7 +31,7 @@ from transformers.utils import ModelOutput
 from hide_llava.backbones.base import TARGETS, Backbone, Ready, Vision, divided
 from hide_llava.backbones.chat_reader import BLANK, ChatReader
 from hide_llava.backbones.loading import attention_of, device_of, dtype_of
-from hide_llava.backbones.processors import load_processor, stop_ids
+from hide_llava.backbones.processors import Limit, load_processor, stop_ids
 from hide_llava.backbones.quantized import quantize
 from hide_llava.data.turns import IGNORE
 from hide_llava.errors import UserError
@@ -53,6 +53,7 @@ class ChatBackbone(Backbone):
 
     several = True
     reads: type[ChatReader] = ChatReader
+    limit: Limit | None = None  # how an image budget is kept to; None: as processors.py says of the model's type
     told: tuple[str, ...] = ()  # of the pixels, what the decoder wants beside the encoded pictures
 
     def __init__(self, model: PreTrainedModel, processor: Any = None, clip: Path | None = None):
@@ -67,7 +68,7 @@ class ChatBackbone(Backbone):
 
     @classmethod
     def load(cls, config: ModelConfig, folder: Path, clip: Path | None) -> ChatBackbone:
-        processor, dtype = load_processor(folder, config.image), dtype_of(config)
+        processor, dtype = load_processor(folder, config.image, cls.limit), dtype_of(config)
         try:
             model, info = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, output_loading_info=True)
         except Exception as error:
@@ -95,7 +96,7 @@ class ChatBackbone(Backbone):
     def reader_of(
         cls, folder: Path, config: ModelConfig | None = None, clip: Path | None = None, masks: str = "exact"
     ) -> ChatReader:
-        processor = load_processor(folder, None if config is None else config.image)
+        processor = load_processor(folder, None if config is None else config.image, cls.limit)
         return cls.reads(processor, stop_ids(folder, processor.tokenizer))
 
     # ---- what a family may do otherwise ------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Llava15(Backbone):
     def load(cls, config: ModelConfig, folder: Path, clip: Path | None) -> Llava15:
         from hide_llava.backbones.llava15_loading import load_llava15
 
-        return load_llava15(config, folder, clip)
+        return load_llava15(cls, config, folder, clip)
 
     @classmethod
     def reader_of(

@@ -78,25 +78,26 @@ class _NoVideos:
     model_input_names: tuple[str, ...] = ()
 
 
-def load_processor(folder: Path, budget: ImageBudget | None = None) -> ProcessorMixin:
+def load_processor(folder: Path, budget: ImageBudget | None = None, limit: Limit | None = None) -> ProcessorMixin:
     """The processor of a model folder: `tokenizer`, `image_processor`, `chat_template`, a call for text and pictures.
 
     It is called with texts and, for each text, a list of its pictures. If a budget leaves out tile grids of a LLaVA-NeXT or
-    LLaVA-OneVision, the model's configuration must follow: see `match_grids`.
+    LLaVA-OneVision, the model's configuration must follow: see `match_grids`. limit: how a budget is kept to, of a backbone
+    that says so itself; None: as LIMITS has it for the model's type.
 
     Raises:
         UserError: the model's type is not known, a part is missing, or its family does not take that budget.
     """
     folder = Path(folder)
     kind = _config(folder).get("model_type")
-    if kind not in LIMITS:
+    if kind not in PROCESSOR_MAPPING_NAMES:
         raise UserError(
             f"{folder}: its config.json names the model type '{kind}', which cannot be read here; known are "
             f"{', '.join(sorted(LIMITS))}. If it is one of these in its authors' own format, take the folder that was "
             "converted to transformers' format (its name often ends in -hf)."
         )
     config = _parsed(folder, kind)
-    pixtral = kind == "mistral3" or config.vision_config.model_type == "pixtral"
+    pixtral = kind == "mistral3" or getattr(getattr(config, "vision_config", None), "model_type", None) == "pixtral"
     cls = PixtralProcessor if pixtral else getattr(transformers, PROCESSOR_MAPPING_NAMES[kind])
     tokenizer, image = _tokenizer(folder, pixtral), _image_processor(folder, config)
     if kind == "paligemma" and getattr(image, "image_seq_length", None) is None:
@@ -113,7 +114,7 @@ def load_processor(folder: Path, budget: ImageBudget | None = None) -> Processor
             "model. Take them anew from where the model was published."
         ) from None
     if budget is not None:
-        _apply(budget, "mistral3" if pixtral else kind, processor, folder)
+        _apply(budget, limit or LIMITS.get("mistral3" if pixtral else kind), kind, processor, folder)
     return processor
 
 
@@ -273,12 +274,14 @@ def _short(error: Exception) -> str:
 NAMES = {"max_pixels": "model.image.max_pixels", "max_tiles": "model.image.max_tiles"}
 
 
-def _apply(budget: ImageBudget, kind: str, processor: Any, folder: Path) -> None:
-    taken, limit = LIMITS[kind]
+def _apply(budget: ImageBudget, rule: Limit | None, kind: str, processor: Any, folder: Path) -> None:
+    taken, limit = rule or (None, None)
     for field, name in NAMES.items():
         value = getattr(budget, field)
         if value is None:
             continue
+        if rule is None:
+            raise UserError(f"{name}={value}: {folder} is a {kind} model, whose backbone does not say how that is kept to.")
         if field != taken:
             instead = (
                 f"takes {NAMES[taken]} instead" if taken else "prepares all pictures at one size and takes neither"
@@ -347,8 +350,9 @@ def _gemma(processor: Any, tiles: int) -> int | None:
     return None if tiles else 1
 
 
-# Model types that are known, what limits a picture there, and how.
-LIMITS: dict[str, tuple[str | None, Callable[[Any, int], int | None] | None]] = {
+# What limits a picture, and how: the field of a budget, and a function of the processor and its value, as above.
+Limit = tuple[str | None, Callable[[Any, int], int | None] | None]
+LIMITS: dict[str, Limit] = {  # by model type
     "llava": (None, None),
     "llava_next": ("max_tiles", _anyres),
     "llava_onevision": ("max_tiles", _anyres),

@@ -38,7 +38,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datase
 # Sections and keys that no training reads.
 ASIDE = ("output", "data_root", "model_root", "tasks", "task_order", "eval.", "caption.", "benchmark.general",
          "benchmark.title", "benchmark.defaults", "benchmark.image_transform", "benchmark.max_new_tokens", "model.name",
-         "model.path", "model.clip", "model.sentence", "model.projector", "model.device", "train.name",
+         "model.path", "model.family", "model.clip", "model.sentence", "model.projector", "model.device", "train.name",
          "train.num_workers", "train.save_steps", "train.logging_steps", "train.report_to", "train.timeout_minutes",
          "train.on_bad_sample", "train.gradient_checkpointing", "method.preset", "method.file")  # fmt: skip
 OF_A_TASK = ("id", "train", "epochs", "global_batch_size", "images")  # what training reads of a task
@@ -77,7 +77,7 @@ class Run:
 
     @cached_property
     def family(self) -> type[Backbone]:
-        """The model's family; LLaVA-1.5 where the model does not lie on this machine and nobody can say."""
+        """The model's family; LLaVA-1.5 where the model is not on this machine and `model.family` does not say."""
         return family_of(self.model, self.model_root) or Llava15
 
     @classmethod
@@ -102,7 +102,8 @@ class Run:
                 ev.image_transform is not None and not family.transforms,
             "eval.shrink_batches and eval.static_cache are of our own decoding of LLaVA-1.5; this model's is transformers'":
                 bool(ev.shrink_batches or ev.static_cache) and not family.shrinks,
-            "model.image.* is for models that see pictures in their own size or in tiles; this one takes 336 × 336 pixels":
+            "model.image.* is for models that see pictures in their own size or in tiles; this one takes 336 × 336 pixels. "
+            "(A model that is not on this machine yet is taken for a LLaVA-1.5, unless model.family says its model_type)":
                 self.model.image != ImageConfig() and family.transforms,
             "model.projector is of LLaVA-1.5's original format": self.model.projector is not None and not family.recorded,
         }  # fmt: skip

@@ -78,7 +78,7 @@ class Session:
 
     def __init__(self, run: Run, backbone: Backbone | None = None):
         self.run = run
-        self.backbone = backbone or load(run.model, run.model_root)
+        self.backbone = backbone or self._loaded()
         self.core = Core(self.backbone)
         self.tasks, self.stages = run.method_tasks, run.stages
         self.method: Method = run.method(run.options, self.core, self.tasks)
@@ -98,6 +98,16 @@ class Session:
         self.routed.method_modules = self.method.modules
         self.widths = _widths(encoder, sentence)
         self.recomputes = False  # whether the stage at work has gradient checkpointing (memory.py)
+
+    def _loaded(self) -> Backbone:
+        """Raises UserError for a model that was downloaded just now and is of another family than was thought."""
+        found, model = load(self.run.model, self.run.model_root), self.run.model
+        if not isinstance(found, self.run.family):
+            raise UserError(
+                f"model {model.path} was not on this machine, so it was taken for a {self.run.family.title}, and it is a "
+                f"{found.title}. Now it is here: give the same command again."
+            )
+        return found
 
     @property
     def routing_text(self) -> str:
