@@ -46,10 +46,12 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
 def written(kind: str, turns: Sequence[Turn]) -> list[Piece]:
     """A conversation as that kind's template writes it, a mark for each picture."""
     made: list[Piece] = [(BEGIN.get(kind, ""), False)]
-    for number, (question, count, answer) in enumerate(turns):
+    if kind == "paligemma":  # the picture stands before everything, whichever question it belongs to
+        made = [("<image>" * sum(count for _, count, _ in turns) + "<bos>", False)]
+    for question, count, answer in turns:
         pictures = PICTURE[kind] * count
         if kind == "paligemma":
-            made += [(pictures + ("" if number else "<bos>") + question + "\n", False), (answer + "<eos>", True)]
+            made += [(question + "\n", False), (answer + "<eos>", True)]
         elif kind == "llava_next":
             made += [(f"[INST] {pictures}{question} [/INST]", False), (f" {answer}</s>", True)]
         elif kind == "mistral3":

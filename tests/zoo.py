@@ -82,8 +82,8 @@ CORPUS = [
 def tokenizer(
     special: list[str], template: str | None, bos: str | None = None, eos: str = "<eos>", pad: str = "<pad>",
     adds_bos: bool = True, names: dict[str, str] | None = None,
-) -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 450 tokens. names: attributes that a processor looks for, like image_token, and their tokens."""  # fmt: skip
+) -> PreTrainedTokenizerFast:  # fmt: skip
+    """A byte-level BPE of 450 tokens. names: attributes that a processor looks for, like image_token, and their tokens."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()

@@ -13,7 +13,7 @@ from hide_llava.backbones.decode import end_tokens
 from hide_llava.backbones.llava15 import Llava15
 from hide_llava.data.collator import Collator, moved
 from hide_llava.evaluation.batches import halves
-from tests.families import FAMILIES, QWEN, SEVERAL, Family, Zoo, furthest, logits, picture, prompt, ready
+from tests.families import FAMILIES, QWEN, SEVERAL, Family, Zoo, furthest, picture, prompt
 from tests.zoo import write
 
 NEW = 4
