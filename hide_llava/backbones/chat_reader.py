@@ -30,6 +30,7 @@ KEPT = 8192  # sizes of pictures whose text is kept, a few kilobytes each
 BLANK: Size = (64, 64)
 ASKED_OTHERWISE = ("the tokens of its question change when the answer follows it, so the model would be asked otherwise than "
                    "it was trained")  # fmt: skip
+PLAIN = (str, int, float, list)  # among what a processor holds, its settings
 # What a processor returns beside the pixels.
 OF_TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "offset_mapping",
            "text_replacement_offsets"}  # fmt: skip
@@ -251,7 +252,9 @@ class ChatReader(Reader):
         return found
 
     def settings(self) -> list[Any]:
-        image = json.loads(json.dumps(self.processor.image_processor.to_dict(), default=str))
+        own = {name: value for name, value in vars(self.processor).items() if isinstance(value, PLAIN)}
+        kwargs = getattr(self.processor, "images_kwargs", None)  # these win over the image processor's own
+        image = json.loads(json.dumps([self.processor.image_processor.to_dict(), kwargs, own], default=str))
         template = self.processor.chat_template or ""
         return [file_of(self.tokenizer), template, image, sorted(self.stops), self.options, transformers.__version__]
 
