@@ -114,7 +114,7 @@ def load_processor(folder: Path, budget: ImageBudget | None = None, limit: Limit
             "model. Take them anew from where the model was published."
         ) from None
     if budget is not None:
-        _apply(budget, limit or LIMITS.get("mistral3" if pixtral else kind), kind, processor, folder)
+        keep_to(budget, limit or LIMITS.get("mistral3" if pixtral else kind), kind, processor, folder)
     return processor
 
 
@@ -274,7 +274,12 @@ def _short(error: Exception) -> str:
 NAMES = {"max_pixels": "model.image.max_pixels", "max_tiles": "model.image.max_tiles"}
 
 
-def _apply(budget: ImageBudget, rule: Limit | None, kind: str, processor: Any, folder: Path) -> None:
+def keep_to(budget: ImageBudget, rule: Limit | None, kind: str, processor: Any, folder: Path | str) -> None:
+    """Set a processor, of which the `image_processor` is read, to a budget.
+
+    Raises:
+        UserError: the family takes no such budget, or needs more.
+    """
     taken, limit = rule or (None, None)
     for field, name in NAMES.items():
         value = getattr(budget, field)
