@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from hide_llava.backbones.chat import ChatBackbone, Pixels
+from hide_llava.backbones.chat import ChatBackbone
 
 
 def at_most(processor: Any, tiles: int) -> int | None:
@@ -21,7 +21,3 @@ def at_most(processor: Any, tiles: int) -> int | None:
 class AyaVision(ChatBackbone):
     title = "Aya Vision"
     limit = ("max_tiles", at_most)  # the option of `model.image` that it has, and what keeps to it
-
-    def tower_rows(self, pixels: Pixels) -> int:
-        """Of one record's pixels [tiles, 3, H, W] the tower makes as many rows. (The inherited method says the same.)"""
-        return len(pixels["pixel_values"])

@@ -57,9 +57,14 @@ def class_of(kind: str) -> type[Backbone] | None:
     return getattr(importlib.import_module(f"hide_llava.backbones.{file}"), name)
 
 
+def new_enough() -> bool:
+    """Whether the installed transformers is for all models, and not for LLaVA-1.5 alone."""
+    return tuple(map(int, re.findall(r"\d+", transformers.__version__)[:2])) >= OLDEST
+
+
 def check_transformers(kind: str) -> None:
     """Raises UserError where the installed transformers is too old for a model of that type."""
-    if tuple(map(int, re.findall(r"\d+", transformers.__version__)[:2])) < OLDEST:
+    if not new_enough():
         raise UserError(
             f"a model of type '{kind}' needs transformers {'.'.join(map(str, OLDEST))} or newer, and {transformers.__version__} "
             "is installed: pip install -U transformers. (LLaVA-1.5 works with 5.0 and newer.)"

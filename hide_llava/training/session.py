@@ -136,7 +136,7 @@ class Session:
         trained = {id(p) for group in self.method.params() for p in group["params"]}
         if any(id(p) in trained for p in self.core.projector.parameters()):
             save_file(self.core.projector_state(), folder / "projector.safetensors")
-            projector = " and `projector.safetensors` (LLaVA's `multi_modal_projector`, which was trained with it)"
+            projector = " and `projector.safetensors` (of the model's projector, which was trained with it)"
         else:
             projector = ""
         write_text(folder / "README.md", ABOUT.format(what=", ".join(f"`{n}`" for n in names), projector=projector))
