@@ -286,7 +286,7 @@ def keep_to(budget: ImageBudget, rule: Limit | None, kind: str, processor: Any, 
         if value is None:
             continue
         if rule is None:
-            raise UserError(f"{name}={value}: {folder} is a model of type {kind}, whose backbone does not say how that is kept to.")
+            raise UserError(f"{name}={value}: {folder} is a model of type {kind}, whose backbone knows no such limit.")
         if field != taken:
             instead = (
                 f"takes {NAMES[taken]} instead" if taken else "prepares all pictures at one size and takes neither"
