@@ -28,6 +28,9 @@ from hide_llava.errors import BadRecord
 
 KEPT = 8192  # sizes of pictures whose text is kept, a few kilobytes each
 BLANK: Size = (64, 64)
+ASKED_OTHERWISE = ("the tokens of its question change when the answer follows it, so the model would be asked otherwise than "
+                   "it was trained")  # fmt: skip
+PLAIN = (str, int, float, list)  # among what a processor holds, its settings
 # What a processor returns beside the pixels.
 OF_TEXT = {"input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels", "offset_mapping",
            "text_replacement_offsets"}  # fmt: skip
@@ -64,12 +67,17 @@ class ChatReader(Reader):
     def __init__(self, processor: Any, stops: set[int], beside: Callable[[Image.Image], Tensor] | None = None):
         self.processor, self.tokenizer, self.stops, self.beside = processor, processor.tokenizer, set(stops), beside
         self.options = template_options(processor)
-        self.special = self.tokenizer.all_special_tokens
+        added = {i: token.content for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        self.special = list(dict.fromkeys([*self.tokenizer.all_special_tokens, *added.values()]))
         self.texts = lru_cache(KEPT)(self._texts)
         self.placeholder = ""
         (text,) = self.texts((BLANK,))  # finds the placeholder too
         ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = [i for i in ids if i in added] or ids  # not the newlines around
         self.image_id = Counter(ids).most_common(1)[0][0]
+        video = getattr(processor, "video_token", None)
+        # Tokens that stand for a picture or a part of one, and with them alone the model would look for one.
+        self.seen = {i: token for i, token in added.items() if i in ids or token == video}
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "texts"}
@@ -110,7 +118,8 @@ class ChatReader(Reader):
 
     def _asked(self, images: Sequence[Any]) -> tuple[str, Any]:
         """A message of these pictures alone, as text and through the processor."""
-        text = self.render(self.messages([{"from": "human", "value": IMAGE_TEXT * len(images) + "?"}], len(images)), True)
+        turns = [{"from": "human", "value": IMAGE_TEXT * len(images) + "?"}]
+        text = self.render(self.messages(turns, len(images)), True)
         return text, self.processor(
             text=[text], images=[list(images)], return_text_replacement_offsets=True, add_special_tokens=False
         )
@@ -127,10 +136,7 @@ class ChatReader(Reader):
         """Raises BadRecord for a text that contains the model's own placeholder."""
         parts, grown = text.split(self.placeholder), self.texts(tuple(sizes)) if sizes else []
         if len(parts) != len(grown) + 1:
-            raise BadRecord(
-                f"its text contains {self.placeholder!r}, which stands for a picture to this model; write it in another way",
-                "special token in the text",
-            )
+            raise no_picture(self.placeholder)
         made, places, spans, at = [parts[0]], [], [], len(parts[0])
         for new, part in zip(grown, parts[1:]):
             start = sum(map(len, made))
@@ -139,10 +145,13 @@ class ChatReader(Reader):
             at += len(self.placeholder) + len(part)
             made += [new, part]
         whole, bos = "".join(made), self.tokenizer.bos_token
-        begun = bool(bos) and whole.startswith(bos)  # a rendered template may begin with it; the tokenizer would put another
+        begun = bool(bos) and whole.startswith(bos)  # as a rendered template may; the tokenizer would put another
         out = self.tokenizer(whole, return_offsets_mapping=True, add_special_tokens=not begun)
         found = Tokens(list(out["input_ids"]), list(out["offset_mapping"]), places, ())
         inside = [found.within(*span) for span in spans]
+        outside = set(range(len(found.ids))).difference(*inside)
+        if (literal := next((at for at in sorted(outside) if found.ids[at] in self.seen), None)) is not None:
+            raise no_picture(self.seen[found.ids[literal]])
         return found._replace(images=tuple((tokens[0], tokens[-1] + 1) for tokens in inside))
 
     def answers(self, messages: list[dict[str, Any]], text: str) -> list[tuple[int, int]]:
@@ -158,7 +167,8 @@ class ChatReader(Reader):
                 if not (text.startswith(before) and after.startswith(before)):
                     raise BadRecord(
                         "the model's chat template does not write this answer right behind its generation prompt, so it "
-                        "would be trained on what is never generated (a template that thinks, with several turns?)",
+                        "would be trained on what is never generated (a template that thinks, with several turns, or that "
+                        "moves a later picture to the front?)",
                         "chat template",
                     )
                 found.append((len(before), len(after) if text.startswith(after) else len(text)))
@@ -195,6 +205,8 @@ class ChatReader(Reader):
         labels = [IGNORE] * len(made.ids)
         for start, end in self.answers(messages, text):
             inside = made.within(made.moved(start), made.moved(end))
+            if inside and made.offsets[inside[0]][0] < made.moved(start):
+                raise BadRecord(ASKED_OTHERWISE, "chat template")
             last = max((i for i in inside if made.ids[i] in self.stops), default=None)
             if last is None:
                 raise BadRecord(
@@ -210,11 +222,7 @@ class ChatReader(Reader):
         whole = len(images) == first  # else the pictures' texts may differ: some models see several pictures coarsely
         given = self.tokens(self.render(messages[:1], True), images[:first]).ids if whole else []
         if ids[: len(given)] != given:
-            raise BadRecord(
-                "the tokens of its question change when the answer follows it, so the model would be asked otherwise than it "
-                "was trained",
-                "chat template",
-            )
+            raise BadRecord(ASKED_OTHERWISE, "chat template")
 
     def draft(self, turns: Sequence[Turn], images: Sequence[Size], max_length: int) -> tuple[list[int], list[int], int]:
         try:
@@ -239,15 +247,26 @@ class ChatReader(Reader):
     def pixels(self, images: Sequence[Image.Image]) -> dict[str, Tensor]:
         _, made = self._asked(images)
         found = {name: as_tensor(value) for name, value in made.items() if name not in OF_TEXT}
-        return found if self.beside is None else {**found, ROUTING_PIXELS: torch.stack([self.beside(i) for i in images])}
+        if self.beside is not None:
+            found[ROUTING_PIXELS] = torch.stack([self.beside(image) for image in images])
+        return found
 
     def settings(self) -> list[Any]:
-        image = json.loads(json.dumps(self.processor.image_processor.to_dict(), default=str))
+        own = {name: value for name, value in vars(self.processor).items() if isinstance(value, PLAIN)}
+        kwargs = getattr(self.processor, "images_kwargs", None)  # these win over the image processor's own
+        image = json.loads(json.dumps([self.processor.image_processor.to_dict(), kwargs, own], default=str))
         template = self.processor.chat_template or ""
         return [file_of(self.tokenizer), template, image, sorted(self.stops), self.options, transformers.__version__]
 
     def piece(self, token: int) -> str:
         return self.tokenizer.decode([token])
+
+
+def no_picture(token: str) -> BadRecord:
+    return BadRecord(
+        f"its text contains {token!r}, which stands for a picture to this model; write it in another way",
+        "special token in the text",
+    )
 
 
 def as_tensor(value: Any) -> Tensor:

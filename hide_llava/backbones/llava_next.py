@@ -6,13 +6,22 @@ tile the pictures of a record that has several.
 
 from __future__ import annotations
 
+from typing import Any
+
+from transformers import PreTrainedModel
 from transformers.models.llava_next.modeling_llava_next import image_size_to_num_patches
 
 from hide_llava.backbones.chat import ChatBackbone, Pixels
+from hide_llava.backbones.processors import match_grids
+from hide_llava.schema import ImageConfig
 
 
 class LlavaNext(ChatBackbone):
     title = "LLaVA-NeXT"
+
+    @classmethod
+    def within_budget(cls, model: PreTrainedModel, processor: Any, image: ImageConfig) -> None:
+        match_grids(model.config, processor)
 
     def tower_rows(self, pixels: Pixels) -> int:
         config, several = self.model.config, pixels.get("batch_num_images")

@@ -2,7 +2,8 @@
 
     <image>… <bos> question \\n | answer <eos>
 
-Without token types a token of the answer would see those behind it.
+Without token types a token of the answer would see those behind it. All that follows the first answer is read forwards, a
+second question too, as the first is asked without it.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ class PaliGemmaReader(ChatReader):
         return text
 
     def token_types(self, ids: list[int], labels: list[int] | None) -> dict[str, list[int]]:
-        return {"token_type_ids": [int(label != IGNORE) for label in labels] if labels else [0] * len(ids)}
+        first = next((at for at, label in enumerate(labels or ()) if label != IGNORE), len(ids))
+        return {"token_type_ids": [int(at >= first) for at in range(len(ids))]}
 
 
 class PaliGemma(ChatBackbone):

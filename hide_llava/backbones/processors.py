@@ -114,7 +114,7 @@ def load_processor(folder: Path, budget: ImageBudget | None = None, limit: Limit
             "model. Take them anew from where the model was published."
         ) from None
     if budget is not None:
-        _apply(budget, limit or LIMITS.get("mistral3" if pixtral else kind), kind, processor, folder)
+        keep_to(budget, limit or LIMITS.get("mistral3" if pixtral else kind), kind, processor, folder)
     return processor
 
 
@@ -274,22 +274,27 @@ def _short(error: Exception) -> str:
 NAMES = {"max_pixels": "model.image.max_pixels", "max_tiles": "model.image.max_tiles"}
 
 
-def _apply(budget: ImageBudget, rule: Limit | None, kind: str, processor: Any, folder: Path) -> None:
+def keep_to(budget: ImageBudget, rule: Limit | None, kind: str, processor: Any, folder: Path | str) -> None:
+    """Set a processor, of which the `image_processor` is read, to a budget.
+
+    Raises:
+        UserError: the family takes no such budget, or needs more.
+    """
     taken, limit = rule or (None, None)
     for field, name in NAMES.items():
         value = getattr(budget, field)
         if value is None:
             continue
         if rule is None:
-            raise UserError(f"{name}={value}: {folder} is a {kind} model, whose backbone does not say how that is kept to.")
+            raise UserError(f"{name}={value}: {folder} is a model of type {kind}, whose backbone knows no such limit.")
         if field != taken:
             instead = (
                 f"takes {NAMES[taken]} instead" if taken else "prepares all pictures at one size and takes neither"
             )
-            raise UserError(f"{name}={value}: {folder} is a {kind} model, which {instead}.")
+            raise UserError(f"{name}={value}: {folder} is a model of type {kind}, which {instead}.")
         least = limit(processor, value)
         if least is not None:
-            raise UserError(f"{name}={value}: too little for {folder}, a {kind} model, which needs at least {least}.")
+            raise UserError(f"{name}={value}: too little for {folder}, a model of type {kind}, which needs at least {least}.")
 
 
 # Each sets the image processor to the limit, and returns the least that it could be, if it is below that.

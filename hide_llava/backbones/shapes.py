@@ -7,17 +7,20 @@ sentence-transformers/all-MiniLM-L6-v2. Nothing is downloaded but, of another mo
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig, PretrainedConfig
 
+from hide_llava.backbones.auto import class_of
 from hide_llava.backbones.counts import Counts, counted
 from hide_llava.backbones.loading import local
 from hide_llava.backbones.original import is_original, original_config
 from hide_llava.backbones.pictures import Picture, image_processor, picture_of
+from hide_llava.backbones.processors import LIMITS, keep_to, match_grids
 from hide_llava.errors import UserError
 from hide_llava.schema import ModelConfig
 
@@ -132,12 +135,18 @@ def published(size: str) -> LlavaConfig:
     return LlavaConfig(text_config=text, vision_config=vision, image_token_id=32000, vision_feature_layer=-2)
 
 
-def model_shape(config: ModelConfig, root: Path) -> ModelShape:
-    """The shape of `model.path`, from its folder under `root` or published.
+def model_shape(config: ModelConfig, root: Path, encoder: str = "clip") -> ModelShape:
+    """The shape of `model.path`, from its folder under `root` or published. encoder: `router.encoder`; with `own` no CLIP
+    stands beside the model.
 
     Raises:
         UserError: no such folder, and not a model whose shape is known or can be asked of the hub.
     """
+    if encoder == "own":
+        found = model_shape(config, root)
+        vision = found.config.vision_config
+        width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        return replace(found, clip=width, clip_text=found.sentence, clip_vision=None)
     name = config.path
     if (folder := local(name, root)) is not None:
         if is_original(folder):
@@ -153,6 +162,8 @@ def model_shape(config: ModelConfig, root: Path) -> ModelShape:
         return ModelShape(published(size), source, **_encoders(config, root))
     try:
         return _read(name, f"of {name} on the hub", config, root)
+    except UserError:
+        raise
     except Exception:
         raise UserError(f"model '{name}': no such folder under {root}, and no model of that name on the hub.") from None
 
@@ -162,8 +173,14 @@ def _read(name: str | Path, source: str, config: ModelConfig, root: Path) -> Mod
     shape, encoders = AutoConfig.from_pretrained(name), _encoders(config, root)
     if shape.model_type == "llava":
         return ModelShape(shape, source, **encoders)
-    vision = _clip_vision(local(config.clip, root))
-    return ModelShape(shape, source, **encoders, clip_vision=vision, processor=image_processor(name))
+    vision, image = _clip_vision(local(config.clip, root)), image_processor(name)
+    if image is not None:
+        unit = getattr(shape, "spatial_merge_size", 1) * getattr(shape.vision_config, "patch_size", 1)
+        stand_in = SimpleNamespace(image_processor=image, images_kwargs={}, unit=unit)
+        rule = getattr(class_of(shape.model_type), "limit", None) or LIMITS.get(shape.model_type)
+        keep_to(config.image, rule, shape.model_type, stand_in, name)
+        match_grids(shape, stand_in)
+    return ModelShape(shape, source, **encoders, clip_vision=vision, processor=image)
 
 
 def _encoders(config: ModelConfig, root: Path) -> dict[str, int | Tower]:

@@ -138,7 +138,7 @@ def _plan(run: Run, pace: Pace) -> str:
         )
     lines += [f"warning: {text}" for text in (training_warnings(run, counts) if cls.trains else ())]
     try:
-        shape = model_shape(run.model, run.model_root)
+        shape = model_shape(run.model, run.model_root, run.encoder)
         measured = sizes(cls, run.options, shape, run.method_tasks) if cls.trains else Sizes.none()
         base = shape.counts.parameters
     except UserError as error:

@@ -6,7 +6,7 @@ import copy
 import inspect
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from torch.utils.flop_counter import FlopCounterMode
 import hide_llava.methods.all  # noqa: F401
 from hide_llava.adapters.core import Core
 from hide_llava.backbones import auto
-from hide_llava.backbones.base import TARGETS, Backbone, Ready
 from hide_llava.backbones.counts import counted, skeleton, thinned
 from hide_llava.backbones.pictures import picture_of
 from hide_llava.backbones.shapes import CLIP_TEXT, CLIP_VISION, ModelShape
@@ -70,11 +69,6 @@ def qwen(kind: str) -> Made:
         vision |= {"window_size": 56, "fullatt_block_indexes": [1]}
         return t.Qwen2_5_VLConfig(text_config=text, vision_config=vision, **special), image
     vision |= {"num_position_embeddings": 36}
-    if kind == "qwen3_5":
-        linear = {"linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 12,
-                  "linear_value_head_dim": 12, "linear_conv_kernel_dim": 2}  # fmt: skip
-        text |= {"layer_types": ["linear_attention", "full_attention"], **linear}
-        return t.Qwen3_5Config(text_config=text, vision_config=vision, **special), image
     vision |= {"deepstack_visual_indexes": [0, 1]}
     if kind == "qwen3_vl_moe":
         text |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
@@ -152,50 +146,7 @@ DENSE: dict[str, Callable[[], Made]] = {
     "paligemma": paligemma,
     "mistral3": mistral3,
 }  # fmt: skip
-OTHERS = {kind: lambda kind=kind: qwen(kind) for kind in ("qwen3_vl_moe", "qwen3_5")}
-
-
-class AnyBackbone(Backbone):
-    """The parts of a model of any family; it reads and answers nothing."""
-
-    def __init__(self, model: t.PreTrainedModel):
-        super().__init__(model)
-        inner = model.model
-        self.parts = [getattr(inner, n) for n in ("multi_modal_projector", "connector") if hasattr(inner, n)]
-        if hasattr(inner, "visual"):
-            self.parts = [inner.visual.merger, *getattr(inner.visual, "deepstack_merger_list", [])]
-
-    @property
-    def decoder(self) -> nn.Module:
-        return self.model.get_decoder()
-
-    @property
-    def projector(self) -> nn.Module:
-        return nn.ModuleList(self.parts)
-
-    def linears(self, targets: str) -> str:
-        return rf".*(language_model|text_model)\.layers\.\d+\.({TARGETS[targets]})"
-
-    def reader(self, *_: Any, **__: Any) -> Any:
-        raise NotImplementedError
-
-    def see(self, batch: dict[str, Any]) -> Any:
-        raise NotImplementedError
-
-    def blank(self) -> Tensor:
-        raise NotImplementedError
-
-    def ready(self, *_: Any, **__: Any) -> Ready:
-        raise NotImplementedError
-
-    def answer(self, *_: Any, **__: Any) -> list[list[int]]:
-        raise NotImplementedError
-
-
-@pytest.fixture(autouse=True)
-def any_family(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(auto, "bare", AnyBackbone)
-    yield
+OTHERS = {kind: lambda kind=kind: qwen(kind) for kind in ("qwen3_vl_moe",)}
 
 
 @cache
@@ -226,7 +177,7 @@ def pixels(kind: str) -> dict[str, Tensor]:
 def seen(kind: str) -> tuple[int, int, Tensor | list[Tensor]]:
     """Operations of tower and projector for the picture, those of the backward pass of the projector, and its result."""
     model = made(kind)[2]
-    backbone = AnyBackbone(model)
+    backbone = auto.bare(model)
     backbone.projector.requires_grad_(True)
     with FlopCounterMode(display=False) as forward:
         result = model.model.get_image_features(**pixels(kind), return_dict=True)
@@ -293,11 +244,11 @@ def test_an_image_budget_is_the_processors() -> None:
 @pytest.mark.parametrize("kind", [*DENSE, *OTHERS])
 def test_parameters_are_those_of_the_model(kind: str) -> None:
     config, _, model = made(kind)
-    counts, backbone = counted(config), AnyBackbone(model)
+    counts, backbone = counted(config), auto.bare(model)
     assert counts.parameters == sum(p.numel() for p in model.parameters())
     assert counts.linears == sum(m.weight.numel() for m in backbone.layers.modules() if isinstance(m, nn.Linear))
     thin = skeleton(thinned(config))
-    assert sum(p.numel() for p in AnyBackbone(thin).projector.parameters()) == sum(
+    assert sum(p.numel() for p in auto.bare(thin).projector.parameters()) == sum(
         p.numel() for p in backbone.projector.parameters()
     )
     assert sum(p.numel() for p in thin.parameters()) < counts.parameters
@@ -309,7 +260,7 @@ def test_sizes_are_those_of_the_loaded_model(kind: str, name: str) -> None:
     """All that a method trains, and where its adapters are: on the decoder alone, whose linears the tower's are named like."""
     shape, tasks, options = shape_of(kind), [Task(0, "task-0", 1)], method_config({"name": name})
     planned = sizes(REGISTRY[name], options, shape, tasks)
-    method = REGISTRY[name](options, Core(AnyBackbone(copy.deepcopy(made(kind)[2]))), tasks)
+    method = REGISTRY[name](options, Core(auto.bare(copy.deepcopy(made(kind)[2]))), tasks)
     method.setup()
     method.before_task(tasks[0], Context(widths=shape.widths))
     assert planned.trained == sum(p.numel() for group in method.params() for p in group["params"])
@@ -379,7 +330,7 @@ def test_plan_of_another_family(text_of: Callable[..., str]) -> None:
 
 
 def test_plan_says_what_it_does_not_know(text_of: Callable[..., str]) -> None:
-    for kind, why in (("qwen3_vl_moe", "experts"), ("qwen3_5", "layers without attention")):
+    for kind, why in (("qwen3_vl_moe", "experts"),):
         text = text_of(kind, True, "method=lora", "method.targets=attention")
         (line,) = (line for line in text.splitlines() if "not known" in line and line.startswith("operations"))
         assert why in line and "trained in one task: " in text and "an answer: " not in text
@@ -392,7 +343,7 @@ def test_a_family_without_a_formula_is_refused() -> None:
     with pytest.raises(UserError, match="transformers has no model of it"):
         skeleton(t.LlamaConfig())
     with pytest.raises(UserError, match="not known, the decoder"):
-        Flops(shape_of("qwen3_5")).forward(3)
+        Flops(shape_of("qwen3_vl_moe")).forward(3)
 
 
 @pytest.mark.parametrize("kind", DENSE)
