@@ -1,22 +1,28 @@
 """docs/BACKBONES.md and docs/ADD_A_BACKBONE.md say what the code does: tables, presets, members, the example."""
 
 import importlib.util
+import json
 import re
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 import transformers
+from PIL import Image
 
-from hide_llava.backbones.auto import FAMILIES, class_of, family_of
+from hide_llava.backbones.auto import FAMILIES, class_of, family_of, reader_of
 from hide_llava.backbones.chat import ChatBackbone
 from hide_llava.backbones.llava15 import Llava15
 from hide_llava.backbones.loading import cached
 from hide_llava.backbones.processors import LIMITS
 from hide_llava.config import compose, names
+from hide_llava.data.dataset import TrainingDataset
+from hide_llava.data.records import load_records
+from hide_llava.data.turns import IGNORE
 from hide_llava.errors import UserError
 from hide_llava.schema import ImageConfig, ModelConfig
 from hide_llava.training.run import Run
+from tests import zoo
 from tests.cli.call import call
 
 ROOT = Path(__file__).parent.parent
@@ -149,3 +155,26 @@ def test_the_guides_table_names_what_a_family_overrides() -> None:
     families = {class_of(kind) for kind in FAMILIES} - {Llava15}
     own = {name for cls in families for name in vars(cls) if not name.startswith("_")}
     assert own <= named
+
+
+# ---------------------------------------------------------------------------------------------------- several pictures
+
+
+def test_the_pages_record_of_two_pictures(tmp_path: Path) -> None:
+    """Each stands at its place, before the question; a model that reads one picture refuses it."""
+    record = json.loads(
+        re.search(r"^```json\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)[1]
+    )
+    for i, name in enumerate(record["image"]):
+        Image.new("RGB", (28 + 28 * i, 28)).save(tmp_path / name)
+    (tmp_path / "train.json").write_text(json.dumps([record]))
+    rows = load_records(tmp_path / "train.json", tmp_path, several=True)
+    reader = reader_of(zoo.write("internvl", tmp_path / "model"), None)
+    (sample,) = TrainingDataset(rows, tmp_path, reader, max_length=200)
+    assert sample["sizes"] == [(28, 28), (56, 28)]
+    read = reader.training(record["conversations"], sample["sizes"], 200)
+    text = reader.tokenizer.decode(read.ids)
+    assert len(read.spans) == 2 and text.index("</img>") < text.rindex("<img>") < text.index("What is different")
+    assert reader.tokenizer.decode([label for label in read.labels if label != IGNORE]) == "the star<|im_end|>"
+    with pytest.raises(UserError, match="names 2 pictures"):
+        load_records(tmp_path / "train.json", tmp_path, several=False)
