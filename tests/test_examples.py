@@ -137,5 +137,5 @@ def test_the_backbones_image_budget(aya: Path, monkeypatch: pytest.MonkeyPatch) 
         return reader.question("?", [(112, 28)]).ids.count(reader.image_id)
 
     assert (tokens(), tokens(max_tiles=2), tokens(max_tiles=1)) == (5 * 4, 3 * 4, 4)
-    with pytest.raises(UserError, match=r"max_pixels=9000: .* aya_vision model, which takes model\.image\.max_tiles instead"):
+    with pytest.raises(UserError, match=r"max_pixels=9000: .* of type aya_vision, which takes model\.image\.max_tiles instead"):
         tokens(max_pixels=9000)
