@@ -94,9 +94,12 @@ class ClipBeside(ClipRoutingEncoder):
         if folder is None:
             self._load(None, nn.LayerNorm(1), 0)  # says what is missing
         try:
-            vision = CLIPVisionModel.from_pretrained(folder, dtype=torch.float32)
+            vision, info = CLIPVisionModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         except Exception as error:
             raise UserError(f"{folder}: no usable CLIP vision tower ({' '.join(str(error).split())[:200]}).") from None
+        if info["missing_keys"]:
+            raise UserError(f"{folder}: the CLIP vision tower lacks weights, first: {sorted(info['missing_keys'])[0]}; "
+                            "set model.clip to a full CLIP folder.")  # fmt: skip
         self._load(folder, vision.post_layernorm, vision.config.hidden_size)
         self.vision = vision.requires_grad_(False).eval()
         self.pixels = ImageTransform(folder)

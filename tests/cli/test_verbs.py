@@ -210,8 +210,9 @@ def test_plan_sizes_equal_hand_arithmetic(world: Path, tmp_path: Path) -> None:
     adapter = 32 * 8 * (4 * (4096 + 4096) + 3 * (4096 + 11008))
     base, mib = decoder + tower + projector, 2**20
     assert (base, adapter, projector) == (7_063_427_072, 19_988_480, 20_979_712)
-    assert [line for line in called.out.splitlines() if not line.startswith("warning: ")][4:9] == [
+    assert [line for line in called.out.splitlines() if not line.startswith("warning: ")][4:10] == [
         f"base model: 7,063.4 M parameters, {base * 4 / mib:,.0f} MiB in torch.float32 (model.dtype=auto on cpu)",
+        "adapts 224 linears of 32 decoder layers; none of the vision tower",
         "trained in one task: 40.97 M parameters (adapter 19.99 M, projector 20.98 M)",
         "adapter file of one task: 76.3 MiB in fp32 (38.2 MiB as bf16)",  # with the header of 448 tensors
         "stored with one task: 40.97 M parameters (adapter 19.99 M, projector 20.98 M), 156.3 MiB in fp32",

@@ -14,7 +14,7 @@ from transformers import (
 )
 
 from hide_llava.backbones.llava15 import Llava15Vision, see
-from hide_llava.backbones.routing_encoder import ClipRoutingEncoder
+from hide_llava.backbones.routing_encoder import ClipBeside, ClipRoutingEncoder
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Features
 from hide_llava.training.run import Run
@@ -169,6 +169,13 @@ def test_without_a_text_tower(llava: LlavaForConditionalGeneration, folder: Path
     rewrite(folder, "text_model")
     with pytest.raises(UserError, match=r"lacks weights.*model\.clip"):
         ClipRoutingEncoder(llava, folder)
+
+
+def test_beside_another_model_without_a_vision_tower(folder: Path) -> None:
+    """As `assets/mini/clip`, whose tower is LLaVA's: random weights would route without an error."""
+    rewrite(folder, "vision_model")
+    with pytest.raises(UserError, match=r"vision tower lacks weights.*full CLIP folder"):
+        ClipBeside(folder)
 
 
 def test_without_a_visual_projection(llava: LlavaForConditionalGeneration, folder: Path) -> None:
