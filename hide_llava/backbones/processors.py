@@ -286,15 +286,15 @@ def keep_to(budget: ImageBudget, rule: Limit | None, kind: str, processor: Any, 
         if value is None:
             continue
         if rule is None:
-            raise UserError(f"{name}={value}: {folder} is a {kind} model, whose backbone does not say how that is kept to.")
+            raise UserError(f"{name}={value}: {folder} is a model of type {kind}, whose backbone knows no such limit.")
         if field != taken:
             instead = (
                 f"takes {NAMES[taken]} instead" if taken else "prepares all pictures at one size and takes neither"
             )
-            raise UserError(f"{name}={value}: {folder} is a {kind} model, which {instead}.")
+            raise UserError(f"{name}={value}: {folder} is a model of type {kind}, which {instead}.")
         least = limit(processor, value)
         if least is not None:
-            raise UserError(f"{name}={value}: too little for {folder}, a {kind} model, which needs at least {least}.")
+            raise UserError(f"{name}={value}: too little for {folder}, a model of type {kind}, which needs at least {least}.")
 
 
 # Each sets the image processor to the limit, and returns the least that it could be, if it is below that.
