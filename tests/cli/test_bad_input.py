@@ -167,7 +167,7 @@ def test_missing_benchmark_file(mine: Path, words: Words, tmp_path: Path) -> Non
         (("train.schedule=zigzag",), ("train.schedule=zigzag", "linear")),
         (("train.optimizer=adamx",), ("train.optimizer=adamx", "adamw_torch")),
         (("method.expanded_layers=[7]",), ("expanded layers [7]", "2 decoder layers")),
-        (("router.encoder=siglip",), ("router.encoder=siglip", "expected clip or open_clip")),
+        (("router.encoder=siglip",), ("router.encoder=siglip", "expected clip, own or open_clip")),
         (("train.global_batch_size=6", "train.per_device_batch_size=4"),
          ("train.global_batch_size=6", "train.per_device_batch_size=4", "possible: 1, 2, 3, 6")),
         (("eval.split=val",), ("task 'task0'", "no val file")),
@@ -262,8 +262,11 @@ def test_empty_model_folder(words: Words, tmp_path: Path) -> None:
 
 
 def test_folder_of_another_architecture(world: Path, words: Words, tmp_path: Path) -> None:
-    refused("run", *words(f"model.path={world}/clip"), says=("holds CLIPModel", "LlavaForConditionalGeneration"))
+    says = (world / "clip", "holds a model of type 'clip'", "which no backbone is for", "docs/ADD_A_BACKBONE.md")
+    refused("run", *words(f"model.path={world}/clip"), says=says)
     shutil.copytree(world / "llava", tmp_path / "llama")
+    edit(tmp_path / "llama" / "config.json", lambda tree: tree.update({"architectures": ["CLIPModel"]}))
+    refused("run", *words(f"model.path={tmp_path}/llama"), says=("holds CLIPModel", "LlavaForConditionalGeneration"))
     edit(tmp_path / "llama" / "config.json", lambda tree: tree.update({"architectures": ["LlamaForCausalLM"]}))
     refused("run", *words(f"model.path={tmp_path}/llama"), says=(tmp_path / "llama", "holds LlamaForCausalLM"))
 
@@ -282,7 +285,7 @@ def test_a_corrected_mistake_does_not_block_the_run_folder(words: Words, tmp_pat
 
 
 def test_missing_text_tower(world: Path, words: Words, tmp_path: Path) -> None:
-    refused("run", *words("model.clip=null"), says=("routes by CLIP text features", "set model.clip"))
+    refused("run", *words("model.clip=null"), says=("routes by CLIP features", "set model.clip"))
     shutil.copytree(world / "clip", tmp_path / "clip")
     weights = load_file(tmp_path / "clip" / "model.safetensors")
     kept = {k: v.clone() for k, v in weights.items() if not k.startswith("text_model.")}
@@ -438,7 +441,11 @@ def test_numbers_of_predict(option: str, value: str) -> None:
 
 def test_preview_of_wrong_folders(world: Path, tmp_path: Path) -> None:
     data = ("--data", world / "data" / "task0" / "train.json", "--images", world / "data")
-    refused("preview", *data, "--model", tmp_path, says=(tmp_path, "tokenizer"))
+    refused("preview", *data, "--model", tmp_path, says=(tmp_path, "no config.json"))
+    shutil.copytree(world / "llava", tmp_path / "llava")
+    for file in (tmp_path / "llava").glob("*token*.json"):
+        file.unlink()
+    refused("preview", *data, "--model", tmp_path / "llava", says=(tmp_path / "llava", "tokenizer"))
     refused("preview", *data, "--model", GOLDEN / "base", says=("--clip",))
     missing = ("--data", tmp_path / "x.json", *data[2:])
     refused("preview", *missing, "--model", world / "llava", says=("x.json", "not exist"))
