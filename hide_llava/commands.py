@@ -266,10 +266,11 @@ def preview(
     run = _run_of(compose_data(words))
     if overrides:
         run.prepare()
+    budget = None
     if folder is None:
-        folder = resolve(run.model.path, run.model_root)
+        folder, budget = resolve(run.model.path, run.model_root), run.model
         clip = clip or resolve(run.model.clip, run.model_root)
-    reader = reader_of(folder, clip, label_masks or run.train.label_masks)
+    reader = reader_of(folder, clip, label_masks or run.train.label_masks, budget)
     files = [(data, images)] if data else [(task.train_file, task.images) for task in run.tasks if task.trained]
     for file, root in files:
         if len(files) > 1 and not as_json:

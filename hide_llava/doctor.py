@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from hide_llava.backbones.auto import OLDEST, new_enough
 from hide_llava.errors import UserError
 from hide_llava.metrics.ptb import java_available, java_version
 from hide_llava.training.run import Run
@@ -32,6 +33,9 @@ def report(run: Run | None) -> tuple[str, bool]:
     lines = [f"[ok]   python {sys.version.split()[0]}"]
     for package in ("torch", "transformers", "peft", "accelerate", "datasets"):
         lines.append(f"[ok]   {package} {importlib.metadata.version(package)}")
+    if not new_enough():
+        lines.append(f"[note] transformers is older than {'.'.join(map(str, OLDEST))}: LLaVA-1.5 works, other models do not "
+                     "(docs/BACKBONES.md)")  # fmt: skip
     lines += _gpus()
     for module, use in EXTRAS.items():
         have = importlib.util.find_spec(module) is not None
@@ -72,7 +76,7 @@ def _gpus() -> list[str]:
 
 def _of_run(run: Run) -> tuple[list[str], bool]:
     """Benchmark files, model folders and text tower of one configuration."""
-    from hide_llava.backbones.loading import resolve
+    from hide_llava.backbones.loading import local, resolve
     from hide_llava.preflight import preflight
 
     lines, healthy = [], True
@@ -91,8 +95,29 @@ def _of_run(run: Run) -> tuple[list[str], bool]:
     warnings = check(f"benchmark {run.benchmark.name}: files and metrics", lambda: preflight(run))
     lines += [f"[note] {warning}" for warning in warnings or []]
     check(f"model {run.model.path}", lambda: resolve(run.model.path, run.model_root))
-    if run.model.clip is None:
-        lines.append("[note] no model.clip: needed to route by CLIP features (HiDe), and by an original-format model")
-    else:
+    if not run.family.own_clip:
+        lines.append(f"[note] {run.family.title}: {_routed_by(run)}")
+    if run.model.clip is not None:
         check(f"CLIP {run.model.clip}", lambda: resolve(run.model.clip, run.model_root))
+    elif run.encoder == "clip":
+        lines.append("[note] no model.clip: needed to route by CLIP features (HiDe), and by an original-format model")
+    sentence = run.model.sentence
+    if run.encoder == "own" and sentence in (None, "clip"):
+        healthy = False
+        lines.append("[bad]  router.encoder=own takes its text features from model.sentence; set it to a sentence encoder")
+    elif sentence not in (None, "clip") and (run.encoder == "own" or local(sentence, run.model_root) is not None):
+        check(f"sentence encoder {sentence}", lambda: resolve(sentence, run.model_root))
+    elif sentence not in (None, "clip"):
+        lines.append(f"[note] sentence encoder {sentence} is not under {run.model_root}: read only by methods that route by the "
+                     "instruction, which ask the hub for it")  # fmt: skip
     return lines, healthy
+
+
+def _routed_by(run: Run) -> str:
+    """What a method that routes by image and text takes its features from, beside a model whose tower is not CLIP's."""
+    kind, _, rest = run.encoder.partition(":")
+    if kind == "own":
+        return "methods that route take its own tower's features and the sentence encoder's (router.encoder=own)"
+    if kind == "open_clip":
+        return f"methods that route load {rest} of open_clip beside it"
+    return "its vision tower is not CLIP's, so methods that route by CLIP load the whole of model.clip beside it, in fp32"

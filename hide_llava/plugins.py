@@ -1,4 +1,4 @@
-"""What installed packages add to this one, announced as entry points: methods and studies."""
+"""What installed packages add to this one, announced as entry points: methods, backbones and studies."""
 
 from __future__ import annotations
 

@@ -23,6 +23,7 @@ class ModelConfig(Settings):
 
     name: str
     path: str  # folder under model_root, absolute folder, `package:` folder, or hub id
+    family: str | None = None  # model_type of its config.json, for as long as that is not on this machine
     clip: str | None = None  # CLIP folder or hub id: text tower and projections for routing
     sentence: str | None = None  # sentence-transformers folder or hub id, or `clip`: CLIP's text features instead
     image: ImageConfig = Field(default_factory=ImageConfig)
@@ -185,7 +186,7 @@ BEFORE = {"benchmark.image_orientation": "ignore", "train.label_masks": "referen
 # Keys that may differ between two calls of one run: they cannot change a result
 FREE = ("output", "data_root", "model_root", "eval.batch_size", "eval.num_workers", "train.num_workers",
         "train.save_steps", "train.logging_steps", "train.report_to", "train.gradient_checkpointing", "model.device",
-        "method.file")  # fmt: skip
+        "model.family", "method.file")  # fmt: skip
 # Keys of a task that stand above the training recipe's of the same name.
 TASK_RECIPE = ("epochs", "global_batch_size")
 

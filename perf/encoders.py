@@ -11,6 +11,8 @@ from transformers import CLIPTextConfig, CLIPTextModel
 if TYPE_CHECKING:
     from shapes import Shape
 
+    from hide_llava.backbones.llava15 import Llava15Vision
+
 
 class StandInEncoder(nn.Module):
     """The interface of `ClipRoutingEncoder` as one small matmul."""
@@ -23,8 +25,12 @@ class StandInEncoder(nn.Module):
         projection = torch.randn(self.widths["clip_image"], shape.vision_hidden, generator=generator)
         self.register_buffer("visual_projection", projection.to(shape.device))
 
-    def image(self, cls: Tensor, pixel_values: Tensor) -> Tensor:
-        return cls.float() @ self.visual_projection.T
+    @property
+    def width(self) -> int:
+        return self.widths["clip_image"]
+
+    def image(self, vision: Llava15Vision, pixels: list[dict[str, Tensor]]) -> Tensor:
+        return vision.cls.float() @ self.visual_projection.T
 
     def text(self, texts: list[str]) -> Tensor:
         rows = [torch.randn(self.widths["clip_text"], generator=torch.Generator().manual_seed(len(t))) for t in texts]
@@ -40,7 +46,7 @@ class RandomClip(nn.Module):
     def __init__(self, shape: Shape):
         super().__init__()
         width = 3 * shape.vision_hidden // 4
-        self.widths = {"clip_image": width, "clip_text": width}
+        self.width, self.widths = width, {"clip_image": width, "clip_text": width}
         self.length, self.vocabulary = min(shape.prompt_tokens, 77), 49_408
         config = CLIPTextConfig(
             vocab_size=self.vocabulary, hidden_size=width, intermediate_size=4 * width, projection_dim=width,
@@ -53,8 +59,8 @@ class RandomClip(nn.Module):
         self.requires_grad_(False).eval()
 
     @torch.no_grad()
-    def image(self, cls: Tensor, pixel_values: Tensor) -> Tensor:
-        return self.norm(cls.float()) @ self.visual_projection.T
+    def image(self, vision: Llava15Vision, pixels: list[dict[str, Tensor]]) -> Tensor:
+        return self.norm(vision.cls.float()) @ self.visual_projection.T
 
     @torch.no_grad()
     def text(self, texts: list[str]) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from shapes import Shape, config_of
 
+from hide_llava.backbones.shapes import ModelShape
 from hide_llava.planning.flops import Flops
 
 # dense bf16 TFLOP/s: NVIDIA data sheets (H200, H100 SXM and A100 SXM; figures with sparsity halved)
@@ -22,7 +23,7 @@ def peak(device_name: str) -> float | None:
 def step(shape: Shape, positions: int, heads: int | None = None) -> tuple[int, int]:
     """(forward + backward, recomputed) of one sample of `positions` tokens, its picture among them; logits at `heads` of them
     (None: at all)."""
-    d, m, flops = shape.hidden, int(shape.hidden * 2.6875), Flops(config_of(shape))
+    d, m, flops = shape.hidden, int(shape.hidden * 2.6875), Flops(ModelShape(config_of(shape), ""))
     adapters = shape.layers * shape.rank * (4 * (d + d) + 3 * (d + m))
     both = flops.forward(positions, adapters, heads) + flops.backward(positions, adapters, heads=heads)
     recomputed = flops.forward(positions, adapters, heads=0)

@@ -1,5 +1,7 @@
 """A rehearsal of a user's day on one GPU: the command line on a 7B of random weights, and what it took.
 
+`--model qwen2.5-vl-3b` is the same day on a model of that shape, with CLIP beside it: 20 steps and 64 answers a stage.
+
     doctor → plan → run (HiDe, two tasks; killed in the second) → run (goes on) → eval with another temperature →
     run (sequential LoRA, one task)
 
@@ -19,13 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import flops
 import torch
 from gpu import REAL
+from gpu_family import write_family
 from measure import machine, table
 from PIL import Image, ImageDraw
 from tokenizers import Tokenizer
@@ -48,6 +51,7 @@ QUESTIONS = (
     "How many shapes does the picture show, and which of them is the largest one? Answer with the option's letter from the "
     "given choices directly.\nA. one\nB. two\nC. three\nD. four",
 )  # fmt: skip
+LLAVA = "llava-1.5-7b"
 HEADER = ["command", "seconds", "what was measured", "value"]
 
 
@@ -91,8 +95,8 @@ def tokenizer_of(words: int) -> PreTrainedTokenizerFast:
     )
 
 
-def write_model(size: Size, folder: Path) -> None:
-    """`folder/llava` in the layout of llava-hf, and `folder/clip` with the text tower that HiDe routes by."""
+def write_model(size: Size, folder: Path, model: str) -> None:
+    """`folder/model` in the layout of llava-hf, or of another family, and `folder/clip`, which HiDe routes by."""
     torch.manual_seed(0)
     text = LlamaConfig(
         vocab_size=size.words, hidden_size=size.hidden, intermediate_size=size.mlp, num_hidden_layers=size.layers,
@@ -103,13 +107,16 @@ def write_model(size: Size, folder: Path) -> None:
         hidden_size=size.vision, intermediate_size=4 * size.vision, num_hidden_layers=size.vision_layers,
         num_attention_heads=max(4, size.vision // 64), image_size=size.image, patch_size=size.patch, projection_dim=size.text,
     )  # fmt: skip
-    config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=size.words, vision_feature_layer=-2)
-    with torch.device(size.device):  # drawn where they stay: seven billion numbers take a CPU a minute
-        llava = LlavaForConditionalGeneration._from_config(config, dtype=getattr(torch, size.dtype))
-    write_hf(llava, tokenizer_of(size.words), folder / "llava")
-    del llava
-    if size.device == "cuda":
-        torch.cuda.empty_cache()
+    if model == LLAVA:
+        config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=size.words, vision_feature_layer=-2)
+        with torch.device(size.device):  # drawn where they stay: seven billion numbers take a CPU a minute
+            llava = LlavaForConditionalGeneration._from_config(config, dtype=getattr(torch, size.dtype))
+        write_hf(llava, tokenizer_of(size.words), folder / "model")
+        del llava
+        if size.device == "cuda":
+            torch.cuda.empty_cache()
+    else:
+        write_family(folder / "model", QUESTIONS, size is SMALL, size.device, size.dtype)
     end = json.loads((MINI / "clip" / "config.json").read_text())["text_config"]["eos_token_id"]
     clip = CLIPConfig(
         projection_dim=size.text,
@@ -118,14 +125,18 @@ def write_model(size: Size, folder: Path) -> None:
             num_attention_heads=max(4, size.text // 64), vocab_size=max(49408, end + 1), projection_dim=size.text,
             bos_token_id=end - 1, eos_token_id=end, pad_token_id=end,
         ).to_dict(),
-        vision_config={**vision.to_dict(), "num_hidden_layers": 1},  # not read: LLaVA has its own tower
+        # not read beside LLaVA, whose own tower is CLIP's
+        vision_config={**vision.to_dict(), **({"num_hidden_layers": 1} if model == LLAVA else {})},
     )  # fmt: skip
     CLIPModel(clip).save_pretrained(folder / "clip")
+    pixels = {"size": {"shortest_edge": size.image}, "crop_size": {"height": size.image, "width": size.image}, "resample": 3,
+              "image_mean": [0.48, 0.46, 0.41], "image_std": [0.27, 0.26, 0.28], "do_convert_rgb": True}  # fmt: skip
+    (folder / "clip" / "preprocessor_config.json").write_text(json.dumps(pixels))
     for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
         (folder / "clip" / file).write_bytes((MINI / "clip" / file).read_bytes())
 
 
-def write_benchmark(size: Size, folder: Path) -> None:
+def write_benchmark(size: Size, folder: Path, name: str) -> None:
     """Two tasks in UCIT's layout, with pictures of 336 pixels, and the YAML of both."""
     draw, tasks = random.Random(0), []
     for t, question in enumerate(QUESTIONS):
@@ -134,20 +145,20 @@ def write_benchmark(size: Size, folder: Path) -> None:
         for split in ("train", "test"):
             rows = []
             for i in range(size.records):
-                name = f"task{t}/{split}{i}.jpg"
+                file = f"task{t}/{split}{i}.jpg"
                 picture = Image.new("RGB", (336, 336), tuple(draw.randrange(256) for _ in range(3)))
                 ImageDraw.Draw(picture).ellipse(sorted(draw.choices(range(336), k=2)) * 2, fill=(200, 30 * t, 60))
-                picture.save(folder / "data" / name, quality=90)
+                picture.save(folder / "data" / file, quality=90)
                 answer = draw.choice(("circle", "a red circle", "B"))
                 turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
-                rows.append({"id": f"{t}-{i}", "image": name, "conversations": turns} if split == "train" else
-                            {"question_id": i, "image": name, "text": question, "answer": answer})  # fmt: skip
+                rows.append({"id": f"{t}-{i}", "image": file, "conversations": turns} if split == "train" else
+                            {"question_id": i, "image": file, "text": question, "answer": answer})  # fmt: skip
             (home / f"{split}.json").write_text(json.dumps(rows))
         tasks.append({"id": f"task{t}", "title": f"Task {t}", "train": f"task{t}/train.json", "test": f"task{t}/test.json",
                       "metric": "exact_upper"})  # fmt: skip
     tree = {"name": "rehearsal", "instructions": "data", "images": "data", "max_new_tokens": 10, "tasks": tasks}
     (folder / "bench.yaml").write_text(json.dumps({"benchmark": tree}))
-    model = {"name": "random-7b", "path": str(folder / "llava"), "clip": str(folder / "clip"), "device": size.device,
+    model = {"name": f"random-{name}", "path": str(folder / "model"), "clip": str(folder / "clip"), "device": size.device,
              "dtype": size.dtype}  # fmt: skip
     (folder / "model.yaml").write_text(json.dumps({"model": model}))
 
@@ -156,8 +167,8 @@ def write_benchmark(size: Size, folder: Path) -> None:
 class Rehearsal:
     """The commands so far, their table, and the time that is left."""
 
-    def __init__(self, size: Size, folder: Path, minutes: float):
-        self.size, self.folder, self.rows = size, folder, []
+    def __init__(self, size: Size, folder: Path, minutes: float, model: str):
+        self.size, self.folder, self.rows, self.model = size, folder, [], model
         self.begun, self.seconds = time.monotonic(), 60 * minutes
 
     def words(self, method: str, output: str) -> list[str]:
@@ -228,6 +239,9 @@ class Rehearsal:
             return
         size = self.size
         rate = size.steps / took
+        if self.model != LLAVA:  # how many positions a picture takes, its family decides
+            self.add(name, took, "training", f"{rate:.3f} steps/s, {rate * size.batch:.1f} samples/s")
+            return
         text = 60 + len(QUESTIONS[stage["name"].startswith("02")].split()) * 2  # tokens beside the picture, roughly
         positions = (size.image // size.patch) ** 2 + text
         value = f"{rate:.3f} steps/s, {rate * size.batch:.1f} samples/s, {rate * size.batch * positions:,.0f} positions/s"
@@ -239,16 +253,16 @@ class Rehearsal:
         self.add(name, took, "training", value)
 
 
-def rehearse(size: Size, folder: Path, minutes: float) -> bool:
+def rehearse(size: Size, folder: Path, minutes: float, model: str) -> bool:
     """All of it; whether every command did what it should."""
-    stage, fine = Rehearsal(size, folder, minutes), []
+    stage, fine = Rehearsal(size, folder, minutes, model), []
     start = time.monotonic()
-    if not (folder / "llava" / "config.json").is_file():
-        write_model(size, folder)
+    if not (folder / "model" / "config.json").is_file():
+        write_model(size, folder, model)
         stage.add("model of random weights", time.monotonic() - start, "size",
-                  f"{sum(p.stat().st_size for p in (folder / 'llava').iterdir()) / 2**30:.1f} GiB")  # fmt: skip
+                  f"{sum(p.stat().st_size for p in (folder / 'model').iterdir()) / 2**30:.1f} GiB")  # fmt: skip
     if not (folder / "bench.yaml").is_file():
-        write_benchmark(size, folder)
+        write_benchmark(size, folder, model)
     hide, second = stage.words("hide", "hide"), folder / "hide" / "state" / "02-task1"
     fine.append(stage.call("doctor", "doctor", *hide))
     fine.append(stage.call("plan", "plan", *hide))
@@ -269,19 +283,22 @@ def rehearse(size: Size, folder: Path, minutes: float) -> bool:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--small", action="store_true", help="toy size on a CPU")
+    parser.add_argument("--model", choices=(LLAVA, "qwen2.5-vl-3b"), default=LLAVA)
     parser.add_argument("--minutes", type=float, default=8.0, help="after this no further command is begun")
     parser.add_argument("--folder", type=Path, default=None, help="default: a folder that is deleted afterwards")
     args = parser.parse_args()
     if not args.small and not torch.cuda.is_available():
         raise SystemExit("perf/gpu_rehearsal.py: torch sees no CUDA device; use a machine with a GPU, or --small.")
     size = SMALL if args.small else FULL
+    if args.model != LLAVA and not args.small:
+        size = replace(size, records=64)
     print(f"{size}\n{machine(size.device, torch.get_num_threads())}\n{time.strftime('%Y-%m-%d')}\n", flush=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     with tempfile.TemporaryDirectory() as temporary:
         folder = (args.folder or Path(temporary)).resolve()
         folder.mkdir(parents=True, exist_ok=True)
         os.environ.setdefault("HIDE_CACHE", str(folder / "cache"))
-        if not rehearse(size, folder, args.minutes):
+        if not rehearse(size, folder, args.minutes, args.model):
             sys.exit(1)
 
 

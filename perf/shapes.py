@@ -18,7 +18,7 @@ from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForCon
 from hide_llava.adapters.core import Core
 from hide_llava.backbones.llava15 import Llava15
 from hide_llava.backbones.vicuna import IMAGE_TOKEN
-from hide_llava.data.collator import Collator
+from hide_llava.data.collator import Collator, moved
 from hide_llava.data.turns import IGNORE
 from hide_llava.methods.base import Context, Task
 from hide_llava.methods.hide import HiDe
@@ -153,19 +153,20 @@ def build_samples(shape: Shape, size: int, side: str) -> list[dict[str, Any]]:
             parts.append(answer)
             sample["labels"] = torch.cat([torch.full((sum(map(len, parts[:3])),), IGNORE), answer])
         pixels = torch.randn(3, PATCH * shape.image_side, PATCH * shape.image_side, generator=generator)
-        samples.append(sample | {"input_ids": torch.cat(parts), "pixel_values": pixels})
+        size = (PATCH * shape.image_side,) * 2
+        shown = {"pixels": {"pixel_values": pixels[None]}, "sizes": [size], "types": {}}
+        samples.append(sample | {"input_ids": torch.cat(parts), **shown})
     return samples
 
 
 def build_batch(shape: Shape, size: int, side: str) -> dict[str, Any]:
     """`size` samples of `build_samples`, collated, on the device."""
-    batch = Collator(side=side)(build_samples(shape, size, side))
-    return {k: v.to(shape.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+    return moved(Collator(side=side)(build_samples(shape, size, side)), torch.device(shape.device))
 
 
 def upstream_inputs(llava: LlavaForConditionalGeneration, batch: dict[str, Any]) -> dict[str, Tensor]:
     """The batch as transformers' own LLaVA takes it: its image token in the ids, and the pixels."""
     ids = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE_TOKEN, llava.config.image_token_id)
-    inputs = {"input_ids": ids, "attention_mask": batch["attention_mask"],
-              "pixel_values": batch["pixel_values"].to(llava.dtype)}  # fmt: skip
+    pixels = torch.cat([row["pixel_values"] for row in batch["pixels"]]).to(llava.dtype)
+    inputs = {"input_ids": ids, "attention_mask": batch["attention_mask"], "pixel_values": pixels}
     return inputs | ({"labels": batch["labels"]} if "labels" in batch else {})

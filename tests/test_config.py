@@ -183,7 +183,7 @@ def test_long_and_odd_values_are_hashed_in_names() -> None:
         ("method=hid", ("unknown method 'hid'", "'hide'")),
         ("benchmark=ucti", ("unknown benchmark 'ucti'", "'ucit'")),
         ("train=defualt", ("unknown train 'defualt'", "'default'")),
-        ("model=qqqq", ("unknown model 'qqqq'", "Known: llava-1.5-13b")),
+        ("model=qqqq", ("unknown model 'qqqq'", "Known: gemma-3-4b")),
     ],
 )
 def test_unknown_names_are_answered_with_the_nearest(word: str, fragments: tuple[str, ...]) -> None:

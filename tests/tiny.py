@@ -21,6 +21,7 @@ from transformers import (
 from hide_llava.config import RunConfig, compose
 from hide_llava.training.run import Run
 from hide_llava.training.session import Session
+from tests import zoo
 from tests.golden_reference import GOLDEN
 
 SIZE, PATCH = 28, 14
@@ -111,6 +112,17 @@ def write_world(folder: Path, train: int = 8) -> Path:
     (folder / "model.yaml").write_text(json.dumps({
         "model": {"name": "tiny", "path": str(folder / "llava"), "clip": str(folder / "clip"),
                   "sentence": str(folder / "sentence"), "device": "cpu"}}))  # fmt: skip
+    return folder
+
+
+def write_world_of(kind: str, folder: Path, train: int = 8) -> Path:
+    """The tiny world with a model of another family, one of `zoo.KINDS` or a folder that holds one; CLIP stands beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_world(folder, train)
+    path = Path(kind) if Path(kind).is_absolute() else zoo.write(kind, folder / kind)
+    model = json.loads((folder / "model.yaml").read_text())
+    model["model"] |= {"name": path.name, "path": str(path)}
+    (folder / "model.yaml").write_text(json.dumps(model))
     return folder
 
 

@@ -49,7 +49,7 @@ SORTED = ("{% for piece in message['content'] if piece['type'] == 'image' %}<ima
 VICUNA = ("{% for message in messages %}{% if message['role'] == 'system' %}" + SORTED + " "
           "{% elif message['role'] == 'user' %}USER: " + SORTED + " {% else %}ASSISTANT: " + SORTED + "</s>{% endif %}"
           "{% endfor %}{% if add_generation_prompt %}ASSISTANT:{% endif %}")  # fmt: skip
-NEXT = ("{% for message in messages %}{% if message['role'] == 'system' %}<<SYS>>\n" + SORTED + "\n<</SYS>>\n\n"
+NEXT = ("{% for message in messages %}{% if message['role'] == 'system' %}<<SYS>>\n" + SORTED + "{{ '\n<</SYS>>\n\n' }}"
         "{% elif message['role'] == 'user' %}[INST] " + SORTED + " [/INST]{% else %} " + SORTED + "</s>{% endif %}"
         "{% endfor %}")  # fmt: skip
 MISTRAL = ("{{ bos_token }}{% for message in messages %}{% if message['role'] == 'system' %}[SYSTEM_PROMPT]"
@@ -130,7 +130,9 @@ def qwen(kind: str) -> Parts:
     """Qwen2-VL, 2.5-VL, 3-VL and 3-VL-MoE: one image processor and one set of tokens."""
     old, template = kind.startswith("qwen2"), chatml(VISION)
     special = ["<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-    made = tokenizer(special, chatml(VISION, DEFAULT_SYSTEM) if old else template, eos="<|im_end|>", pad="<|endoftext|>")
+    made = tokenizer(
+        special, chatml(VISION, DEFAULT_SYSTEM) if old else template, eos="<|im_end|>", pad="<|endoftext|>"
+    )
     patch = 14 if old else 16
     image = hf.Qwen2VLImageProcessorPil(
         patch_size=patch, merge_size=2, size={"shortest_edge": (2 * patch) ** 2, "longest_edge": (6 * patch) ** 2}
@@ -151,7 +153,12 @@ def qwen(kind: str) -> Parts:
         vision = {**wide, "depth": 3, "num_position_embeddings": 36, "deepstack_visual_indexes": [0, 1]}
         config = hf.Qwen3VLConfig
         if kind == "qwen3_vl_moe":
-            decoder |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "decoder_sparse_step": 1}
+            decoder |= {
+                "num_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_intermediate_size": 16,
+                "decoder_sparse_step": 1,
+            }
             config = hf.Qwen3VLMoeConfig
     made_config = config(text_config=decoder, vision_config=vision, tie_word_embeddings=False, **tokens)
     return Parts(made_config, made, image, {})

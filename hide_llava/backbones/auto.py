@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 
+import transformers
 from transformers import PreTrainedModel
 
 from hide_llava.backbones.base import Backbone
-from hide_llava.backbones.loading import local, resolve
+from hide_llava.backbones.loading import cached, local, resolve
 from hide_llava.data.reader import Reader
 from hide_llava.errors import UserError, nearest
 from hide_llava.plugins import announced, loaded
@@ -16,6 +18,7 @@ from hide_llava.precision import allow_tf32
 from hide_llava.schema import ModelConfig
 from hide_llava.storage import read_json
 
+OLDEST = (5, 18)  # transformers with which all models but LLaVA-1.5 take what `get_image_features` returned
 GROUP = "hide_llava.backbones"  # entry points of installed packages: model_type → Backbone
 # model_type of a config.json → its file in this folder and its class. `llava` without that key is the original format.
 FAMILIES = {
@@ -41,8 +44,10 @@ def class_of(kind: str) -> type[Backbone] | None:
     """The backbone of a model_type; None where there is none.
 
     Raises:
-        UserError: a package offers one and cannot be imported.
+        UserError: a package offers one and cannot be imported; transformers is too old for it.
     """
+    if kind != "llava" and kind in families():
+        check_transformers(kind)
     own = [entry for entry in announced(GROUP) if entry.name == kind]
     if own:
         return loaded(f"backbone '{kind}'", own)
@@ -50,6 +55,20 @@ def class_of(kind: str) -> type[Backbone] | None:
         return None
     file, _, name = FAMILIES[kind].partition(":")
     return getattr(importlib.import_module(f"hide_llava.backbones.{file}"), name)
+
+
+def new_enough() -> bool:
+    """Whether the installed transformers is for all models, and not for LLaVA-1.5 alone."""
+    return tuple(map(int, re.findall(r"\d+", transformers.__version__)[:2])) >= OLDEST
+
+
+def check_transformers(kind: str) -> None:
+    """Raises UserError where the installed transformers is too old for a model of that type."""
+    if not new_enough():
+        raise UserError(
+            f"a model of type '{kind}' needs transformers {'.'.join(map(str, OLDEST))} or newer, and {transformers.__version__} "
+            "is installed: pip install -U transformers. (LLaVA-1.5 works with 5.0 and newer.)"
+        )
 
 
 def family_in(folder: Path) -> type[Backbone]:
@@ -72,13 +91,21 @@ def family_in(folder: Path) -> type[Backbone]:
 
 
 def family_of(config: ModelConfig, root: Path) -> type[Backbone] | None:
-    """The backbone of `model.path`, if it lies on this machine; nothing is downloaded. root: the folder of models.
+    """The backbone of `model.path`: by its config.json, if that lies on this machine, or else by `model.family`; None if
+    neither says it. Nothing is downloaded. root: the folder of models.
 
     Raises:
-        UserError: as of `family_in`.
+        UserError: as of `family_in`, or no backbone is for `model.family`.
     """
-    folder = local(config.path, root)
-    return None if folder is None else family_in(folder)
+    folder = local(config.path, root) or cached(config.path)
+    if folder is not None:
+        return family_in(folder)
+    if config.family is None:
+        return None
+    found = class_of(config.family)
+    if found is None:
+        raise UserError(f"model.family={config.family}: no backbone is for it. {nearest(config.family, families())}")
+    return found
 
 
 def load(config: ModelConfig, root: Path) -> Backbone:

@@ -47,8 +47,8 @@ class Ready:
 
     inputs: arguments of the model's forward that stand for the tokens. attention_mask [B, N]. labels [B, N], None without.
     inserted: prompt positions that were put in before every label. prompts [B, P, d] and where [B, N] bool: vectors whose
-    places in `inputs` hold placeholder tokens. blind: the batch has no picture, and still takes part in the projector's
-    gradient.
+    places in `inputs` hold placeholder tokens. beside: a scalar of the projector by which a batch without a picture still takes
+    part in its gradient.
     """
 
     inputs: dict[str, Any]
@@ -57,7 +57,7 @@ class Ready:
     inserted: int = 0
     prompts: Tensor | None = None
     where: Tensor | None = None
-    blind: bool = False
+    beside: Tensor | None = None
 
 
 class Backbone(ABC):
@@ -187,3 +187,9 @@ class Backbone(ABC):
     def stop_ids(self) -> set[int]:
         """Tokens that end an answer."""
         return end_tokens(self.model)
+
+
+def divided(model: nn.Module) -> bool:
+    """Whether ZeRO-3 has its weights divided among processes: then all of them must run the same modules, or they wait for each
+    other for ever, so that a batch without pictures needs a look at nothing."""
+    return hasattr(next(model.parameters()), "ds_id")

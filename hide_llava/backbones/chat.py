@@ -18,26 +18,24 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import AutoModelForImageTextToText, GenerationConfig, PreTrainedModel
 from transformers.loss.loss_utils import ForCausalLMLoss
 from transformers.utils import ModelOutput
 
-from hide_llava.backbones.base import TARGETS, Backbone, Ready, Vision
-from hide_llava.backbones.chat_reader import ChatReader
+from hide_llava.backbones.base import TARGETS, Backbone, Ready, Vision, divided
+from hide_llava.backbones.chat_reader import BLANK, ChatReader
 from hide_llava.backbones.loading import attention_of, device_of, dtype_of
-from hide_llava.backbones.processors import load_processor, stop_ids
+from hide_llava.backbones.processors import Limit, load_processor, stop_ids
 from hide_llava.backbones.quantized import quantize
 from hide_llava.data.turns import IGNORE
 from hide_llava.errors import UserError
 from hide_llava.schema import ImageConfig, ModelConfig
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 Pixels = dict[str, Tensor]  # one row's picture tensors, by the names of `get_image_features`
 
@@ -55,6 +53,7 @@ class ChatBackbone(Backbone):
 
     several = True
     reads: type[ChatReader] = ChatReader
+    limit: Limit | None = None  # how an image budget is kept to; None: as processors.py says of the model's type
     told: tuple[str, ...] = ()  # of the pixels, what the decoder wants beside the encoded pictures
 
     def __init__(self, model: PreTrainedModel, processor: Any = None, clip: Path | None = None):
@@ -69,7 +68,7 @@ class ChatBackbone(Backbone):
 
     @classmethod
     def load(cls, config: ModelConfig, folder: Path, clip: Path | None) -> ChatBackbone:
-        processor, dtype = load_processor(folder, config.image), dtype_of(config)
+        processor, dtype = load_processor(folder, config.image, cls.limit), dtype_of(config)
         try:
             model, info = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, output_loading_info=True)
         except Exception as error:
@@ -97,7 +96,7 @@ class ChatBackbone(Backbone):
     def reader_of(
         cls, folder: Path, config: ModelConfig | None = None, clip: Path | None = None, masks: str = "exact"
     ) -> ChatReader:
-        processor = load_processor(folder, None if config is None else config.image)
+        processor = load_processor(folder, None if config is None else config.image, cls.limit)
         return cls.reads(processor, stop_ids(folder, processor.tokenizer))
 
     # ---- what a family may do otherwise ------------------------------------------------------------------------------
@@ -225,7 +224,16 @@ class ChatBackbone(Backbone):
         if vision is not None:
             inputs |= {**vision.extra, "mm_encoder_outputs": {"image": vision.output}}
         inserted = 0 if prompts is None else prompts.shape[1]
-        return Ready(inputs, mask, labels, inserted, prompts, where, vision is None and train)
+        return Ready(inputs, mask, labels, inserted, prompts, where, self._beside() if vision is None and train else None)
+
+    def _beside(self) -> Tensor:
+        """Something of the projector, for the gradient of a batch without pictures (DDP and ZeRO wait for one)."""
+        if not divided(self.model):
+            return sum(p.sum() for p in self.projector.parameters())
+        blank = self.reader().pixels([Image.new("RGB", BLANK)])
+        output = self.see({"pixels": [{name: value.to(self.model.device) for name, value in blank.items()}]}).output
+        parts = [output.pooler_output, *(output.get("deepstack_features") or ())]
+        return sum(p.sum() for part in parts for p in ([part] if isinstance(part, Tensor) else part))
 
     def _with_places(
         self, inputs: dict[str, Tensor], mask: Tensor, labels: Tensor | None, count: int
@@ -268,8 +276,8 @@ class ChatBackbone(Backbone):
             output = self.model(**ready.inputs, attention_mask=ready.attention_mask, use_cache=False, **more)
         if labels is not None:  # not every forward divides by the tokens of the whole batch
             output.loss = ForCausalLMLoss(output.logits, labels, output.logits.shape[-1], **of_loss)
-            if ready.blind:  # the projector takes part in every batch's gradient (DDP)
-                output.loss = output.loss + 0.0 * sum(p.sum() for p in self.projector.parameters()).to(output.loss)
+            if ready.beside is not None:
+                output.loss = output.loss + 0.0 * ready.beside.to(output.loss)
         return output
 
     def answer(

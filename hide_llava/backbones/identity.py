@@ -32,7 +32,10 @@ def model_sha256(model: ModelConfig, root: Path) -> str:
 
 
 def _of_folder(folder: Path) -> list[str]:
-    files = sorted(p for p in folder.rglob("*") if p.suffix in KINDS and p.is_file())
+    config = folder / "config.json"  # a LLaVA-1.5 has a prompt of its own, whatever template lies beside it
+    templated = config.is_file() and read_json(config).get("model_type") != "llava"
+    kinds = (*KINDS, ".jinja") if templated else KINDS
+    files = sorted(p for p in folder.rglob("*") if p.suffix in kinds and p.is_file())
     return [f"{file.relative_to(folder)} {_kept(file)}" for file in files]
 
 

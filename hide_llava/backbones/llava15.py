@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
-from hide_llava.backbones.base import TARGETS, Backbone, Ready, Vision
+from hide_llava.backbones.base import TARGETS, Backbone, Ready, Vision, divided
 from hide_llava.backbones.decode import greedy
 from hide_llava.backbones.vicuna import IMAGE_TOKEN
 from hide_llava.schema import ModelConfig
@@ -55,7 +55,7 @@ class Llava15(Backbone):
     def load(cls, config: ModelConfig, folder: Path, clip: Path | None) -> Llava15:
         from hide_llava.backbones.llava15_loading import load_llava15
 
-        return load_llava15(config, folder, clip)
+        return load_llava15(cls, config, folder, clip)
 
     @classmethod
     def reader_of(
@@ -121,6 +121,8 @@ class Llava15(Backbone):
         if vision is None and train:  # a batch without images still takes part in the projector's gradient (DDP)
             linear = self.projector.linear_1
             nothing = embeds.new_zeros(1, 1, linear.in_features, dtype=linear.weight.dtype)
+            if divided(self.model):
+                nothing = self.see({"pixels": [self.blank()]}).patches.to(linear.weight.dtype)
             embeds = embeds + 0.0 * self.projector(nothing).sum().to(embeds.dtype)
         mask, labels, inserted = batch["attention_mask"], batch.get("labels"), 0
         if prompts is not None:

@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from hide_llava.backbones.llama_tokenizer import load_tokenizer
-from hide_llava.backbones.llava15 import Llava15
 from hide_llava.backbones.loading import attention_of, device_of, dtype_of, resolve_file
 from hide_llava.backbones.original import is_original, load_original
 from hide_llava.backbones.quantized import quantize
 from hide_llava.errors import UserError
 from hide_llava.schema import ModelConfig
 
+if TYPE_CHECKING:
+    from hide_llava.backbones.llava15 import Llava15
 
-def load_llava15(config: ModelConfig, folder: Path, clip: Path | None) -> Llava15:
+
+def load_llava15(cls: type[Llava15], config: ModelConfig, folder: Path, clip: Path | None) -> Llava15:
     """A LLaVA-1.5 from a folder in Hugging Face's format or in the original one, with all that goes with it.
 
     Raises:
@@ -50,7 +53,7 @@ def load_llava15(config: ModelConfig, folder: Path, clip: Path | None) -> Llava1
     llava.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=0
     )
-    return Llava15(llava, tokenizer, preprocessor, clip)
+    return cls(llava, tokenizer, preprocessor, clip)
 
 
 def _check_architecture(folder: Path) -> None:

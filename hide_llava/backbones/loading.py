@@ -22,6 +22,20 @@ def local(name: str | None, root: Path) -> Path | None:
     return next((folder for folder in (root / name, Path(name)) if folder.is_dir()), None)
 
 
+def cached(name: str) -> Path | None:
+    """The folder of a hub id whose config.json was downloaded before, perhaps without all other files; None if it was not."""
+    if name.count("/") != 1 or name.startswith((".", "/", "package:")):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        file = try_to_load_from_cache(name, "config.json")
+    except HFValidationError:  # a path that is no folder
+        return None
+    return Path(file).parent if isinstance(file, str) else None
+
+
 def resolve(name: str | None, root: Path) -> Path | None:
     """A model name to a folder: `package:…`, a path, a folder under `root`, or a hub id that is downloaded.
 

@@ -78,42 +78,43 @@ class _NoVideos:
     model_input_names: tuple[str, ...] = ()
 
 
-def load_processor(folder: Path, budget: ImageBudget | None = None) -> ProcessorMixin:
+def load_processor(folder: Path, budget: ImageBudget | None = None, limit: Limit | None = None) -> ProcessorMixin:
     """The processor of a model folder: `tokenizer`, `image_processor`, `chat_template`, a call for text and pictures.
 
     It is called with texts and, for each text, a list of its pictures. If a budget leaves out tile grids of a LLaVA-NeXT or
-    LLaVA-OneVision, the model's configuration must follow: see `match_grids`.
+    LLaVA-OneVision, the model's configuration must follow: see `match_grids`. limit: how a budget is kept to, of a backbone
+    that says so itself; None: as LIMITS has it for the model's type.
 
     Raises:
         UserError: the model's type is not known, a part is missing, or its family does not take that budget.
     """
     folder = Path(folder)
     kind = _config(folder).get("model_type")
-    if kind not in LIMITS:
+    if kind not in PROCESSOR_MAPPING_NAMES:
         raise UserError(
             f"{folder}: its config.json names the model type '{kind}', which cannot be read here; known are "
             f"{', '.join(sorted(LIMITS))}. If it is one of these in its authors' own format, take the folder that was "
             "converted to transformers' format (its name often ends in -hf)."
         )
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    pixtral = kind == "mistral3" or config.vision_config.model_type == "pixtral"
+    config = _parsed(folder, kind)
+    pixtral = kind == "mistral3" or getattr(getattr(config, "vision_config", None), "model_type", None) == "pixtral"
     cls = PixtralProcessor if pixtral else getattr(transformers, PROCESSOR_MAPPING_NAMES[kind])
     tokenizer, image = _tokenizer(folder, pixtral), _image_processor(folder, config)
-    stored, _ = cls.get_processor_dict(folder, local_files_only=True)
-    settings = {**_of_model(config), **{name: value for name, value in stored.items() if value is not None}}
-    settings["chat_template"] = settings.get("chat_template") or tokenizer.chat_template
     if kind == "paligemma" and getattr(image, "image_seq_length", None) is None:
         image.image_seq_length = _patches(config)
     parts = {"image_processor": image, "tokenizer": tokenizer, "video_processor": _NoVideos()}
     try:
+        stored, _ = cls.get_processor_dict(folder, local_files_only=True)
+        settings = {**_of_model(config), **{name: value for name, value in stored.items() if value is not None}}
+        settings["chat_template"] = settings.get("chat_template") or tokenizer.chat_template
         processor = _made(cls, {**settings, **parts})
     except Exception as error:
         raise UserError(
-            f"{folder}: its processor cannot be made ({_short(error)}); its tokenizer lacks a name of an image token, or "
-            "its files are not of one model. Take them anew from where the model was published."
+            f"{folder}: its processor cannot be made ({_short(error)}); its files are damaged or not of one "
+            "model. Take them anew from where the model was published."
         ) from None
     if budget is not None:
-        _apply(budget, "mistral3" if pixtral else kind, processor, folder)
+        keep_to(budget, limit or LIMITS.get("mistral3" if pixtral else kind), kind, processor, folder)
     return processor
 
 
@@ -181,7 +182,8 @@ def _made(cls: type[ProcessorMixin], settings: dict[str, Any]) -> ProcessorMixin
         module.num2words = module.num2words or str  # a package that spells out the number of a video's frames
     taken = inspect.signature(cls.__init__).parameters
     processor = cls.__new__(cls)
-    processor.check_argument_for_proper_class = _passed  # on the object, as an object of a class made here cannot be pickled
+    # On the object and not in a class of ours: its class stays upstream's, and a DataLoader's workers can be sent it.
+    processor.check_argument_for_proper_class = _passed
     processor.__init__(**{name: value for name, value in settings.items() if name in taken})
     del processor.check_argument_for_proper_class
     return processor
@@ -200,11 +202,12 @@ def _of_model(config: PreTrainedConfig) -> dict[str, Any]:
             "vision_aspect_ratio": config.vision_aspect_ratio,
         }
     if config.model_type in ("llava", "llava_next", "mistral3"):
+        has_class_token = config.vision_config.model_type == "clip_vision_model"
         return {
             "patch_size": config.vision_config.patch_size,
             "spatial_merge_size": getattr(config, "spatial_merge_size", 1),
             "vision_feature_select_strategy": getattr(config, "vision_feature_select_strategy", None),
-            "num_additional_image_tokens": int(config.vision_config.model_type == "clip_vision_model"),  # its class token
+            "num_additional_image_tokens": int(has_class_token),
         }
     return {}
 
@@ -221,29 +224,39 @@ def _tokenizer(folder: Path, pixtral: bool) -> PreTrainedTokenizerBase:
             "published."
         )
     try:
-        if pixtral:  # published with the name of another class, and with a splitting of words that upstream mends on demand
+        if pixtral:  # published under another class's name, and with a splitting of words that upstream mends on demand
             return PreTrainedTokenizerFast.from_pretrained(folder, fix_mistral_regex=True)
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"{folder}: its tokenizer cannot be loaded ({_short(error)}); are its files complete?") from None
+        raise UserError(f"{folder}: its tokenizer cannot be loaded ({_short(error)}); take it anew.") from None
 
 
 def _image_processor(folder: Path, config: PreTrainedConfig) -> Any:
     """By PIL, of the class that the folder names, whatever its age, or else of the model's own."""
     try:
-        return AutoImageProcessor.from_pretrained(folder, backend="pil", config=config, trust_remote_code=False)
+        made = AutoImageProcessor.from_pretrained(folder, backend="pil", config=config, trust_remote_code=False)
     except Exception as error:
         raise UserError(
             f"{folder}: no settings of its image processor that can be used ({_short(error)}); copy "
             "preprocessor_config.json, or processor_config.json, there from where the model was published."
         ) from None
+    if made.size.max_pixels is not None:  # what some Qwen2-VL call the bounds that their class reads as edges
+        made.size = SizeDict(shortest_edge=made.size.min_pixels, longest_edge=made.size.max_pixels)
+    return made
 
 
 def _config(folder: Path) -> dict[str, Any]:
     """The folder's config.json as it is written."""
     if not (folder / "config.json").is_file():
-        raise UserError(f"{folder}: no config.json, so it is not a model folder; set model.path to the folder of a model.")
+        raise UserError(f"{folder}: no config.json, so it is not a model folder; set model.path to one.")
     return read_json(folder / "config.json")
+
+
+def _parsed(folder: Path, kind: str) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:
+        raise UserError(f"{folder}: its config.json is not a {kind} model's ({_short(error)}); take it anew.") from None
 
 
 def _listed(settings: dict[str, Any]) -> Iterable[int]:
@@ -261,18 +274,27 @@ def _short(error: Exception) -> str:
 NAMES = {"max_pixels": "model.image.max_pixels", "max_tiles": "model.image.max_tiles"}
 
 
-def _apply(budget: ImageBudget, kind: str, processor: Any, folder: Path) -> None:
-    taken, limit = LIMITS[kind]
+def keep_to(budget: ImageBudget, rule: Limit | None, kind: str, processor: Any, folder: Path | str) -> None:
+    """Set a processor, of which the `image_processor` is read, to a budget.
+
+    Raises:
+        UserError: the family takes no such budget, or needs more.
+    """
+    taken, limit = rule or (None, None)
     for field, name in NAMES.items():
         value = getattr(budget, field)
         if value is None:
             continue
+        if rule is None:
+            raise UserError(f"{name}={value}: {folder} is a model of type {kind}, whose backbone knows no such limit.")
         if field != taken:
-            instead = f"takes {NAMES[taken]} instead" if taken else "prepares every picture at one size and takes no limit"
-            raise UserError(f"{name}={value}: {folder} is a {kind} model, which {instead}.")
+            instead = (
+                f"takes {NAMES[taken]} instead" if taken else "prepares all pictures at one size and takes neither"
+            )
+            raise UserError(f"{name}={value}: {folder} is a model of type {kind}, which {instead}.")
         least = limit(processor, value)
         if least is not None:
-            raise UserError(f"{name}={value}: too little for {folder}, a {kind} model, which needs at least {least}.")
+            raise UserError(f"{name}={value}: too little for {folder}, a model of type {kind}, which needs at least {least}.")
 
 
 # Each sets the image processor to the limit, and returns the least that it could be, if it is below that.
@@ -283,9 +305,10 @@ def _qwen(processor: Any, pixels: int) -> int | None:
     least = 4 * (image.patch_size * image.merge_size) ** 2  # two by two tokens
     if pixels < least:
         return least
-    longest = min(image.size["longest_edge"], pixels)
-    # Sides are rounded up when a small picture is blown up: the two bounds must not be close to each other.
-    image.size = SizeDict(shortest_edge=min(image.size["shortest_edge"], longest // 4), longest_edge=longest)
+    if pixels < image.size["longest_edge"]:
+        # Sides are rounded up when a small picture is blown up, so the two bounds must not be close to each other; a
+        # picture so thin that a side of it is less than a token may take more all the same.
+        image.size = SizeDict(shortest_edge=min(image.size["shortest_edge"], pixels // 4), longest_edge=pixels)
     return None
 
 
@@ -332,8 +355,9 @@ def _gemma(processor: Any, tiles: int) -> int | None:
     return None if tiles else 1
 
 
-# Model types that are known, what limits a picture there, and how.
-LIMITS: dict[str, tuple[str | None, Callable[[Any, int], int | None] | None]] = {
+# What limits a picture, and how: the field of a budget, and a function of the processor and its value, as above.
+Limit = tuple[str | None, Callable[[Any, int], int | None] | None]
+LIMITS: dict[str, Limit] = {  # by model type
     "llava": (None, None),
     "llava_next": ("max_tiles", _anyres),
     "llava_onevision": ("max_tiles", _anyres),

@@ -96,7 +96,7 @@ def diversify(records: Dataset, percent: float, seed: int) -> Dataset:
         ]
         if made:
             question, answer = made[0]
-            image = f"{IMAGE_TEXT}\n" if pictures(record) else ""
+            image = f"{IMAGE_TEXT}\n" * len(pictures(record))
             turns = [{"from": "human", "value": image + question}, {"from": "gpt", "value": answer}]
             changed[place] = {**record, "conversations": turns}
     if not changed:

@@ -85,6 +85,8 @@ def sizes_of(paths: Sequence[Path], orientation: str, workers: int, name: str) -
 def size_of(path: Path, orientation: str) -> Size:
     """Of the picture that `load_image` gives, without decoding it."""
     with opened(path) as image:
+        if image.format == "TIFF" and exif_turn(image) in SIDEWAYS:
+            image.load()  # Pillow turns a TIFF itself, and versions differ in what they say of its size before
         turned = orientation == "exif" and exif_turn(image) in SIDEWAYS
         return image.size[::-1] if turned else image.size
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from transformers import LlavaForConditionalGeneration, PretrainedConfig
+from transformers import PretrainedConfig, PreTrainedModel
 
 from hide_llava.distributed import ranks
 from hide_llava.errors import UserError
@@ -27,9 +27,9 @@ def sample_bytes(text: PretrainedConfig, width: int, length: int) -> int:
     return length * (key_value_bytes(text, width) + 4 * width * (text.hidden_size + text.intermediate_size))
 
 
-def cache_bytes(llava: LlavaForConditionalGeneration, length: int) -> int:
+def cache_bytes(llava: PreTrainedModel, length: int) -> int:
     """`sample_bytes` of a loaded model."""
-    return sample_bytes(llava.config.text_config, llava.dtype.itemsize, length)
+    return sample_bytes(llava.config.get_text_config(), llava.dtype.itemsize, length)
 
 
 def largest_batch(free: float, sample: int) -> int:
@@ -38,7 +38,7 @@ def largest_batch(free: float, sample: int) -> int:
     return min(LARGEST, 1 << (fits.bit_length() - 1))
 
 
-def automatic_batch_size(llava: LlavaForConditionalGeneration, length: Callable[[], int]) -> int:
+def automatic_batch_size(llava: PreTrainedModel, length: Callable[[], int]) -> int:
     """The largest power of two of at most 128 whose cache fits into free GPU memory, the same in every process.
 
     length: tells the tokens of the longest sample; not asked on a CPU.

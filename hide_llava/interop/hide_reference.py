@@ -147,6 +147,8 @@ def import_run(
     _same_run(read)
     last = read[-1]
     run = Run(_configuration(last, base, clip, out, preset, benchmark, slots))
+    if not run.family.recorded:
+        raise UserError(f"--base {base}: is {run.family.title}; the authors' checkpoints are of LLaVA-1.5.")
     target = run.open({"imported_from": [c.folder.name for c in read], "count_reliable": False})
     for stage in run.stages[: last.task + 1]:
         own = next((c for c in read if c.task == stage.index), None)

@@ -1,7 +1,8 @@
 """Seconds of training and answering on a named GPU, by arithmetic: nothing here was measured on one.
 
 A step is products, at a share of the card's dense bf16 rate, and element-wise work, at a share of its memory's rate. Per
-position and layer of width d and inner width m, with I = 6 d + m numbers read by the seven linears and O = 5 d + 2 m written:
+position and layer of width d, with I numbers read by its linears and O written (in LLaVA-1.5 6 d + m and 5 d + 2 m, m the
+inner width):
 
     forward    7 I + 12 O bytes of a LoRA's own (dropout, the sum of two products), 100 d of norms, rotary and activation
     backward  14 I +  6 O, and 100 d
@@ -36,17 +37,15 @@ class Card:
 
     def training_seconds(self, work: Work, flops: float, records: float) -> float:
         """Of `records` that take `flops` in all (`Work.record`), on one card."""
-        text, passes = work.shape.llava.text_config, 3 if work.recompute else 2
-        d, m = text.hidden_size, text.intermediate_size
-        read, written = 6 * d + m, 5 * d + 2 * m
-        moved = (passes - 1) * (7 * read + 12 * written) + 14 * read + 6 * written + passes * 100 * d
-        positions = work.flops.image_tokens + TEXT + work.sizes.cost.prompts[0]
-        moved *= text.num_hidden_layers * positions * records
+        counts, passes = work.flops.counts, 3 if work.recompute else 2
+        read, written, normed = counts.read, counts.written, 100 * counts.width * counts.layers
+        moved = (passes - 1) * (7 * read + 12 * written) + 14 * read + 6 * written + passes * normed
+        moved *= (work.flops.image_tokens + TEXT + work.sizes.cost.prompts[0]) * records
         return flops / (TRAINING * self.tflops * 1e12) + moved / (MEMORY * self.tbs * 1e12)
 
     def answering_seconds(self, work: Work, answers: float, weights: int) -> float:
         """Of `answers` with a base model of `weights` bytes, on one card."""
-        text = work.shape.llava.text_config
+        text = work.shape.text
         length = work.flops.image_tokens + QUESTION + ANSWER + work.sizes.cost.prompts[1]
         cache = length * key_value_bytes(text, BF16)
         batch = largest_batch(self.gib * 2**30 - weights, sample_bytes(text, BF16, length))

@@ -1,14 +1,14 @@
 """What training and answering cost in floating-point operations and memory: the base model's, and with a method on it.
 
 Records are not read for this. A record is taken to have one image and TEXT tokens, an answer one image, QUESTION tokens and
-ANSWER new ones: an assumption of the order of UCIT's, not a measurement.
+ANSWER new ones: an assumption of the order of UCIT's, not a measurement. So is the size of the image (pictures.py).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from hide_llava.backbones.shapes import ModelShape, Tower
+from hide_llava.backbones.shapes import ImageTower, ModelShape, Tower
 from hide_llava.methods.cost import Pass
 from hide_llava.planning.flops import Flops
 from hide_llava.planning.sizes import Sizes
@@ -28,13 +28,24 @@ class Work:
 
     @property
     def flops(self) -> Flops:
-        return Flops(self.shape.llava)
+        return Flops(self.shape)
 
     @property
     def towers(self) -> list[Tower]:
         """Text encoders that run once for every record and answer."""
         found = {"clip_text": self.shape.clip_text, "sentence": self.shape.sentence}
         return [tower for need, tower in found.items() if need in self.sizes.needs]
+
+    @property
+    def clip_vision(self) -> ImageTower | None:
+        """The CLIP tower that runs once for every image, if it is not the model's own."""
+        return self.shape.clip_vision if "clip_image" in self.sizes.needs else None
+
+    @property
+    def _encoders(self) -> int:
+        """One record or answer through what it is routed by."""
+        image = 0 if self.clip_vision is None else self.clip_vision.flops
+        return image + sum(2 * WORDS * tower.linears for tower in self.towers)
 
     def _picture(self, trains: bool = False) -> int:
         return self.flops.vision() + self.flops.projector(trains)
@@ -53,7 +64,7 @@ class Work:
         total = self._picture(self.sizes.projector > 0) + self.flops.forward(n, trained + past)
         total += self.flops.backward(n, trained, past)
         total += self.flops.forward(n, trained + past, heads=0) if self.recompute else 0
-        total += sum(2 * WORDS * tower.linears for tower in self.towers)
+        total += self._encoders
         return total + sum(self.passing(p) for p in cost.passes if p.per == "step" and (task or not p.later))
 
     def passing(self, extra: Pass) -> int:
@@ -79,8 +90,7 @@ class Work:
         """One answer after the last task; the router of a pass reads one more prompt and decides from its last token."""
         cost = self.sizes.cost
         n = self.flops.image_tokens + QUESTION + cost.prompts[1]
-        total = self.flops.answer(n, ANSWER, cost.live + cost.routers)
-        total += sum(2 * WORDS * tower.linears for tower in self.towers)
+        total = self.flops.answer(n, ANSWER, cost.live + cost.routers) + self._encoders
         return total + sum(
             p.forwards * (self.flops.forward(n, p.adapters or 0, heads=1) + self._picture())
             for p in cost.passes

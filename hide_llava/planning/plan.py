@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from hide_llava.backbones.loading import device_of, dtype_of
-from hide_llava.backbones.shapes import ModelShape, model_shape, skeleton
+from hide_llava.backbones.pictures import HEIGHT, WIDTH
+from hide_llava.backbones.shapes import ModelShape, model_shape
 from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Method, Stage, reads_logits
@@ -137,23 +138,28 @@ def _plan(run: Run, pace: Pace) -> str:
         )
     lines += [f"warning: {text}" for text in (training_warnings(run, counts) if cls.trains else ())]
     try:
-        shape = model_shape(run.model, run.model_root)
+        shape = model_shape(run.model, run.model_root, run.encoder)
         measured = sizes(cls, run.options, shape, run.method_tasks) if cls.trains else Sizes.none()
+        base = shape.counts.parameters
     except UserError as error:
         return "\n".join([*lines, f"sizes: not known, {error}"])
-    base = base_parameters(shape)
     dtype, why = planned_dtype(run.model, base)
+    lines.append(f"base model: {base / 1e6:,.1f} M parameters, {base * dtype.itemsize / MIB:,.0f} MiB in {dtype}{why}")
     work = Work(shape, measured, len(run.method_tasks), run.train.gradient_checkpointing is not False)
+    if cls.trains:
+        lines += [adapted_line(measured), *trained_lines(measured)]
+    source = f"shape of the model: {shape.source}"
+    if shape.unknown:
+        return "\n".join([*lines, *(_passes(work, cls) if cls.trains else ()),
+                          f"operations, hours and memory: not known, {shape.unknown}", source])  # fmt: skip
     memory = Memory.of(run, work, base, dtype, pace.card) if cls.trains else None
     work = replace(work, recompute=memory is None or memory.recompute)
     weights = base_bytes(run.model.quantization, work, base, dtype)
-    lines.append(f"base model: {base / 1e6:,.1f} M parameters, {base * dtype.itemsize / MIB:,.0f} MiB in {dtype}{why}")
     if cls.trains:
-        lines += [*trained_lines(measured), *_passes(work, cls)]
-        lines += [*_training(run, work, counts, pace), memory.line(pace.card)]
+        lines += [*_passes(work, cls), *_training(run, work, counts, pace), memory.line(pace.card)]
     lines += [answer_line(work), _evaluation(run, work, answers, pace, weights)]
     lines += measured_lines(run, work, counts, answers, pace, weights)
-    return "\n".join([*lines, f"shape of the model: {shape.source}"])
+    return "\n".join([*lines, *picture_lines(shape), source])
 
 
 def answers_of(run: Run) -> list[int | None]:
@@ -174,8 +180,21 @@ def planned_dtype(model: ModelConfig, base: int) -> tuple[torch.dtype, str]:
     return dtype, f" (model.dtype=auto on {device})"
 
 
-def base_parameters(shape: ModelShape) -> int:
-    return sum(p.numel() for p in skeleton(shape.llava).parameters())
+def picture_lines(shape: ModelShape) -> list[str]:
+    """What is assumed of a picture; nothing for LLaVA-1.5, to which all are alike."""
+    if shape.config.model_type == "llava":
+        return []
+    picture = shape.picture
+    return [f"a picture of {WIDTH} × {HEIGHT} pixels is assumed: {picture.positions:,} positions of the decoder, "
+            f"{picture.rows:,} rows of the vision tower"]  # fmt: skip
+
+
+def adapted_line(measured: Sizes) -> str:
+    """Where the adapters of the first task are."""
+    if not measured.linears + measured.elsewhere:
+        return "adapts no linears"
+    rest = f"{measured.elsewhere} of other parts" if measured.elsewhere else "none of the vision tower"
+    return f"adapts {measured.linears} linears of {measured.layers} decoder layers; {rest}"
 
 
 def trained_lines(measured: Sizes) -> list[str]:
@@ -221,6 +240,8 @@ def extra_passes(work: Work) -> list[str]:
     cost = work.sizes.cost
     words = [pass_words(p) for p in cost.passes]
     words += [f"every training record and every answer: {tower.name} on the question" for tower in work.towers]
+    if work.clip_vision is not None:
+        words.append(f"every training record and every answer: {work.clip_vision.name} on the image")
     if any(cost.prompts):
         words.append(f"prompts: {cost.prompts[0]} more tokens per record, {cost.prompts[1]} per answer, at most")
     if cost.extra:
@@ -275,7 +296,9 @@ def _evaluation(run: Run, work: Work, answers: list[int | None], pace: Pace, wei
     hours = _hours(pace.answering(work, sum(answers), weights))
     least = f"at least {hours} at {pace.tflops:g} TFLOP/s, for decoding is bound by memory"
     said = least if pace.card is None else f"{hours} {pace.words()}"
-    return f"all evaluation: {sum(answers):,} answers in {cells} cells, {in_flops(sum(answers) * work.answer())}, {said}"
+    return (
+        f"all evaluation: {sum(answers):,} answers in {cells} cells, {in_flops(sum(answers) * work.answer())}, {said}"
+    )
 
 
 def measured_lines(
@@ -325,6 +348,8 @@ class Memory:
             "past experts, state, text encoder": 4 * cost.kept + sum(cost.state.values())
             + sum(4 * tower.parameters for tower in work.towers),
         }  # fmt: skip
+        if (vision := work.clip_vision) is not None:
+            before[vision.name] = 4 * vision.parameters
         batch = run.batches(run.stages[-1])[0]
         auto = "auto" in (train.gradient_checkpointing, train.per_device_batch_size)
         sizes = [batch.per_device]
@@ -334,7 +359,9 @@ class Memory:
         answer = None if reads_logits(run.method) else ANSWER
 
         def needed(size: int, recompute: bool) -> int:
-            return activations(work.shape.llava, size, dtype.itemsize, recompute, work.flops.image_tokens + TEXT, answer)
+            return activations(
+                work.flops.counts, size, dtype.itemsize, recompute, work.flops.image_tokens + TEXT, answer
+            )
 
         limit = 0 if card is None else SHARE["cuda"] * (card.gib * 2**30 - sum(before.values()))
         size, mode, most = first_that_fits(sizes, modes, limit, needed)
@@ -343,7 +370,10 @@ class Memory:
 
     def line(self, card: Card | None) -> str:
         """For people, beside what the card has."""
-        listed, total = ", ".join(f"{name} {_gib(value)}" for name, value in self.parts.items()), sum(self.parts.values())
+        listed, total = (
+            ", ".join(f"{name} {_gib(value)}" for name, value in self.parts.items()),
+            sum(self.parts.values()),
+        )
         line = f"memory of one process in training, rough: {_gib(total)} GiB ({listed})"
         if card is not None:
             return f"{line} of {card.gib}" + ("" if total <= 0.9 * card.gib * 2**30 else ": does not fit")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 import json
 import traceback
@@ -13,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import LlavaConfig
 
 from hide_llava.adapters.core import Core
-from hide_llava.backbones.llava15 import Llava15
-from hide_llava.backbones.shapes import ModelShape, skeleton
+from hide_llava.backbones import auto
+from hide_llava.backbones.counts import cut, skeleton, thinned
+from hide_llava.backbones.shapes import ModelShape
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Method, Task
 from hide_llava.methods.cost import Cost
@@ -29,7 +28,8 @@ class Sizes:
 
     adapter: trained in adapters. projector: trained in it. modules: trained in the method's own modules, by name.
     stored_modules: kept of them in the stage folder. cost: what the method says of itself. files: tensor → shape of each of
-    the task's adapter files. needs: features that the method routes by.
+    the task's adapter files. needs: features that the method routes by. linears: that have an adapter, in how many decoder
+    `layers`, and `elsewhere` than in one.
     """
 
     adapter: int
@@ -39,6 +39,9 @@ class Sizes:
     cost: Cost
     files: tuple[dict[str, tuple[int, int]], ...]
     needs: frozenset[str] = frozenset()
+    linears: int = 0
+    layers: int = 0
+    elsewhere: int = 0
 
     @classmethod
     def none(cls) -> Sizes:
@@ -65,9 +68,8 @@ def sizes(cls: type[Method], options: Any, shape: ModelShape, tasks: list[Task])
     Raises:
         UserError: what the method refuses of such a model, or a hook that reads the value of a weight.
     """
-    thin = copy.deepcopy(shape.llava)
-    thin.vision_config.num_hidden_layers = 1  # no method adapts the tower; it only takes time
-    core = Core(Llava15(skeleton(thin)))
+    core = Core(auto.bare(skeleton(thinned(shape.config))))
+    decoder = {id(m): name for name, m in core.llava.named_modules()}[id(core.backbone.layers)]
     method = cls(options, core, tasks)
     with torch.device("meta"), _no_values(cls):
         method.setup()
@@ -88,7 +90,10 @@ def sizes(cls: type[Method], options: Any, shape: ModelShape, tasks: list[Task])
          for path, _, m in core.layers(name) for x in "AB"}
         for name in method.adapters()
     )  # fmt: skip
-    return Sizes(adapter, projector, modules, stored, cost, files, method.needs)
+    adapted = {path for name in core.names() for path, _, _ in core.layers(name)}
+    layers = [path.removeprefix(f"{decoder}.").split(".")[0] for path in adapted if path.startswith(f"{decoder}.")]
+    return Sizes(adapter, projector, modules, stored, cost, files, method.needs,
+                 len(layers), len(set(layers)), len(adapted) - len(layers))  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -112,17 +117,11 @@ def sizes_of_alike_layers(cls: type[Method], options: Any, shape: ModelShape, ta
 
     Not for options that name one of the layers.
     """
-    layers = shape.llava.text_config.num_hidden_layers
-    one, two = (sizes(cls, options, replace(shape, llava=_cut(shape.llava, n)), tasks) for n in (1, 2))
+    layers = shape.text.num_hidden_layers
+    one, two = (sizes(cls, options, replace(shape, config=cut(shape.config, n)), tasks) for n in (1, 2))
     places = [f"layers.{i}." for i in range(layers)]
     files = tuple({k.replace("layers.0.", at): s for at in places for k, s in file.items()} for file in one.files)
     return replace(_extend(one, two, layers - 1), files=files)
-
-
-def _cut(llava: LlavaConfig, layers: int) -> LlavaConfig:
-    short = copy.deepcopy(llava)
-    short.text_config.num_hidden_layers = layers
-    return short
 
 
 def _extend(one: Any, two: Any, more: int) -> Any:

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import LlavaConfig
 
+from hide_llava.backbones.counts import Counts, counted
 from hide_llava.data.dataset import TrainingDataset
 from hide_llava.methods.base import reads_logits
 from hide_llava.training.batching import BatchPlan, micro_batches
@@ -63,7 +63,9 @@ def layout(session: Session, batch: BatchPlan, dataset: TrainingDataset, entry: 
     else:
         free = free_bytes(session.core.llava.device)
         limit = int(SHARE.get(session.core.llava.device.type, 0.5) * free)
-        size, mode, needed = first_that_fits(sizes, modes, limit, lambda *option: needed_bytes(session, dataset, *option))
+        size, mode, needed = first_that_fits(
+            sizes, modes, limit, lambda *option: needed_bytes(session, dataset, *option)
+        )
     return Layout(BatchPlan(size, share // size, batch.world), mode, needed, free)
 
 
@@ -84,31 +86,31 @@ def needed_bytes(session: Session, dataset: TrainingDataset, records: int, recom
     on_one = max((sum(any(p.requires_grad for p in a.parameters()) for a in layer.lora_B.values())
                   for name in method.adapters() for _, _, layer in session.core.layers(name)), default=1)  # fmt: skip
     return 3 * sum(p.nbytes for p in trained) + activations(
-        llava.config, records, llava.dtype.itemsize, recompute, length,
+        counted(llava.config), records, llava.dtype.itemsize, recompute, length,
         None if reads_logits(type(method)) else answer, max(1, on_one),
     )  # fmt: skip
 
 
 def activations(
-    shape: LlavaConfig, records: int, width: int, recompute: bool, length: int, answer: int | None, adapters: int = 1
+    counts: Counts, records: int, width: int, recompute: bool, length: int, answer: int | None, adapters: int = 1
 ) -> int:
     """Bytes that the backward pass of a micro-batch needs, counted from what autograd keeps.
 
-    Of a layer of width d and inner width m, per position: the fp32 copy that each of two norms makes (8 d); for each of
-    the seven linears and trained adapter, what it reads after dropout and the mask (6 d + m numbers); queries, keys, values
-    and what attention returns (4 d); three values of the MLP (3 m). A frozen linear keeps nothing, for its weight has no
-    gradient. With checkpointing only the input of each layer is kept, and one layer's values while it is computed again.
-    Logits are formed where a row has a label: in `width` bytes, in fp32, and as log-probabilities and gradient.
+    Of a layer of width d and inner width m, whose heads have width h together, per position: the fp32 copy that each norm
+    makes (8 d for the two of LLaMA); for each linear and trained adapter, what it reads after dropout and the mask (6 d + m
+    numbers of LLaMA's seven); queries, keys, values, repeated for each query, and what attention returns (4 h); three values
+    of the MLP (3 m). A frozen linear keeps nothing, for its weight has no gradient. With checkpointing only the input of each
+    layer is kept, and one layer's values while it is computed again. Logits are formed where a row has a label: in `width`
+    bytes, in fp32, and as log-probabilities and gradient.
 
     records: of the micro-batch. length: positions of a record. answer: those with a label, None:
     logits of all positions, and a second time for what reads them. adapters: that train on one linear.
     """
-    text = shape.text_config
-    d, m = text.hidden_size, text.intermediate_size
-    layer = 8 * d + adapters * (width + 1) * (6 * d + m) + width * (4 * d + 3 * m)
-    kept = width * d * text.num_hidden_layers + layer if recompute else layer * text.num_hidden_layers
+    values = width * counts.layers * (4 * counts.heads + 3 * counts.inner)
+    layers = 4 * counts.normed + adapters * (width + 1) * counts.read + values
+    kept = width * counts.width * counts.layers + layers // counts.layers if recompute else layers
     rows = 2 * length if answer is None else min(length, records * answer)  # answers may lie at places of their own
-    return records * (length * kept + rows * (width + 12) * text.vocab_size)
+    return records * (length * kept + rows * (width + 12) * counts.vocabulary)
 
 
 def free_bytes(device: torch.device) -> int:

@@ -27,7 +27,8 @@ from hide_llava.config import to_yaml
 from hide_llava.errors import UserError, nearest
 from hide_llava.methods.base import Method, Stage, Task
 from hide_llava.methods.registry import method_class, method_config, plugins
-from hide_llava.schema import FREE, ImageConfig, RunConfig, flatten
+from hide_llava.schema import FREE, EvalConfig, ImageConfig, ModelConfig, RunConfig, TrainConfig, flatten
+from hide_llava.settings import MethodConfig
 from hide_llava.storage import read_json, write_json, write_text
 from hide_llava.training.batching import BatchPlan, plan_batches
 from hide_llava.training.run_folder import RunFolder, refuse_foreign, stage_name
@@ -38,7 +39,7 @@ PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datase
 # Sections and keys that no training reads.
 ASIDE = ("output", "data_root", "model_root", "tasks", "task_order", "eval.", "caption.", "benchmark.general",
          "benchmark.title", "benchmark.defaults", "benchmark.image_transform", "benchmark.max_new_tokens", "model.name",
-         "model.path", "model.clip", "model.sentence", "model.projector", "model.device", "train.name",
+         "model.path", "model.family", "model.clip", "model.sentence", "model.projector", "model.device", "train.name",
          "train.num_workers", "train.save_steps", "train.logging_steps", "train.report_to", "train.timeout_minutes",
          "train.on_bad_sample", "train.gradient_checkpointing", "method.preset", "method.file")  # fmt: skip
 OF_A_TASK = ("id", "train", "epochs", "global_batch_size", "images")  # what training reads of a task
@@ -77,7 +78,7 @@ class Run:
 
     @cached_property
     def family(self) -> type[Backbone]:
-        """The model's family; LLaVA-1.5 where the model does not lie on this machine and nobody can say."""
+        """The model's family; LLaVA-1.5 where the model is not on this machine and `model.family` does not say."""
         return family_of(self.model, self.model_root) or Llava15
 
     @classmethod
@@ -91,24 +92,9 @@ class Run:
 
     def _check_family(self) -> None:
         """Raises UserError for options that do not go with the model's family."""
-        family, ev = self.family, self.eval
-        where = f"model={self.model.name} ({family.title})"
-        if (reason := self.method.unfit(self.options, family)) is not None:
-            raise UserError(f"method={self.preset} does not go with {where}: {reason}.")
-        reasons = {
-            "train.label_masks=reference repeats the published code of LLaVA-1.5; use exact":
-                self.train.label_masks == "reference" and not family.recorded,
-            "eval.image_transform pads or crops pictures for LLaVA-1.5; this model's processor prepares them":
-                ev.image_transform is not None and not family.transforms,
-            "eval.shrink_batches and eval.static_cache are of our own decoding of LLaVA-1.5; this model's is transformers'":
-                bool(ev.shrink_batches or ev.static_cache) and not family.shrinks,
-            "model.image.* is for models that see pictures in their own size or in tiles; this one takes 336 × 336 pixels":
-                self.model.image != ImageConfig() and family.transforms,
-            "model.projector is of LLaVA-1.5's original format": self.model.projector is not None and not family.recorded,
-        }  # fmt: skip
-        for reason, holds in reasons.items():
-            if holds:
-                raise UserError(f"{where}: {reason}.")
+        reason = unfit(self.method, self.options, self.train, self.eval, self.model, self.family)
+        if reason is not None:
+            raise UserError(f"method={self.preset} does not go with model={self.model.name} ({self.family.title}): {reason}.")
 
     def can_answer(self, task: BenchmarkTask) -> bool:
         """An oracle has no task id for a task that was never trained and borrows none."""
@@ -282,6 +268,25 @@ class Run:
             "general": [_named(task) for task in self.general],
             "stages": stages, "data": {},
         }  # fmt: skip
+
+
+def unfit(
+    method: type[Method], options: MethodConfig, train: TrainConfig, ev: EvalConfig, model: ModelConfig, family: type[Backbone]
+) -> str | None:
+    """Why a method, its options and the recipe that its preset sets do not go with a family of models; None: they do."""
+    reasons = {
+        "train.label_masks=reference repeats the published code of LLaVA-1.5; use exact":
+            train.label_masks == "reference" and not family.recorded,
+        "eval.image_transform pads or crops pictures for LLaVA-1.5, and this model's own processor prepares them; set it to null":
+            ev.image_transform is not None and not family.transforms,
+        "eval.shrink_batches and eval.static_cache are of our own decoding of LLaVA-1.5; this model's is transformers'":
+            bool(ev.shrink_batches or ev.static_cache) and not family.shrinks,
+        "model.image.* is for models that see pictures in their own size or in tiles; this one takes 336 × 336 pixels. "
+        "(A model that is not on this machine yet is taken for a LLaVA-1.5, unless model.family says its model_type)":
+            model.image != ImageConfig() and family.transforms,
+        "model.projector is of LLaVA-1.5's original format": model.projector is not None and not family.recorded,
+    }  # fmt: skip
+    return method.unfit(options, family) or next((reason for reason, holds in reasons.items() if holds), None)
 
 
 def _skips_now(old: dict[str, Any], new: dict[str, Any]) -> bool:

@@ -78,7 +78,7 @@ class Session:
 
     def __init__(self, run: Run, backbone: Backbone | None = None):
         self.run = run
-        self.backbone = backbone or load(run.model, run.model_root)
+        self.backbone = backbone or self._loaded()
         self.core = Core(self.backbone)
         self.tasks, self.stages = run.method_tasks, run.stages
         self.method: Method = run.method(run.options, self.core, self.tasks)
@@ -98,6 +98,16 @@ class Session:
         self.routed.method_modules = self.method.modules
         self.widths = _widths(encoder, sentence)
         self.recomputes = False  # whether the stage at work has gradient checkpointing (memory.py)
+
+    def _loaded(self) -> Backbone:
+        """Raises UserError for a model that was downloaded just now and is of another family than was thought."""
+        found, model = load(self.run.model, self.run.model_root), self.run.model
+        if not isinstance(found, self.run.family):
+            raise UserError(
+                f"model {model.path} was not on this machine, so it was taken for a {self.run.family.title}, and it is a "
+                f"{found.title}. Now it is here: give the same command again."
+            )
+        return found
 
     @property
     def routing_text(self) -> str:
@@ -126,7 +136,7 @@ class Session:
         trained = {id(p) for group in self.method.params() for p in group["params"]}
         if any(id(p) in trained for p in self.core.projector.parameters()):
             save_file(self.core.projector_state(), folder / "projector.safetensors")
-            projector = " and `projector.safetensors` (LLaVA's `multi_modal_projector`, which was trained with it)"
+            projector = " and `projector.safetensors` (of the model's projector, which was trained with it)"
         else:
             projector = ""
         write_text(folder / "README.md", ABOUT.format(what=", ".join(f"`{n}`" for n in names), projector=projector))

@@ -3,7 +3,7 @@
 import io
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,10 @@ import pytest
 from PIL import Image
 
 from hide_llava.config import compose, names
+from hide_llava.data.reader import Read, Reader, Size
+from hide_llava.data.turns import Turn
+from hide_llava.errors import BadRecord
+from hide_llava.studies.audit import texts
 from hide_llava.studies.audit.check import check
 from hide_llava.studies.audit.pictures import Pictures, bit_count, look_alike, pictures, same_content
 from hide_llava.studies.audit.show import readable
@@ -215,6 +219,14 @@ def too_long(world: Path) -> None:
     edit(train_file(world), lambda rows: set_turn(rows, 3, 0, "<image>\n" + "kites " * 2100))
 
 
+def several_pictures(world: Path) -> None:
+    edit(train_file(world), lambda rows: rows[3].update(image=["signs/train3.png", "signs/train4.png"]))
+
+
+def several_pictures_of_a_question(world: Path) -> None:
+    edit(test_file(world), lambda rows: rows[3].update(image=["signs/test3.png", "signs/test4.png"]))
+
+
 # fault, needs --deep, kind, level, exit code, what the finding says about file and records
 FAULTS: list[tuple[Callable[[Path], None], bool, str, str, list[str]]] = [
     (missing_image, False, "missing image", "error", ["record 3 (id 'signs-3', signs/train3.png)"]),
@@ -227,6 +239,9 @@ FAULTS: list[tuple[Callable[[Path], None], bool, str, str, list[str]]] = [
     (number_as_answer, False, "cannot be scored", "error", ["question_id 3", "answer is 3.5"]),
     (picture_under_another_key, False, "bad record", "error", ["record 3 (question_id 3)", "has 'img', which is not read"]),
     (picture_of_training_under_another_key, False, "bad record", "error", ["record 3 (id 'signs-3')", "has 'image_path'"]),
+    (several_pictures, True, "bad record", "error", ["record 3 (id 'signs-3', signs/train3.png, signs/train4.png): names 2 pict",
+                                                     "this model takes one a record"]),
+    (several_pictures_of_a_question, True, "bad record", "error", ["Question 3 names 2 pictures", "takes one a record"]),
     (picture_in_the_text_alone, False, "bad record", "error", ["record 3 (id 'signs-3')", "names no image file"]),
     (stop_token_as_text, False, "bad record", "error", ["record 3 (id 'signs-3', signs/train3.png)", "contains '</s>'"]),
     (another_encoding, False, "broken JSON", "error", ["signs/test.json is not UTF-8 text (byte ", "after "]),
@@ -268,6 +283,67 @@ def test_planted_fault(world: Path, plant, deep: bool, kind: str, level: str, sa
     assert [fragment for fragment in says if fragment not in text] == [], text
     assert report.sound is (level != "error")
     assert text.splitlines()[0] in readable(report)
+
+
+class Several(Reader):
+    """A model that reads several pictures, each in as many positions as it is wide."""
+
+    special, several, by_size, masks = (), True, True, "exact"
+
+    def training(self, turns: Sequence[Turn], images: Sequence[Size], max_length: int) -> Read:
+        if sum(width for width, _ in images) > max_length:
+            raise BadRecord(f"its pictures {images} do not fit into {max_length}", "too long")
+        return Read([], [], "")
+
+    draft = question = answer_start = pixels = settings = piece = None
+
+
+@pytest.fixture
+def several(world: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The world for such a model: record 3 of training and question 3 name two pictures."""
+    monkeypatch.setattr(texts, "_reader", lambda *_: Several())
+    several_pictures(world)
+    edit(train_file(world), lambda rows: set_turn(rows, 3, 0, "<image> What is number 3 of signs train? <image>"))
+    several_pictures_of_a_question(world)
+    return world
+
+
+def test_records_of_several_pictures_are_sound(several: Path) -> None:
+    report = audit(several, True)
+    assert report.findings == [] and report.sound
+    assert [(f.records, f.images) for f in report.files if f.task == "signs"] == [(TRAIN, TRAIN), (TEST, TEST)]
+
+
+SEVERAL = [  # fault of a record or question of two pictures, kinds, what the first of them says
+    (lambda world: (world / "data/signs/train4.png").unlink(), ["missing image"], "1 image of 12 missing"),
+    (lambda world: edit(train_file(world), lambda rows: set_turn(rows, 3, 0, "<image> What?")), ["bad record"],
+     "record 3 (id 'signs-3', signs/train3.png, signs/train4.png): it names 2 pictures but its questions contain <image>"),
+    (lambda world: edit(test_file(world), lambda rows: rows[3].update(text="<image> What?")), ["bad record"],
+     "Question 3 names 2 pictures and contains <image> 1 times"),
+    (lambda world: edit(test_file(world), lambda rows: rows[3].update(image=["signs/test3.png", "../../x.png"])), ["bad record"],
+     "leaves the image root"),
+    (lambda world: draw(7, (2048, 30)).save(world / "data/signs/train4.png"), ["bad record"],
+     "its pictures [(96, 80), (2048, 30)] do not fit into 2048"),
+    (lambda world: edit(test_file(world), lambda rows: rows[3].update(image=["signs/test3.png", "signs/train5.png"])),
+     ["train/test image"], "record 3 (id 3, signs/test3.png, signs/train5.png) = train record 5"),
+    (lambda world: shutil.copy(world / "data/signs/train4.png", world / "data/signs/test3.png"), ["train/test copy"],
+     "record 3 (id 3, signs/test3.png, signs/test4.png) = train record 3 (id 'signs-3', signs/train3.png, signs/train4.png)"),
+    (lambda world: edit(test_file(world), lambda rows: rows[3].update(
+        image=["signs/train3.png", "signs/train4.png"], text="What is number 3 of signs train?")),
+     ["train/test pair", "train/test image"], "record 3 (id 3, signs/train3.png, signs/train4.png) = train record 3"),
+    (lambda world: edit(test_file(world), lambda rows: rows[3].update(
+        image=["signs/train4.png", "signs/train3.png"], text="What is number 3 of signs train?")),
+     ["train/test image"], "record 3 (id 3, signs/train4.png, signs/train3.png) = train record 3"),  # in another order
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("plant", "kinds", "says"), SEVERAL)
+def test_faults_of_several_pictures(several: Path, plant, kinds: list[str], says: str) -> None:
+    plant(several)
+    report = audit(several, True)
+    assert [f.kind for f in report.findings] == kinds
+    text = "\n".join([report.findings[0].text, *report.findings[0].examples])
+    assert says in text, text
 
 
 def test_lines_and_a_byte_order_mark_are_no_fault(world: Path) -> None:

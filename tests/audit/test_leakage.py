@@ -139,6 +139,34 @@ def test_totals_and_notes(found: Leakage) -> None:
     assert f"{absent:,} of the mix's images" in found.notes[0]
 
 
+def test_records_of_several_pictures(tmp_path: Path) -> None:
+    """Each picture is compared for itself, questions about the same pictures in their order by path alone."""
+    coco, task = COLLECTIONS["vqa"]
+    mix = [{**record("0", "", "What differs?"), "image": [coco(1), coco(2)]}, record("1", coco(3), "What?"),
+           {**record("2", "", "And now?"), "image": [coco(5), "misc/1.jpg"]}]  # fmt: skip
+    rows = [{**record("0", "", "what differs?"), "image": [task(1), task(2)]},
+            {**record("1", "", "What differs?"), "image": [task(2), task(1)]},
+            {**record("2", "", "What?"), "image": [task(3), "own/1.jpg"]},
+            record("3", task(3), "What?"), record("4", task(4), "And now?")]  # fmt: skip
+    tests = [{"question_id": 0, "image": ["own/1.jpg", "own/2.jpg"], "text": "And now?", "answer": "a"}]
+    (tmp_path / "data").mkdir()
+    for name, content in (("mix", mix), ("data/train", rows), ("data/test", tests)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    entry = {"id": "vqa", "title": "VQA", "train": "train.json", "test": "test.json", "metric": "exact_upper"}
+    tree = {"benchmark": {"name": "leaky", "instructions": "data", "images": "images", "tasks": [entry]}}
+    (tmp_path / "bench.yaml").write_text(json.dumps(tree))
+    save(tmp_path / "mix/misc/1.jpg", 1)
+    save(tmp_path / "images/own/1.jpg", 2)
+    save(tmp_path / "images/own/2.jpg", 1)
+    found = audit(tmp_path, True)
+    assert (found.mix_records, found.mix_images) == (3, 5)
+    train, test = found.rows
+    assert (train.images, train.by_path, train.by_content, train.by_look) == (5, 3, 0, 0)
+    assert (train.questions, train.questions_in_mix, train.image_questions, train.pairs_in_mix) == (5, 5, 5, 2)
+    assert (test.images, test.by_path, test.by_content, test.by_look) == (2, 0, 1, 0)
+    assert (test.questions_in_mix, test.image_questions, test.pairs_in_mix) == (1, 1, 0)
+
+
 def test_without_images_only_paths_are_compared(world: Path) -> None:
     result = audit(world, False)
     assert result.total().images_in_mix == 71 and result.total().by_content == 0

@@ -1,12 +1,15 @@
 """What the fields of a benchmark mean: folders, suffixes, protocols, limits, tasks that are never trained."""
 
+import dataclasses
 import json
 from pathlib import Path
 
 import pytest
+from datasets import concatenate_datasets
 
 from hide_llava.benchmarks.files import with_suffix
 from hide_llava.config import names
+from hide_llava.data.records import features
 from hide_llava.errors import UserError
 from hide_llava.metrics import METRICS
 from hide_llava.preflight import preflight
@@ -63,8 +66,8 @@ def test_images_come_from_the_tasks_own_folder(tmp_path: Path) -> None:
     for task, folder in zip(tasks, ("RS", "Med", "AD", "Sci", "Fin")):
         assert task.images == tmp_path / "MLLM-CL" / "domain" / folder
         images = task.records()["image"]
-        assert len(images) == 8 and all(x.startswith(f"MLLM-CL/domain/{folder}/images/") for x in images)
-        assert all((tmp_path / x).is_file() for x in images)
+        assert len(images) == 8 and all(x.startswith(f"MLLM-CL/domain/{folder}/images/") for (x,) in images)
+        assert all((tmp_path / x).is_file() for (x,) in images)
     few, *others = preflight(Run(made))
     assert few.startswith("01-joint: 1 optimizer step in all") and others == [
         f"task '{t}': its question file holds 4 records, the benchmark's {n}."
@@ -84,9 +87,53 @@ def test_text_only_records_stay_text_only(tmp_path: Path) -> None:
     (tmp_path / "x.yaml").write_text(text)
     apart = config(str(tmp_path / "x.yaml"), tmp_path)
     plain, prefixed = (Run(one).tasks[0].records()["image"] for one in (made, apart))
-    assert [x is None for x in plain] == [i % 4 == 3 for i in range(8)]
-    assert prefixed == [x and f"CoIN/cl_dataset/{x}" for x in plain]
+    assert [len(x) for x in plain] == [i % 4 != 3 for i in range(8)]
+    assert prefixed == [[f"CoIN/cl_dataset/{path}" for path in x] for x in plain]
 
+
+def test_a_prefix_goes_before_each_picture(tmp_path: Path) -> None:
+    """Of records with none, one and several, also of those that were drawn; both tables are of one form and join."""
+    made = written("coin", tmp_path)
+    file = Run(made).tasks[0].train_file
+    rows = json.loads(file.read_text())
+    first, second = rows[0]["image"], rows[1]["image"]
+    for k, images in ((1, [first, second]), (2, [second] * 3), (5, None), (7, [])):
+        rows[k] |= {"image": images}
+        rows[k]["conversations"][0]["value"] = "<image>" * len(images or []) + "What?"
+    file.write_text(json.dumps(rows))
+    tree = {"extends": "coin", "name": "x", "tasks": [{"id": Run(made).tasks[0].id, "images": "CoIN/cl_dataset"}]}
+    (tmp_path / "x.yaml").write_text(json.dumps({"benchmark": tree}))
+    apart = config(str(tmp_path / "x.yaml"), tmp_path)
+    tables = []
+    for one, more in ((made, {}), (apart, {}), (apart, {"limit": 5})):
+        (task, *_) = Run(one).tasks
+        tables.append(dataclasses.replace(task, common=dataclasses.replace(task.common, several=True, **more)).records())
+    plain, prefixed, few = (table["image"][:] for table in tables)
+    assert plain[0] == [first] and plain[1] == [first, second] and plain[2] == [second] * 3 and plain[5] == plain[7] == []
+    assert prefixed == [[f"CoIN/cl_dataset/{path}" for path in x] for x in plain]
+    assert len(few) == 5 and all(x in prefixed for x in few)
+    assert tables[0].features == tables[1].features == features()
+    assert concatenate_datasets(tables[:2])["image"][:] == plain + prefixed
+    with pytest.raises(UserError, match="2 of 8 records cannot be trained on"):
+        Run(apart).tasks[0].records()  # of LLaVA-1.5
+    skipping = dataclasses.replace(Run(apart).tasks[0].common, on_bad_sample="skip")
+    task = dataclasses.replace(Run(apart).tasks[0], common=skipping)
+    assert task.records()["image"][:] == [x for x in prefixed if len(x) < 2]
+    assert task.records(whole=True)["image"][:] == prefixed
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_several_pictures_stop_a_run_of_a_model_of_one(tmp_path: Path, split: str) -> None:
+    """Before anything is loaded, with file or question and what to do."""
+    made = written("coin", tmp_path)
+    task = Run(made).tasks[0]
+    file = task.train_file if split == "train" else task.common.folder / task.entry.test
+    rows = json.loads(file.read_text())
+    rows[1]["image"] = [rows[0]["image"]] * 2
+    file.write_text(json.dumps(rows))
+    name = rf"{file.name}: 1 of 8 records .*\n.*record 1" if split == "train" else rf"Question {rows[1].get('question_id')!r}"
+    with pytest.raises(UserError, match=rf"{name}.* names 2 pictures .*; this model takes one a record"):
+        preflight(Run(made))
 
 def test_questions_may_have_another_folder(tmp_path: Path) -> None:
     made = written("mllm-acl", tmp_path)

@@ -1,5 +1,6 @@
 """Sample policy, question samples and padding."""
 
+import functools
 import json
 
 import datasets
@@ -11,12 +12,15 @@ from hide_llava.backbones.clip_pixels import ImageTransform
 from hide_llava.backbones.llava15_reader import Llava15Reader
 from hide_llava.backbones.vicuna import IMAGE_TOKEN, encode_question
 from hide_llava.data import decoded, measured
-from hide_llava.data.collator import Collator
-from hide_llava.data.dataset import QuestionDataset, TrainingDataset
+from hide_llava.data.collator import Collator, moved
+from hide_llava.data.dataset import QuestionDataset, TrainingDataset, check_turns, pictures_of
 from hide_llava.data.decoded import decode, undecodable
 from hide_llava.data.images import load_image
+from hide_llava.data.preview import collapse, preview
+from hide_llava.data.reader import Read, Reader
 from hide_llava.data.records import load_records, readable
-from hide_llava.errors import UserError
+from hide_llava.data.turns import routing_text
+from hide_llava.errors import BadRecord, UserError
 
 PATCHES = 4
 
@@ -56,7 +60,9 @@ def test_items(build, turns):
     )
     image, text = dataset[0], dataset[1]
     assert image["input_ids"].dtype == image["labels"].dtype == torch.long
-    assert image["pixel_values"].shape == (3, 28, 28) and text["pixel_values"] is None
+    assert list(image["pixels"]) == ["pixel_values"] and image["pixels"]["pixel_values"].shape == (1, 3, 28, 28)
+    assert text["pixels"] is None and (image["sizes"], text["sizes"]) == ([(40, 20)], [])
+    assert image["types"] == text["types"] == {}
     assert (image["input_ids"] == IMAGE_TOKEN).sum() == PATCHES
     assert (image["labels"][image["input_ids"] == IMAGE_TOKEN] == -100).all()
     assert (image["text"], text["text"]) == ("What is it?", "One line")
@@ -149,7 +155,7 @@ def test_questions(images, tokenizer, small):
     ids = encode_question("What is it?", True, tokenizer)
     at = ids.index(IMAGE_TOKEN)
     assert first["input_ids"].tolist() == [*ids[:at], *[IMAGE_TOKEN] * PATCHES, *ids[at + 1 :]]
-    assert (second["pixel_values"], second["text"], second["prompt"]) == (None, "Two plus two?", "Two plus two?")
+    assert (second["pixels"], second["text"], second["prompt"]) == (None, "Two plus two?", "Two plus two?")
     assert (third["text"], third["prompt"], third["question_id"]) == ("Where?", "Where?", 3)
     reference = QuestionDataset(questions, images, Llava15Reader(tokenizer, PATCHES, small, routing="reference"))
     assert [reference[i]["text"] for i in range(3)] == ["What is it?", "", "Where?"]
@@ -171,20 +177,21 @@ def test_undecodable_question_image(images, tokenizer, small):
 @pytest.mark.parametrize(("side", "pad"), [("right", slice(3, None)), ("left", slice(None, -3))])
 def test_padding(side, pad):
     long, short = torch.tensor([1, 0, 5, 6, 7]), torch.tensor([1, 0, 9])
-    samples = [{"input_ids": row, "pixel_values": None, "text": "t", "question_id": "q"} for row in (long, short)]
+    bare = {"types": {}, "pixels": None, "sizes": [], "text": "t", "question_id": "q"}
+    samples = [{"input_ids": row, **bare} for row in (long, short)]
     batch = Collator(pad_id=0, side=side)(samples)
     assert batch["input_ids"][0].tolist() == long.tolist()
     assert batch["input_ids"][1][pad].tolist() == [0, 0]
     # From lengths: the 0 that is a real token stays visible.
     assert batch["attention_mask"].sum(1).tolist() == [5, 3] and batch["attention_mask"][1][pad].tolist() == [0, 0]
-    assert "labels" not in batch and batch["pixel_values"] is None
+    assert "labels" not in batch and batch["pixels"] == [None, None]
     assert batch["ids"] == ["q", "q"] and batch["texts"] == ["t", "t"] and batch["has_image"].tolist() == [False, False]
 
 
 def test_padding_of_labels_and_side_name():
     samples = [
-        {"input_ids": torch.ones(n, dtype=torch.long), "labels": torch.ones(n, dtype=torch.long), "pixel_values": None,
-         "text": "", "id": n}
+        {"input_ids": torch.ones(n, dtype=torch.long), "labels": torch.ones(n, dtype=torch.long), "types": {}, "pixels": None,
+         "sizes": [], "text": "", "id": n}
         for n in (2, 3)
     ]  # fmt: skip
     assert Collator()(samples)["labels"].tolist() == [[1, 1, -100], [1, 1, 1]]
@@ -216,7 +223,7 @@ def test_skip_means_skip_for_every_kind(write, turns, images, tokenizer, small, 
             {"id": "last", **good, "image": ["good.png"]}]  # fmt: skip
     file = write(rows)
     with pytest.raises(UserError, match="records cannot be trained on") as stopped:
-        load_records(file, images, tmp_path / "cache")
+        load_records(file, images, tmp_path / "cache", several=False)
     assert "record 3 (id 'several pictures'): names 2 pictures" in str(stopped.value)
     table = load_records(file, images, tmp_path / "cache", on_bad="keep")
     dataset = training(table, images, tokenizer, small, on_bad_sample="skip", workers=3)
@@ -225,8 +232,200 @@ def test_skip_means_skip_for_every_kind(write, turns, images, tokenizer, small, 
         *enumerate(MALFORMED, start=1), (len(rows) - 2, "no object")
     ]  # fmt: skip
     assert dataset.left_out().startswith(f"{len(rows) - 2} of {len(rows)} records left out (1 × ")
-    ids = [json.loads(row["id"]) for row in readable(table)]
+    ids = [json.loads(row["id"]) for row in readable(table, several=False)]
     assert ids[0] == "first" and ids[-1] == "last" and "several pictures" not in ids and "missing picture" in ids
+    assert [json.loads(row["id"]) for row in readable(table)] == [*ids[:3], "several pictures", *ids[3:]]
+
+
+# ------------------------------------------------------------------------------------------------------ several pictures
+
+
+class Counting(Reader):
+    """A model that reads several pictures, each in a position per 100 pixels of it; words are ids, pictures are 7."""
+
+    image_id, special, several, by_size = 7, (), True, True
+
+    def training(self, turns, images, max_length):
+        asked, said = self.question(turns[0]["value"], images), [len(word) for word in turns[1]["value"].split()]
+        if len(asked.ids) >= max_length:
+            raise BadRecord(f"no token of an answer is left within {max_length}", "too long")
+        ids, labels = asked.ids + said, [-100] * len(asked.ids) + said
+        return Read(ids, labels, asked.routed_by, asked.spans, {"kind": [int(token == 7) for token in ids]})
+
+    def draft(self, turns, images, max_length):
+        read = self.training(turns, images, 1 << 30)
+        return collapse(read, 7)
+
+    def question(self, text, images):
+        ids, spans = [], []
+        for width, height in images:
+            spans.append((len(ids), len(ids) + width * height // 100))
+            ids += [7] * (width * height // 100)
+        ids += [100] * len(text.replace("<image>", "").split())
+        return Read(ids, None, routing_text(text), tuple(spans), {"kind": [int(token == 7) for token in ids]})
+
+    def answer_start(self, text):
+        return []
+
+    def pixels(self, images):
+        return {"values": torch.stack([torch.tensor(image.size) for image in images])}
+
+    def settings(self):
+        return ["counting"]
+
+    def piece(self, token):
+        return f"{token} "
+
+
+@pytest.fixture
+def pair(images):
+    """Two pictures of 8 and of 6 positions; the second stands on its side, as its EXIF block says."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (30, 20)).save(images / "phone.png", exif=exif)
+    return ["good.png", "phone.png"]
+
+
+def test_a_record_of_several_pictures(write, images, pair, turns, tmp_path):
+    rows = [{"id": 0, "image": pair, "conversations": turns("<image> or <image>?", "the first")},
+            {"id": 1, "conversations": turns("Q", "A")},
+            {"id": 2, "image": pair[:1], "conversations": turns("<image> What?", "a b c")}]  # fmt: skip
+    table = load_records(write(rows), images, tmp_path / "cache")
+    dataset = TrainingDataset(table, images, Counting())
+    assert list(pictures_of(table, images)) == [str(images / name) for name in [*pair, pair[0]]]
+    assert list(pictures_of(rows, images)) == list(pictures_of(table, images))
+    both, none, one = (dataset[i] for i in range(3))
+    assert both["sizes"] == [(40, 20), (20, 30)] and none["sizes"] == [] and one["sizes"] == [(40, 20)]
+    assert both["pixels"]["values"].tolist() == [[40, 20], [20, 30]] and none["pixels"] is None
+    assert both["input_ids"].tolist() == [7] * 14 + [100, 100, 3, 5] and both["labels"].tolist() == [-100] * 16 + [3, 5]
+    assert both["types"]["kind"].tolist() == [1] * 14 + [0] * 4
+    assert dataset.longest == (18, 3) and dataset.modality_lengths == [5, -2, 5]
+    assert [dataset.encode(row).spans for row in table] == [((0, 8), (8, 14)), (), ((0, 8),)]
+    batch = Collator()([both, none, one])
+    assert batch["has_image"].tolist() == [True, False, True] and batch["sizes"] == [both["sizes"], [], one["sizes"]]
+    assert [row and list(row) for row in batch["pixels"]] == [["values"], None, ["values"]]
+    assert batch["types"]["kind"].tolist() == [[1] * 14 + [0] * 4, [0] * 18, [1] * 8 + [0] * 10]
+
+
+def test_a_size_that_changes_is_measured_again(write, images, pair, turns, tmp_path, monkeypatch):
+    """The file's name is the same, the record is longer: what was kept does not hold."""
+    monkeypatch.setenv("HIDE_CACHE", str(tmp_path / "cache"))
+    table = load_records(write([{"id": 0, "image": pair, "conversations": turns("<image><image>", "a")}]), images)
+    build = functools.partial(TrainingDataset, table, images, Counting())
+    assert build().longest == build().longest == (15, 1)
+    assert build(orientation="ignore").longest == (15, 1)  # as many pixels
+    Image.new("RGB", (50, 20)).save(images / "good.png")
+    assert build().longest == (17, 1)
+    with pytest.raises(UserError, match="no token of an answer is left within 16"):
+        build(max_length=16)
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cut.png", "undecodable picture"), ("gone.png", "missing picture")])
+def test_one_bad_picture_of_several_makes_a_bad_record(write, images, turns, tmp_path, name, kind):
+    talk = turns("<image><image>", "a")
+    rows = [
+        {"id": i, "image": named, "conversations": talk}
+        for i, named in enumerate((["good.png"] * 2, ["good.png", name]))
+    ]
+    table = load_records(write(rows), images, tmp_path / "cache")
+    with pytest.raises(UserError, match=rf"record 1 \(id 1\): Image .*{name}"):
+        TrainingDataset(table, images, Counting())
+    dataset = TrainingDataset(table, images, Counting(), on_bad_sample="skip")
+    assert dataset.indices == [0] and [(bad["id"], bad["kind"]) for bad in dataset.skipped] == [(1, kind)]
+
+
+def test_several_pictures_are_refused_for_a_model_of_one(write, images, turns, tokenizer, small, tmp_path):
+    talk = turns("<image><image>\nWhat?", "a")
+    rows = [
+        {"id": 0, "image": ["good.png"], "conversations": talk},
+        {"id": 1, "image": ["good.png"] * 2, "conversations": talk},
+    ]
+    table = load_records(write(rows), images, tmp_path / "cache")
+    with pytest.raises(UserError, match=r"record 1 \(id 1\): names 2 pictures .*; this model takes one a record"):
+        training(table, images, tokenizer, small)
+    dataset = training(table, images, tokenizer, small, on_bad_sample="skip")
+    assert dataset.indices == [0] and [bad["kind"] for bad in dataset.skipped] == ["several pictures"]
+    asked = [{"question_id": "q7", "image": ["good.png"] * 2, "text": "What?"}]
+    with pytest.raises(UserError, match=r"^Question 'q7' names 2 pictures .*; this model takes one a record"):
+        QuestionDataset(asked, images, Llava15Reader(tokenizer, PATCHES, small))
+
+
+def test_questions_with_several_pictures(images, pair):
+    asked = [{"question_id": 0, "image": pair, "text": "<image> or <image>?"}, {"question_id": 1, "text": "What now?"},
+             {"question_id": 2, "image": "good.png", "text": "What?"}]  # fmt: skip
+    for orientation, sizes in (("exif", [(40, 20), (20, 30)]), ("ignore", [(40, 20), (30, 20)])):
+        data = QuestionDataset(asked, images, Counting(), orientation)
+        assert [data[i]["sizes"] for i in range(3)] == [sizes, [], sizes[:1]]
+        assert data[0]["pixels"]["values"].tolist() == [list(size) for size in sizes] and data[1]["pixels"] is None
+        assert data.longest() == max(len(data[i]["input_ids"]) for i in range(3)) == 16
+    assert data[0]["types"]["kind"].tolist() == [1] * 14 + [0] * 2 and data[0]["prompt"] == data[0]["text"]
+    with pytest.raises(UserError, match=r"Question 3: image .*gone\.png does not exist"):
+        QuestionDataset([{"question_id": 3, "image": ["good.png", "gone.png"], "text": "?"}], images, Counting())
+    with pytest.raises(UserError, match=r"Question 3 names 2 pictures and contains <image> 1 times"):
+        QuestionDataset([{"question_id": 3, "image": pair, "text": "<image>?"}], images, Counting())
+
+
+def test_the_longest_question_of_a_model_of_one_size(images, tokenizer, small):
+    texts = [("What?", "good.png"), ("What is it?", None), ("Where? " * 9, "good.png")]
+    asked = [{"question_id": i, "text": text, "image": image} for i, (text, image) in enumerate(texts)]
+    data = QuestionDataset(asked, images, Llava15Reader(tokenizer, PATCHES, small))
+    assert data.longest() == max(len(data[i]["input_ids"]) for i in range(3)) == len(data[2]["input_ids"])
+    assert QuestionDataset([], images, Llava15Reader(tokenizer, PATCHES, small)).longest() == 0
+
+
+PLACES = [  # texts of the turns, pictures, what is wrong
+    (["A?", "b"], 0, None),
+    (["<image> A?", "b"], 1, None),
+    (["<image><image> A?", "b"], 1, None),  # one picture, whose place is put right
+    (["A?", "b", "<image> C?", "d"], 1, None),
+    (["<image> or <image>?", "b"], 2, None),
+    (["<image> A?", "b", "<image><image> C?", "d"], 3, None),
+    (["<image> A?", "b"], 0, "names no image file"),
+    (["A?", "b"], 1, "no question contains <image>"),
+    (["<image> A?", "b", "<image> C?", "d"], 1, "2 questions contain <image> but the record names one image"),
+    (["A?", "b"], 2, "names 2 pictures but its questions contain <image> 0 times"),
+    (
+        ["<image> A?", "b"],
+        2,
+        "names 2 pictures but its questions contain <image> 1 times; write it once where each belongs",
+    ),
+    (["<image> A?", "b", "<image><image>", "d"], 2, "names 2 pictures but its questions contain <image> 3 times"),
+    (["<image><image> A?", "<image>"], 3, "an answer contains <image>"),
+]
+
+
+@pytest.mark.parametrize(("texts", "count", "fault"), PLACES)
+@pytest.mark.parametrize("leading", [False, True])
+def test_as_many_places_as_pictures(turns, texts, count, fault, leading):
+    talk = [*([{"from": "gpt", "value": "hello"}] if leading else []), *turns(*texts)]
+    if fault is None:
+        check_turns(talk, count, ())
+    else:
+        with pytest.raises(BadRecord, match=fault) as error:
+            check_turns(talk, count, ())
+        assert error.value.kind == ("no picture" if not count else "place of the picture")
+
+
+def test_a_batch_moves_whole():
+    batch = {"ids": [1], "a": torch.ones(1), "pixels": [{"x": torch.ones(2)}, None], "types": {"t": torch.ones(3)}, "n": None,
+             "sizes": [[(1, 2)], []]}  # fmt: skip
+    there = moved(batch, torch.device("meta"))
+    assert there["a"].is_meta and there["pixels"][0]["x"].is_meta and there["types"]["t"].is_meta
+    assert (there["ids"], there["n"], there["sizes"], there["pixels"][1]) == ([1], None, [[(1, 2)], []], None)
+    assert not batch["pixels"][0]["x"].is_meta
+
+
+def test_a_preview_shows_each_picture_once(write, images, pair, turns, tmp_path):
+    rows = [{"id": 0, "image": pair, "conversations": turns("<image> or <image>?", "the first")},
+            {"id": 1, "image": pair, "conversations": turns("<image> or?", "the first")},
+            {"id": 2, "image": ["good.png", "gone.png"], "conversations": turns("<image><image>", "a")}]  # fmt: skip
+    shown = [json.loads(line) for line in preview(write(rows), images, Counting(), 2048, None, True)]
+    assert shown[0]["input_ids"] == [7, 7, 100, 100, 3, 5] and shown[0]["labels"] == [-100] * 4 + [3, 5]
+    assert shown[0]["image_tokens"] == 14 and "error" not in shown[0]
+    assert "names 2 pictures but its questions contain <image> 1 times" in shown[1]["error"]
+    assert "gone.png does not exist" in shown[2]["error"]
+    (readable, *_) = preview(write(rows), images, Counting(), 2048, 1, False)
+    assert "18 positions, 2 supervised" in readable and readable.count("[image × 7]") == 2  # 8 and 6: their mean
 
 
 def test_pictures_are_decoded_once(images, tmp_path, monkeypatch):
@@ -278,7 +477,7 @@ def test_orientation_reaches_items_and_questions(build, turns, images, tokenizer
         data = [build(*records, orientation=orientation),
                 QuestionDataset(asked, images, Llava15Reader(tokenizer, PATCHES, small), orientation)]  # fmt: skip
         for rows in data:
-            same = torch.equal(rows[0]["pixel_values"], rows[1]["pixel_values"])
+            same = torch.equal(*(rows[i]["pixels"]["pixel_values"] for i in range(2)))
             assert same == (orientation == "exif")
     with pytest.raises(UserError, match="orientation is 'upright'"):
         build(*records, orientation="upright")
@@ -288,7 +487,9 @@ def test_records_are_tokenised_once(images, turns, write, tokenizer, small, tmp_
     """What is kept goes by content and settings; on several processes it is what one finds; a damaged file is made anew."""
     monkeypatch.setenv("HIDE_CACHE", str(tmp_path / "cache"))
     calls, encode = [], TrainingDataset.encode
-    monkeypatch.setattr(TrainingDataset, "encode", lambda self, record: calls.append(1) or encode(self, record))
+    monkeypatch.setattr(
+        TrainingDataset, "encode", lambda self, record, *sizes: calls.append(1) or encode(self, record, *sizes)
+    )
     rows = [{"id": i, "conversations": turns("Q " * (i + 1), "A " * (i % 3))} for i in range(9)]
 
     def build(name="a.json", rows=rows, **options):

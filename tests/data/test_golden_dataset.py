@@ -26,9 +26,10 @@ def encoded(case, tokenizer, max_length=2048):
 def collate(pairs):
     """Collate bare (input_ids, labels) pairs."""
     samples = [
-        {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "pixel_values": None, "text": "", "id": 0}
+        {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels), "types": {}, "pixels": None, "sizes": [], "text": "",
+         "id": 0}
         for ids, labels in pairs
-    ]
+    ]  # fmt: skip
     return Collator()(samples)
 
 
@@ -72,7 +73,10 @@ def test_training_dataset_gives_the_recorded_batch(
     assert batch["ids"] == recording["ids"]
     assert batch["has_image"].tolist() == [True, False, True]
     assert (batch["input_ids"] == IMAGE_TOKEN).sum(1).tolist() == [PATCHES, 0, PATCHES]
-    assert batch["pixel_values"].shape == (2, 3, 336, 336) and batch["pixel_values"].dtype == torch.float32
+    first, none, last = batch["pixels"]
+    assert none is None and batch["sizes"][1] == []
+    for row in (first, last):
+        assert row["pixel_values"].shape == (1, 3, 336, 336) and row["pixel_values"].dtype == torch.float32
 
 
 def test_where_the_reference_goes_wrong_we_refuse(golden, recorded, cases, tokenizer, transform, write, tmp_path):

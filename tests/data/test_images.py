@@ -7,7 +7,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from hide_llava.backbones.clip_pixels import ImageTransform, crop_and_resize, pad_and_resize, pad_to_square
 from hide_llava.data.decoded import decode
-from hide_llava.data.images import load_image
+from hide_llava.data.images import ORIENTATIONS, load_image, size_of, sizes_of
 from hide_llava.errors import UserError
 
 MEAN_COLOR = (122, 116, 104)
@@ -93,6 +93,9 @@ def test_exif_turns_a_picture_as_a_viewer_shows_it(tmp_path, form, tag):
         raw = np.asarray(opened.convert("RGB"))
     assert np.array_equal(load_image(file), viewer)
     assert np.array_equal(load_image(file, "ignore"), raw)
+    for orientation in ORIENTATIONS:
+        assert size_of(file, orientation) == load_image(file, orientation).size
+    assert (size_of(file, "exif") == (16, 24)) == (5 <= tag <= 8)
     if form != "tif":  # Pillow itself turns a TIFF when it reads it, for the published code as well
         assert (not np.array_equal(raw, viewer)) == (2 <= tag <= 8)
 
@@ -103,6 +106,34 @@ def test_16_bit_grey_is_scaled_and_not_clipped(tmp_path, form):
     Image.fromarray(ramp).save(tmp_path / f"deep.{form}")
     got = np.asarray(load_image(tmp_path / f"deep.{form}")).astype(int)
     assert np.array_equal(got[..., 0], np.rint(ramp / 257).astype(int)) and (got[..., 0] == got[..., 2]).all()
+
+
+def test_a_png_may_say_so_behind_its_pixels(tmp_path):
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    Image.new("RGB", (24, 16)).save(tmp_path / "before.png", exif=exif)
+    data = (tmp_path / "before.png").read_bytes()
+    start = data.index(b"eXIf") - 4
+    stop = start + 12 + int.from_bytes(data[start : start + 4], "big")
+    (tmp_path / "behind.png").write_bytes(data[:start] + data[stop:-12] + data[start:stop] + data[-12:])
+    for name in ("before.png", "behind.png"):
+        assert size_of(tmp_path / name, "exif") == load_image(tmp_path / name).size == (16, 24)
+        assert size_of(tmp_path / name, "ignore") == load_image(tmp_path / name, "ignore").size == (24, 16)
+
+
+def test_sizes_come_in_order_and_name_what_is_no_picture(golden, tmp_path):
+    for i in range(9):
+        Image.new("L", (i + 1, 2 * i + 1)).save(tmp_path / f"{i}.png")
+    files = [tmp_path / f"{i}.png" for i in (3, 1, 8, 0, 3)]
+    for workers in (0, 1, 3):
+        assert sizes_of(files, "exif", workers, "nine") == [(4, 7), (2, 3), (9, 17), (1, 1), (4, 7)]
+    for path in (golden / "data/images").iterdir():
+        assert size_of(path, "exif") == load_image(path).size
+    (tmp_path / "text.png").write_text("hello")
+    with pytest.raises(UserError, match=r"text\.png cannot be decoded"):
+        sizes_of([files[0], tmp_path / "text.png"], "exif", 2, "two")
+    with pytest.raises(UserError, match=r"gone\.png does not exist"):
+        sizes_of([tmp_path / "gone.png"], "exif", 1, "one")
 
 
 @pytest.mark.parametrize(("kind", "mode"), [(np.int32, "I"), (np.float32, "F")])

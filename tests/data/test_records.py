@@ -4,10 +4,21 @@ import codecs
 import json
 import multiprocessing
 import os
+import re
 
 import pytest
 
-from hide_llava.data.records import load_questions, load_records, stream
+from hide_llava.data.dataset import check_place
+from hide_llava.data.records import (
+    load_questions,
+    load_records,
+    named_pictures,
+    pictures,
+    readable,
+    stream,
+    too_many,
+    unusable,
+)
 from hide_llava.errors import UserError
 from hide_llava.metrics.rows import tell_apart
 
@@ -16,8 +27,8 @@ GOOD = {"id": 1, "image": "a.png", "conversations": [{"from": "human", "value": 
 
 @pytest.fixture
 def load(write, tmp_path):
-    def read(content):
-        return load_records(write(content), tmp_path / "images", tmp_path / "cache")
+    def read(content, **options):
+        return load_records(write(content), tmp_path / "images", tmp_path / "cache", **options)
 
     return read
 
@@ -33,8 +44,8 @@ def test_rows(load, turns):
         changed(conversations=[{"from": "gpt", "value": "hello"}, *turns("first", "second")]),
     ])  # fmt: skip
     assert [json.loads(record["id"]) for record in records][:3] == [7, "7", None]
-    assert records[4] == {"id": "null", "image": None, "conversations": turns("no image", "ok")}
-    assert records[5]["image"] is None
+    assert records[4] == {"id": "null", "image": [], "conversations": turns("no image", "ok")}
+    assert records[5]["image"] == [] and records[0]["image"] == ["a.png"]
     assert len(records[6]["conversations"]) == 3  # the leading answer is skipped when encoding, as in the reference
     assert set(records.column_names) == {"id", "image", "conversations"}
 
@@ -47,7 +58,7 @@ def test_question_id_stands_in_for_id(load, turns):
 def test_unicode_and_size(load, turns):
     many = [{"id": i, "image": f"漢/{i}.png", "conversations": turns(f"<image>\n{i}?", "é😀\n\n")} for i in range(3000)]
     records = load(many)
-    assert len(records) == 3000 and records[2999]["image"] == "漢/2999.png"
+    assert len(records) == 3000 and records[2999]["image"] == ["漢/2999.png"]
     assert records[5]["conversations"] == many[5]["conversations"]
 
 
@@ -71,7 +82,6 @@ def test_unicode_and_size(load, turns):
         ([changed(conversations=[GOOD["conversations"][1]])], "no human turn"),
         ([changed(conversations=[GOOD["conversations"][0]] * 2)], "turn 2 is from 'human', like the one before"),
         ([changed(conversations=[GOOD["conversations"][1]] * 2)], "turn 2 is from 'gpt'"),
-        ([changed(image=["a.png", "b.png"])], "names 2 pictures"),
         ([changed(image=7)], "image must be a path string"),
         ([changed(image="/etc/passwd")], "leaves the image root"),
         ([changed(image="../secret.png")], "leaves the image root"),
@@ -79,15 +89,46 @@ def test_unicode_and_size(load, turns):
     ],
 )
 def test_bad_files(load, tmp_path, content, message):
-    with pytest.raises(UserError, match=message) as error:
-        load(content)
+    for several in (True, False):
+        with pytest.raises(UserError, match=message) as error:
+            load(content, several=several)
     assert "train.json" in str(error.value)
     whole = isinstance(content, list) and content  # read to its end: the table knows which records are bad
     assert len(list((tmp_path / "cache").glob("*"))) == bool(whole)  # nothing half-written stays
 
 
+def test_several_pictures_are_read_or_refused_as_the_model_does(load, tmp_path):
+    """One table for both: it is told by column, and keeps such a record whole."""
+    rows = [changed(id=0), changed(id=1, image=["a.png", "b.png"]), changed(id=2, image=None),
+            changed(id=3, images=["a.png"] * 3, image=None), {"id": 4}]  # fmt: skip
+    with pytest.raises(UserError, match=r"1 of 5 records.*\n.*record 4 \(id 4\): has no conversations"):
+        load(rows)
+    with pytest.raises(UserError, match="2 of 4 records cannot be trained on") as error:
+        load(rows[:4], several=False)
+    assert (
+        "record 1 (id 1): names 2 pictures (['a.png', 'b.png']); this model takes one a record, others take several"
+        in str(error.value)
+    )
+    assert "record 3 (id 3): names 3 pictures" in str(error.value)
+    assert load(rows[:4])["image"][:] == [["a.png"], ["a.png", "b.png"], [], ["a.png"] * 3]
+    kept = load(rows, on_bad="keep", several=False)
+    assert kept["image"][:] == [["a.png"], ["a.png", "b.png"], [], ["a.png"] * 3, []]
+    for several, good in ((True, [0, 1, 2, 3]), (False, [0, 2])):
+        assert [i for i, row in enumerate(kept) if unusable(row, several) is None] == good
+        assert [json.loads(row["id"]) for row in readable(kept, several)] == good
+    assert unusable(kept[1], False).kind == "several pictures" and unusable(kept[4], False).kind == "no conversations"
+    assert len(list((tmp_path / "cache").iterdir())) == 2  # of five records and of four
+
+
+def test_pictures_of_records_and_questions():
+    assert pictures({"image": ["a.png", "b.png"]}) == ["a.png", "b.png"] and pictures({"image": []}) == []
+    assert pictures({"image": "a.png"}) == ["a.png"] and pictures({}) == pictures({"image": None}) == []
+    assert too_many({"image": "a.png"}) is None and too_many({"image": ["a.png"]}) is None and too_many({}) is None
+    assert str(too_many({"image": ["a.png"] * 4})).startswith("names 4 pictures (['a.png', 'a.png', 'a.png'])")
+
+
 def test_dots_inside_the_root_are_fine(load):
-    assert load([changed(image="a/../b.png")])[0]["image"] == "a/../b.png"
+    assert load([changed(image="a/../b.png")])[0]["image"] == ["a/../b.png"]
 
 
 def test_missing_file(tmp_path):
@@ -144,7 +185,7 @@ def test_questions(write, golden):
         ('[{"question_id": 1, "text": "?"}, {"question_id": "1", "text": "!"}]', "in another form"),
         ('[{"question_id": true, "text": "?"}]', "has no question_id"),
         ('[{"question_id": 1, "text": "?", "img": "a.png"}]', "has 'img', which is not read"),
-        ('[{"question_id": 1, "text": "?", "images": ["a.png", "b.png"]}]', "names 2 pictures"),
+        ('[{"question_id": 1, "text": "?", "image": "b.png", "images": ["a.png", "b.png"]}]', "and others as 'images'"),
         ('[{"question_id": 1, "text": "?", "image": "../x"}]', "leaves the image root"),
         ('[{"question_id": 1, "text": "?", "image": 4}]', "image must be a path string"),
     ],
@@ -201,27 +242,33 @@ def test_another_encoding_is_named_with_file_and_byte(tmp_path, content, byte, l
         list(stream(tmp_path / "odd.json"))
 
 
-PICTURES = [  # fields of a record or question → its picture, or what it is refused with
-    ({}, None),
-    ({"image": None}, None),
-    ({"image": ""}, None),
-    ({"images": []}, None),
-    ({"image": "a.png"}, "a.png"),
-    ({"image": ["a.png"]}, "a.png"),
-    ({"images": ["a.png"]}, "a.png"),
-    ({"images": "a.png"}, "a.png"),
-    ({"image": "a.png", "images": ["a.png"]}, "a.png"),
-    ({"image": "a.png", "image_id": "17", "image_size": [3, 4], "num_images": 1}, "a.png"),
-    ({"image": "coco/a.png", "image_url": "http://host/x/a.png"}, "coco/a.png"),
-    ({"image": "a.png", "videos": []}, "a.png"),
-    ({"image": ["a.png", "b.png"]}, r"names 2 pictures \(\['a.png', 'b.png'\]\)"),
-    ({"images": ["a.png", "a.png"]}, "names 2 pictures"),
-    ({"image": "a.png", "images": ["b.png"]}, "names 2 pictures"),
+PICTURES = [  # fields of a record or question → its pictures, or what it is refused with
+    ({}, []),
+    ({"image": None}, []),
+    ({"image": ""}, []),
+    ({"images": []}, []),
+    ({"image": "a.png"}, ["a.png"]),
+    ({"image": ["a.png"]}, ["a.png"]),
+    ({"images": ["a.png"]}, ["a.png"]),
+    ({"images": "a.png"}, ["a.png"]),
+    ({"image": "a.png", "images": ["a.png"]}, ["a.png"]),
+    ({"image": "a.png", "image_id": "17", "image_size": [3, 4], "num_images": 1}, ["a.png"]),
+    ({"image": "coco/a.png", "image_url": "http://host/x/a.png"}, ["coco/a.png"]),
+    ({"image": "a.png", "videos": []}, ["a.png"]),
+    ({"image": ["a.png", "b.png"]}, ["a.png", "b.png"]),
+    ({"images": ["a.png", "a.png"]}, ["a.png", "a.png"]),
+    ({"image": ["b.png", "a.png"], "images": ["b.png", "a.png"]}, ["b.png", "a.png"]),
+    ({"image": "a.png", "images": ["b.png"]}, r"names pictures as 'image' \(\['a.png'\]\) and others as 'images' \(\['b.png'\]"),
+    ({"image": ["a.png", "b.png"], "images": ["b.png", "a.png"]}, "keep one of the keys"),
     ({"image": {"bytes": "x"}}, "must be a path string"),
     ({"image": ["  "]}, "must be a path string"),
+    ({"image": ["a.png", ""]}, "must be a path string"),
+    ({"image": ["a.png", ["b.png"]]}, "must be a path string"),
+    ({"image": ["a.png", "../b.png"]}, "'../b.png' leaves the image root"),
     ({"image": "a.png", "videos": ["b.mp4"]}, "has 'videos'"),
     ({"image": "a.png", "image_2": "b.png"}, "has 'image_2'"),
-    *(({key: "a.png"}, f"has '{key}', which is not read; name one picture, as 'image'")
+    ({"image": ["a.png", "b.png"], "image_url": "http://host/x/a.png"}, "has 'image_url'"),
+    *(({key: "a.png"}, f"has '{key}', which is not read; name its pictures as 'image'")
       for key in ("image_path", "image_file", "img", "Image", "Images", "img_path", "image_name",
                   "photo", "picture", "video", "audio", "imagePath", "image_paths", "img_url", "image_1")),
 ]  # fmt: skip
@@ -231,15 +278,49 @@ PICTURES = [  # fields of a record or question → its picture, or what it is re
 def test_a_picture_is_read_or_refused_by_name(write, load, turns, fields, want):
     record = {"id": 1, "conversations": turns("q", "a"), **fields}
     question = {"question_id": 1, "text": "q", **fields}
-    if want is None or want.endswith("a.png"):
-        assert load([record])[0]["image"] == want
-        (row,) = load_questions(write([question], "q.json"))
-        assert row.get("image") == want and "images" not in row
+    if isinstance(want, str):
+        with pytest.raises(UserError, match=want):
+            load([record])
+        with pytest.raises(UserError, match=want):
+            load_questions(write([question], "q.json"))
         return
-    with pytest.raises(UserError, match=want):
-        load([record])
-    with pytest.raises(UserError, match=want):
-        load_questions(write([question], "q.json"))
+    assert named_pictures(record) == want
+    assert load([record])[0]["image"] == want
+    (row,) = load_questions(write([question], "q.json"))
+    assert row.get("image") == (want if len(want) > 1 else want[0] if want else None) and "images" not in row
+    assert pictures(row) == want
+    if len(want) < 2:
+        assert load([record], several=False)[0]["image"] == want
+        check_place(row, several=False)
+        return
+    check_place(row)
+    refused = rf"names {len(want)} pictures \({re.escape(repr(want))}\); this model takes one"
+    with pytest.raises(UserError, match=rf"record 0 \(id 1\): {refused}"):
+        load([record], several=False)
+    with pytest.raises(UserError, match=rf"^Question 1 {refused}"):
+        check_place(row, several=False)
+
+
+@pytest.mark.parametrize(
+    ("text", "images", "fault"),
+    [
+        ("What?", [], None),
+        ("What?", ["a"], None),
+        ("<image> What?", ["a"], None),
+        ("What?", ["a", "b"], None),
+        ("<image> or <image>?", ["a", "b"], None),
+        ("<image>\nWhat?", [], "contains <image> but names no image file"),
+        ("<image>\nWhat?", ["a", "b"], "names 2 pictures and contains <image> 1 times; write it as often"),
+        ("<image><image><image>", ["a", "b"], "names 2 pictures and contains <image> 3 times"),
+    ],
+)
+def test_a_question_has_as_many_places_as_pictures(text, images, fault):
+    question = {"question_id": "q", "text": text, "image": images}
+    if fault is None:
+        check_place(question)
+    else:
+        with pytest.raises(UserError, match=f"^Question 'q' {fault}"):
+            check_place(question)
 
 
 # ----------------------------------------------------------------------------------------------------- ids that repeat

@@ -16,12 +16,13 @@ from tests.tiny import configuration, write_world
 
 
 def batch_of(images: list[bool]) -> dict:
-    """Row b has id b; image k of the batch is filled with the row it belongs to."""
+    """Row b has id b; its pixels are filled with the row they belong to."""
     rows = torch.arange(len(images))
     has_image = torch.tensor(images)
-    pixels = rows[has_image].float().reshape(-1, 1, 1, 1).expand(-1, 3, 2, 2) if any(images) else None
+    pixels = [{"pixel_values": torch.full((1, 3, 2, 2), float(b))} if has else None for b, has in enumerate(images)]
     return {"ids": [str(b) for b in range(len(images))], "input_ids": rows.unsqueeze(1), "has_image": has_image,
-            "pixel_values": pixels, "texts": ["x"] * len(images)}  # fmt: skip
+            "pixels": pixels, "sizes": [[(2, 2)] if has else [] for has in images], "texts": ["x"] * len(images),
+            "types": {"kind": 10 * rows.unsqueeze(1)}}  # fmt: skip
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=9), st.integers(1, 9))
@@ -32,9 +33,12 @@ def test_every_row_keeps_its_image_and_its_place(images: list[bool], fits: int) 
         if len(batch["ids"]) > fits:
             raise torch.OutOfMemoryError("too much")
         calls.append(len(batch["ids"]))
-        of_rows = iter([] if batch["pixel_values"] is None else batch["pixel_values"][:, 0, 0, 0].tolist())
+        assert len(batch["pixels"]) == len(batch["ids"])
+        of_rows = iter([row["pixel_values"][0, 0, 0, 0].item() for row in batch["pixels"] if row is not None])
         rows = [(i, next(of_rows) if has else None) for i, has in zip(batch["ids"], batch["has_image"])]
         assert next(of_rows, None) is None and batch["input_ids"].flatten().tolist() == [int(i) for i in batch["ids"]]
+        assert batch["types"]["kind"].flatten().tolist() == [10 * int(i) for i in batch["ids"]]
+        assert [len(sizes) for sizes in batch["sizes"]] == batch["has_image"].long().tolist()
         return rows
 
     rows = within_memory(answer, batch_of(images))
@@ -52,8 +56,8 @@ def test_one_question_that_does_not_fit_is_named() -> None:
 
 def test_halves_of_an_uneven_batch() -> None:
     first, second = halves(batch_of([False, True, True]))
-    assert (first["ids"], first["pixel_values"], second["ids"]) == (["0"], None, ["1", "2"])
-    assert second["pixel_values"][:, 0, 0, 0].tolist() == [1.0, 2.0]
+    assert (first["ids"], first["pixels"], second["ids"]) == (["0"], [None], ["1", "2"])
+    assert [row["pixel_values"][:, 0, 0, 0].tolist() for row in second["pixels"]] == [[1.0], [2.0]]
 
 
 def test_a_run_that_runs_out_of_memory_answers_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +97,7 @@ def test_the_cache_of_a_7b_is_as_computed_by_hand() -> None:
         hidden_size, intermediate_size, head_dim = 4096, 11008, 128
 
     class Llava:
-        config = type("Config", (), {"text_config": Text})
+        config = type("Config", (), {"get_text_config": lambda: Text})
         dtype, device = torch.bfloat16, torch.device("cpu")
 
     kept = 2 * 32 * 4096 * 2  # keys and values of 32 layers in bf16: 512 KiB a token

@@ -59,7 +59,8 @@ def trainable(routed: RoutedLlava) -> None:
 def text(tensors: dict[str, Tensor], prefix: str = "in.") -> dict[str, Tensor]:
     """A recorded batch of text as the collator's."""
     batch = {k: tensors[f"{prefix}{k}"] for k in ("input_ids", "attention_mask", "labels")}
-    return {**batch, "has_image": torch.zeros(len(batch["input_ids"]), dtype=torch.bool)}
+    count = len(batch["input_ids"])
+    return {**batch, "has_image": torch.zeros(count, dtype=torch.bool), "pixels": [None] * count, "sizes": [[]] * count}
 
 
 def total(routed: RoutedLlava, batch: dict) -> tuple[Tensor, Tensor]:

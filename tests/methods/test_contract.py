@@ -31,6 +31,7 @@ if os.environ.get("HIDE_CONTRACT"):  # the preset of a method that lives elsewhe
     TESTED = [str(Path(os.environ["HIDE_CONTRACT"]).resolve())]
 TRAINED = [n for n in TESTED if n != "zero_shot"]
 QUICK = dict.fromkeys(["mrlora", "mrlora-mini"], ("method.router_epochs=1", "method.router_rank=4"))  # only takes time
+IN_BF16 = ("hide", "lora", "modalprompt", "smolora")  # of one method each kind: anchors, an adapter, prompts, a router
 ORACLES = ["individual"]  # upper references: they are told the task at inference, and every table says so
 
 
@@ -56,10 +57,11 @@ def in_gate(methods: list[str]) -> list:
 
 
 def in_both(methods: list[str]) -> list:
-    """(preset, dtype): every preset in fp32, those that are no method's first as `slow`; one of each method in bf16 too."""
+    """(preset, dtype): every preset in fp32, those that are no method's first as `nightly`; one of each method in bf16 too, of
+    which the gate has a few: tests/simulated_cuda walks and restarts every method in bf16."""
     first = one_of_each(methods)
-    pairs = [*((m, "float32") for m in methods), *((m, "bfloat16") for m in first)]
-    return [pytest.param(m, dtype, marks=_in_gate(m, first)) for m, dtype in pairs]
+    in_fp32 = [pytest.param(m, "float32", marks=_in_gate(m, first)) for m in methods]
+    return in_fp32 + [pytest.param(m, "bfloat16", marks=_in_gate(m, list(IN_BF16))) for m in first]
 
 
 def _in_gate(method: str, first: list[str]) -> list[pytest.MarkDecorator]:
@@ -123,7 +125,7 @@ def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor], atol: fl
 def questions(session: Session, world: Path, task: int = 0) -> QuestionDataset:
     rows = load_questions(world / "data" / f"task{task}" / "test.json")
     transform = session.run.tasks[task].settings()["image_transform"]
-    return QuestionDataset(rows, world / "data", session.backbone.reader(transform))
+    return QuestionDataset(rows, world / "data", session.reader(transform))
 
 
 class Finished(dict):

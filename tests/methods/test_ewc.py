@@ -1,5 +1,7 @@
 """EWC: the Fisher diagonal against enumeration and against Prism's recordings, the penalty, its two modes."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -48,7 +50,10 @@ def recorded_ewc(**options: object) -> tuple[dict[str, Tensor], object, list[dic
 def context_of(routed: object, examples: list[dict]) -> Context:
     def loader(data: list[dict], size: int) -> list[dict]:
         groups = [[data[j] for j in range(i, min(i + size, len(data)))] for i in range(0, len(data), size)]
-        return [{k: torch.cat([e[k] for e in group]) for k in group[0]} for group in groups]
+        return [{k: joined([e[k] for e in group]) for k in group[0]} for group in groups]
+
+    def joined(rows: list) -> Any:
+        return torch.cat(rows) if isinstance(rows[0], Tensor) else [value for row in rows for value in row]
 
     return Context(train_data=examples, loader=loader, forward=lambda batch: routed(**batch))
 

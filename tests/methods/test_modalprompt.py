@@ -6,8 +6,7 @@ from torch import Tensor
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
 from hide_llava.adapters.core import Core
-from hide_llava.backbones.base import Vision
-from hide_llava.backbones.llava15 import Llava15, insert_prompts, splice
+from hide_llava.backbones.llava15 import Llava15, Llava15Vision, insert_prompts, splice
 from hide_llava.methods.base import Context, Features
 from hide_llava.methods.modalprompt import ModalPrompt
 from tests.methods.host import assert_near, recorded, tasks, trainable_at_7b
@@ -72,7 +71,7 @@ def assembled(method: ModalPrompt, tensors: dict[str, Tensor], train: bool) -> t
         source = tensors[f"batch/in.{key}"] if fill is None else fill
         values += [row.repeat_interleave(times) for row, times in zip(source, repeats)]
     ids, mask, labels = (torch.stack(values) for values in rows.values())
-    vision = Vision(tensors["batch/in.patch_embeddings"], torch.empty(0))
+    vision = Llava15Vision(torch.empty(0), tensors["batch/in.patch_embeddings"], torch.empty(0))
     embeds = splice(method.core.llava, ids, vision, lambda patches: patches)
     return insert_prompts(method.route({}, features_of(tensors), train).prompts, embeds, mask, labels)
 

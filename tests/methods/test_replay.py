@@ -14,7 +14,7 @@ from tests.methods.refused import assert_refused
 def table(task: int, count: int) -> Dataset:
     turns = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
     return Dataset.from_list(
-        [{"id": f'"{task}-{i}"', "image": None, "conversations": turns} for i in range(count)], features=features()
+        [{"id": f'"{task}-{i}"', "image": [], "conversations": turns} for i in range(count)], features=features()
     )
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from hide_llava.adapters.key_elements import key_mean, pack, select, unpack
 from hide_llava.data.answer_styles import diversify, templates, understand
+from hide_llava.data.dataset import check_turns
 from hide_llava.data.records import features
 from hide_llava.methods.base import Context
 from hide_llava.methods.sefe import Sefe
@@ -210,7 +211,7 @@ WORD = "What is this?\nAnswer the question using a single word or phrase."
 
 def record(question: str, answer: str, number: int, image: bool = True) -> dict:
     turns = [{"from": "human", "value": ("<image>\n" if image else "") + question}, {"from": "gpt", "value": answer}]
-    return {"id": str(number), "image": "x.png" if image else None, "conversations": turns}
+    return {"id": str(number), "image": ["x.png"] if image else [], "conversations": turns}
 
 
 def table(rows: list[tuple[str, str]]) -> Dataset:
@@ -239,10 +240,19 @@ def test_share_number_and_images_are_kept(percent: float) -> None:
     assert sorted(new["id"]) == sorted(records["id"]) and len(changed) == round(30 * percent / 100)
     for r in new:
         assert r["image"] == old[r["id"]]["image"]
-        assert r["conversations"][0]["value"].startswith("<image>\n") == (r["image"] is not None)
-        assert r["conversations"][0]["value"].count("<image>") == (r["image"] is not None)
+        assert r["conversations"][0]["value"].startswith("<image>\n") == (r["image"] == ["x.png"])
+        assert r["conversations"][0]["value"].count("<image>") == (r["image"] == ["x.png"])
     assert new.to_list() == diversify(records, percent, 3).to_list()
     assert percent == 0.0 or new.to_list() != diversify(records, percent, 4).to_list()
+
+
+def test_a_rewritten_record_keeps_a_place_for_each_picture() -> None:
+    two = {**record("Which is it, <image> or <image>?", "lemon", 0), "image": ["x.png", "y.png"]}
+    two["conversations"][0]["value"] = two["conversations"][0]["value"].removeprefix("<image>\n")
+    for seed in range(5):
+        (new,) = diversify(Dataset.from_list([two], features=features()), 100.0, seed)
+        assert new != two and new["image"] == two["image"]
+        check_turns(new["conversations"], 2, ())
 
 
 def test_rewritten_answers_are_right() -> None:

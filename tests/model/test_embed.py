@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
-from hide_llava.backbones.base import Vision
-from hide_llava.backbones.llava15 import insert_prompts, see, splice
+from hide_llava.backbones.llava15 import Llava15Vision, insert_prompts, see, splice
 from hide_llava.backbones.vicuna import IMAGE_TOKEN
 from hide_llava.data.collator import Collator
 from hide_llava.data.dataset import QuestionDataset, TrainingDataset
@@ -72,12 +71,13 @@ def test_see_gives_the_selected_and_the_last_layer(llava: LlavaForConditionalGen
         out = llava.model.vision_tower(pixels, output_hidden_states=True)
     assert torch.equal(vision.patches, out.hidden_states[-2][:, 1:]) and vision.patches.shape == (2, PATCHES, 32)
     assert torch.equal(vision.cls, out.last_hidden_state[:, 0]) and not vision.patches.requires_grad
+    assert torch.equal(vision.pooled, vision.patches.mean(1)) and vision.pooled.dtype == torch.float32
 
 
 def test_wrong_number_of_images_is_refused(llava: LlavaForConditionalGeneration) -> None:
     ids = batch_of_ids("left")
     for count in (1, 3):
-        vision = Vision(torch.randn(count, PATCHES, 32), torch.randn(count, 32))
+        vision = Llava15Vision(torch.randn(count, 32), torch.randn(count, PATCHES, 32), torch.randn(count, 32))
         with pytest.raises(ValueError, match=rf"8 image positions for {count}×4 patches"):
             splice(llava, ids, vision, llava.model.multi_modal_projector)
 

@@ -1,10 +1,9 @@
 """How every family reads: what is learned of a record, what is refused, and that a question is asked as it was trained."""
 
+import copy
 import json
-import pickle
 import shutil
 from collections.abc import Callable, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -329,9 +328,8 @@ def same(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_a_reader_goes_to_other_processes(family: Family) -> None:
-    assert pickle.dumps(family.reader)
-    copy = deepcopy(family.reader)  # by what is pickled of it
-    own, copied = Samples([family.reader]), Samples([copy])
+    again = copy.deepcopy(family.reader)  # through `__getstate__`, as a spawned process gets it
+    own, copied = Samples([family.reader]), Samples([again])
     batches = [list(DataLoader(own, batch_size=2, collate_fn=Collator(), num_workers=n)) for n in (0, 2)]
     assert len(batches[0]) == 2 and same(batches[0], batches[1])
     assert same(batches[0], list(DataLoader(copied, batch_size=2, collate_fn=Collator())))

@@ -2,17 +2,21 @@
 
 import json
 import shutil
+import sys
 import time
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import LlavaForConditionalGeneration
+from transformers import CLIPModel, LlavaForConditionalGeneration
 
+from hide_llava.backbones import auto
 from hide_llava.backbones import loading as module
-from hide_llava.backbones.auto import load
+from hide_llava.backbones.auto import bare, class_of, families, family_in, family_of, load, reader_of
 from hide_llava.backbones.base import Backbone
+from hide_llava.backbones.llava15 import Llava15
 from hide_llava.backbones.loading import resolve
 from hide_llava.errors import UserError
 from hide_llava.schema import ModelConfig
@@ -73,7 +77,8 @@ def test_image_and_padding_rows_are_dropped(loaded: Backbone, world: Path, spoil
 def test_pixels_are_the_towers(loaded: Backbone) -> None:
     from PIL import Image
 
-    assert loaded.reader().pixels(Image.new("RGB", (40, 20))).shape == (3, 28, 28)
+    pixels = loaded.reader().pixels([Image.new("RGB", (40, 20))])
+    assert list(pixels) == ["pixel_values"] and pixels["pixel_values"].shape == (1, 3, 28, 28)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -145,12 +150,55 @@ def test_not_a_model_folder(world: Path, tmp_path: Path) -> None:
 
 
 def test_another_architecture(world: Path, spoiled: Path) -> None:
-    with pytest.raises(UserError, match="holds CLIPModel, expected LlavaForConditionalGeneration"):
+    with pytest.raises(UserError, match=r"clip: holds a model of type 'clip', which no backbone is for\. Known: .*llava"):
         load(*config(world, f"model.path={world}/clip"))
     described = json.loads((spoiled / "config.json").read_text())
+    (spoiled / "config.json").write_text(json.dumps({**described, "architectures": ["CLIPModel"]}))
+    with pytest.raises(UserError, match="holds CLIPModel, expected LlavaForConditionalGeneration"):
+        load(*config(world, f"model.path={spoiled}"))
     (spoiled / "config.json").write_text(json.dumps({k: v for k, v in described.items() if k != "architectures"}))
     with pytest.raises(UserError, match="a model of unknown kind"):
         load(*config(world, f"model.path={spoiled}"))
+
+
+def test_the_family_is_told_by_the_type(world: Path, tmp_path: Path) -> None:
+    """Before anything is loaded, in both formats; a model that is not on this machine has none, and nothing is downloaded."""
+    assert family_in(world / "llava") is family_in(GOLDEN / "base") is Llava15
+    assert family_of(config(world)[0], world) is Llava15
+    assert family_of(config(world, "model.path=some-user/some-model")[0], world) is None
+    for content in ({}, {"model_type": "llava_nothing"}, {"model_type": "llamas"}):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        with pytest.raises(UserError, match=rf"of type '{content.get('model_type', '')}', which no backbone"):
+            family_in(tmp_path)
+    assert class_of("nothing") is None and "llava" in families()
+
+
+def test_a_package_may_bring_a_family(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(Llava15):
+        pass
+
+    entry = EntryPoint("own", f"{__name__}:Own", auto.GROUP)
+    monkeypatch.setattr(auto, "announced", lambda group: [entry] if group == auto.GROUP else [])
+    monkeypatch.setattr(sys.modules[__name__], "Own", Own, raising=False)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "own"}))
+    assert family_in(tmp_path) is class_of("own") is Own and families() == sorted({"own", *auto.FAMILIES})
+
+
+def test_a_bare_model_has_a_backbone(loaded: Backbone, world: Path) -> None:
+    made = bare(loaded.model)
+    assert type(made) is Llava15 and made.model is loaded.model and made.tokenizer is None and made.clip is None
+    with pytest.raises(UserError, match="a model of type 'clip': no backbone is for it"):
+        bare(CLIPModel.from_pretrained(world / "clip"))
+
+
+def test_a_reader_without_weights_reads_alike(loaded: Backbone, world: Path) -> None:
+    without = reader_of(world / "llava", None)
+    assert without.settings() == loaded.reader().settings() and not without.several and not without.by_size
+    for images in ((), [(40, 20)]):
+        assert without.question("What is it?", images) == loaded.reader().question("What is it?", images)
+    read = without.question("What is it?", [(40, 20)])
+    (start, stop) = read.spans[0]
+    assert read.ids[start:stop] == [without.image_id] * 4 and read.ids.count(without.image_id) == 4 and read.types == {}
 
 
 def test_missing_weights_are_not_drawn_at_random(world: Path, spoiled: Path) -> None:

@@ -65,7 +65,7 @@ def dequantised(core: Core, config: LlavaConfig) -> Core:
 def test_the_fused_adapter_equals_merging_into_the_dequantised_base(mode: str, config: LlavaConfig) -> None:
     torch.manual_seed(0)
     llava = LlavaForConditionalGeneration(config)
-    quantize(llava, "4bit", torch.float32)
+    quantize(llava, llava.model.language_model.layers, "4bit", torch.float32)
     core = with_experts(llava.to("cpu"))
     llava.train()  # the CPU kernel for inference rounds to bf16; there is no dropout here
     plain = dequantised(core, config)

@@ -13,7 +13,7 @@ from transformers import (
     LlavaForConditionalGeneration,
 )
 
-from hide_llava.backbones.llava15 import see
+from hide_llava.backbones.llava15 import Llava15Vision, see
 from hide_llava.backbones.routing_encoder import ClipRoutingEncoder
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Features
@@ -46,14 +46,20 @@ def folder(world: Path, tmp_path: Path) -> Path:
     return shutil.copytree(world / "clip", tmp_path / "clip")
 
 
+def rows_of(pixels: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+    """Each picture as the pixels of a row of its own."""
+    return [{"pixel_values": one} for one in pixels.split(1)]
+
+
 def test_image_feature_is_clips_image_embedding(
     world: Path, llava: LlavaForConditionalGeneration, clip: CLIPVisionModelWithProjection
 ) -> None:
     pixels = torch.randn(3, 3, SIZE, SIZE)
     with torch.no_grad():
         want = clip(pixels).image_embeds
-    ours = ClipRoutingEncoder(llava, world / "clip").image(see(llava, pixels).cls, pixels)
+    ours = ClipRoutingEncoder(llava, world / "clip").image(see(llava, pixels), rows_of(pixels))
     assert ours.shape == (3, 24) and ours.dtype == torch.float32
+    assert ClipRoutingEncoder(llava, world / "clip").width == 24
     torch.testing.assert_close(ours, want, atol=1e-5, rtol=1e-5)
     assert (ours.norm(dim=1) - 1).abs().min() > 1e-3  # not normalised
 
@@ -111,7 +117,7 @@ def test_features_stay_fp32_beside_a_bf16_model(world: Path) -> None:
     model = LlavaForConditionalGeneration.from_pretrained(world / "llava", dtype=torch.bfloat16)
     encoder = ClipRoutingEncoder(model, world / "clip")
     pixels = torch.randn(1, 3, SIZE, SIZE)
-    assert encoder.image(see(model, pixels).cls, pixels).dtype == torch.float32
+    assert encoder.image(see(model, pixels), rows_of(pixels)).dtype == torch.float32
     assert encoder.text(["a"]).dtype == encoder.visual_projection.dtype == torch.float32
     assert not any(p.requires_grad for p in encoder.parameters())
 
@@ -120,18 +126,18 @@ def test_rows_without_an_image_are_zero(world: Path, tmp_path: Path) -> None:
     """In a mixed batch every feature stands in its own row; `zero_image` fills the gap with an all-zero picture's."""
     pixels = torch.randn(2, 3, SIZE, SIZE)
     batch = {"input_ids": torch.ones(3, 1, dtype=torch.long), "has_image": torch.tensor([True, False, True]),
-             "pixel_values": pixels, "texts": ["a", "b", "c"]}  # fmt: skip
+             "pixels": [rows_of(pixels)[0], None, rows_of(pixels)[1]], "texts": ["a", "b", "c"]}  # fmt: skip
     for method, empty in (("hide", True), ("hide-official", False)):
         session = Session(Run(configuration(world, method, tmp_path / "run")))
         vision = session.routed.see(batch)
         found: Features = session.routed.features(batch, vision)
-        seen = session.routed.encoder.image(vision.cls, pixels)
+        seen = session.routed.encoder.image(vision, rows_of(pixels))
         assert torch.equal(found.image[0], seen[0]) and torch.equal(found.image[2], seen[1])
         zeros = torch.zeros(1, 3, SIZE, SIZE)
-        of_zeros = session.routed.encoder.image(see(session.core.llava, zeros).cls, zeros)[0]
+        of_zeros = session.routed.encoder.image(see(session.core.llava, zeros), rows_of(zeros))[0]
         want = torch.zeros(24) if empty else of_zeros
         torch.testing.assert_close(found.image[1], want, atol=1e-6, rtol=0)
-        text_only = {**batch, "has_image": torch.tensor([False] * 3), "pixel_values": None}
+        text_only = {**batch, "has_image": torch.tensor([False] * 3), "pixels": [None] * 3}
         assert session.routed.features(text_only, None).image.shape == (3, 24)
 
 
@@ -205,7 +211,8 @@ def test_image_feature_of_a_bf16_tower_is_made_in_fp32(given: torch.dtype, world
     half = LlavaForConditionalGeneration.from_pretrained(world / "llava", dtype=torch.bfloat16).eval()
     half.model.vision_tower.load_state_dict(llava.model.vision_tower.state_dict())
     cls = torch.randn(3, 32, generator=torch.Generator().manual_seed(0)).to(given)
-    ours = ClipRoutingEncoder(half, world / "clip").image(cls, cls)
-    exact = ClipRoutingEncoder(llava, world / "clip").image(cls.float(), cls)
+    none = torch.empty(0)
+    ours = ClipRoutingEncoder(half, world / "clip").image(Llava15Vision(none, none, cls), [])
+    exact = ClipRoutingEncoder(llava, world / "clip").image(Llava15Vision(none, none, cls.float()), [])
     assert ours.dtype == torch.float32
     torch.testing.assert_close(ours, exact, atol=2e-2, rtol=2e-2)  # what rounding the norm's weights to bf16 costs

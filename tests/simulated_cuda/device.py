@@ -268,6 +268,7 @@ class _Functions(TorchFunctionMode):
         if function is torch.Tensor.to:
             args = tuple(map(self._index, args))
         if function in (torch.tensor, torch.as_tensor) and on_cuda(kwargs.get("device")):
+            args = tuple([x.item() if isinstance(x, DeviceTensor) else x for x in a] if isinstance(a, list) else a for a in args)
             return function(*args, **{k: v for k, v in kwargs.items() if k != "device"}).to(kwargs["device"])
         if function in (torch.Tensor.__getitem__, torch.Tensor.__setitem__):
             one = args[1] if isinstance(args[1], tuple) else (args[1],)

@@ -26,6 +26,7 @@ from transformers.utils import logging
 import hide_llava.methods.all  # noqa: F401
 import tests.methods.extra  # noqa: F401
 from hide_llava.backbones import llava15
+from hide_llava.backbones.chat import ChatBackbone
 from hide_llava.config import RunConfig, compose
 from hide_llava.evaluation import cells
 from hide_llava.pipeline import run
@@ -116,6 +117,7 @@ def until_done(config: RunConfig) -> int:
 def counting(counted: Counted) -> Iterator[None]:
     """Inside the block training steps, batches of answers and decoded tokens are counted."""
     build_trainer, answer_batch, greedy = sequence.build_trainer, cells.answer_batch, llava15.greedy
+    of_upstream = ChatBackbone.answer
     decoding = [0, 0]  # waits of decoding, tokens
 
     def build(*args: Any) -> Any:
@@ -129,6 +131,12 @@ def counting(counted: Counted) -> Iterator[None]:
         decoding[:] = [(device.waits - before).total(), max(map(len, result))]
         return result
 
+    def generate(*args: Any, **kwargs: Any) -> Any:
+        before = device.waits.copy()
+        result = of_upstream(*args, **kwargs)
+        decoding[:] = [(device.waits - before).total(), max(map(len, result))]
+        return result
+
     def answer(*args: Any) -> list[dict]:
         before = device.waits.copy()
         rows = answer_batch(*args)
@@ -137,10 +145,12 @@ def counting(counted: Counted) -> Iterator[None]:
         return rows
 
     sequence.build_trainer, cells.answer_batch, llava15.greedy = build, answer, decode
+    ChatBackbone.answer = generate
     try:
         yield
     finally:
         sequence.build_trainer, cells.answer_batch, llava15.greedy = build_trainer, answer_batch, greedy
+        ChatBackbone.answer = of_upstream
 
 
 def ids(file: Path) -> list[list[int]]:

@@ -62,7 +62,8 @@ def test_plain_peft_gives_the_same_logits(stage: int, finished: RunFolder, world
     model = PeftModel.from_pretrained(plain, str(folder / "adapter")).eval()
     ids = batch["input_ids"].masked_fill(batch["input_ids"] == IMAGE_TOKEN, IMAGE_ID)
     with torch.no_grad():
-        theirs = model(input_ids=ids, attention_mask=batch["attention_mask"], pixel_values=batch["pixel_values"]).logits
+        pixels = torch.cat([row["pixel_values"] for row in batch["pixels"]])
+        theirs = model(input_ids=ids, attention_mask=batch["attention_mask"], pixel_values=pixels).logits
     attended = batch["attention_mask"].bool()
     assert ours.shape[-1] == len(session.backbone.tokenizer) < theirs.shape[-1]
     torch.testing.assert_close(theirs[..., : ours.shape[-1]][attended], ours[attended], atol=1e-5, rtol=1e-5)

@@ -12,6 +12,7 @@ import yaml
 from safetensors.torch import load_file
 
 import hide_llava.methods.all  # noqa: F401
+from hide_llava.backbones.counts import counted
 from hide_llava.backbones.shapes import published
 from hide_llava.config import from_yaml
 from hide_llava.errors import UserError
@@ -75,13 +76,13 @@ def test_what_is_chosen(
 
 def test_bytes_of_a_7b_micro_batch() -> None:
     """Four records of 700 positions, bf16: 34 d + 9 m bytes per position and layer kept, 2 d when computed again."""
-    shape, d, m = published("7b"), 4096, 11008
+    shape, d, m = counted(published("7b")), 4096, 11008
     kept = activations(shape, 4, 2, False, 700, 20)
-    logits = 4 * 80 * 14 * shape.text_config.vocab_size
+    logits = 4 * 80 * 14 * shape.vocabulary
     assert kept == 2800 * 32 * (34 * d + 9 * m) + logits and 20 < kept / 1e9 < 22
     again = activations(shape, 4, 2, True, 700, 20)
     assert again == 2800 * (32 * 2 * d + 34 * d + 9 * m) + logits and again < kept / 10
-    assert activations(shape, 4, 2, True, 700, None) - again == 4 * (1400 - 80) * 14 * shape.text_config.vocab_size
+    assert activations(shape, 4, 2, True, 700, None) - again == 4 * (1400 - 80) * 14 * shape.vocabulary
     assert activations(shape, 4, 2, False, 700, 20, adapters=8) > 3 * kept
 
 

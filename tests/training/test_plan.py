@@ -126,7 +126,7 @@ def test_extra_passes_by_arithmetic() -> None:
     assert 0.32 < lwf.record(1) / base.record(1) - 1 < 0.35
     (fisher,) = ewc.sizes.cost.passes
     adapter, positions = 16 * (INPUTS + OUTPUTS), 576 + TEXT
-    flops = Flops(SHAPE.llava)
+    flops = Flops(SHAPE)
     once = (
         flops.forward(positions, adapter) + flops.backward(positions, adapter) + flops.vision() + flops.projector(False)
     )
@@ -166,7 +166,7 @@ def small() -> ModelShape:
 @pytest.fixture(scope="module")
 def weights(small: ModelShape) -> LlavaForConditionalGeneration:
     torch.manual_seed(0)
-    return LlavaForConditionalGeneration._from_config(copy.deepcopy(small.llava), attn_implementation="eager").eval()
+    return LlavaForConditionalGeneration._from_config(copy.deepcopy(small.config), attn_implementation="eager").eval()
 
 
 OPTIONS = {
@@ -273,7 +273,7 @@ def test_the_formula_of_an_answer_is_what_torch_counts(
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels, max_new_tokens=5,
                        do_sample=False, pad_token_id=0)  # fmt: skip
-    assert counter.get_total_flops() == Flops(small.llava).answer(ids.shape[1], 5)
+    assert counter.get_total_flops() == Flops(small).answer(ids.shape[1], 5)
 
 
 # -------------------------------------------------------------------------------------------------------------- the text
@@ -299,7 +299,9 @@ def test_text_without_a_model_folder(tmp_path: Path) -> None:
     (line,) = (line for line in text.splitlines() if line.startswith("all evaluation: "))
     assert line.startswith("all evaluation: 63,000 answers in 21 cells, ")  # 3,000 questions × (1 + … + 6)
     petaflops, hours = (float(n) for n in re.search(r" ([\d.]+) PFLOP, at least ([\d.]+) h at 50 ", line).groups())
-    assert 63_000 * 8.9e12 < petaflops * 1e15 < 63_000 * 9.9e12 and abs(petaflops * 1e15 / 50e12 / 3600 / hours - 1) < 0.1
+    assert (
+        63_000 * 8.9e12 < petaflops * 1e15 < 63_000 * 9.9e12 and abs(petaflops * 1e15 / 50e12 / 3600 / hours - 1) < 0.1
+    )
     other = plan(Run(compose(["benchmark=ucit", "model=llava-1.5-13b", f"model_root={tmp_path}", "method=l2p"])))
     assert "base model: 13,3" in other
 
@@ -308,7 +310,9 @@ def seconds_at_7b(card: str, recompute: bool) -> tuple[float, float]:
     """Of UCIT's records and answers with LoRA of rank 8 on one card."""
     work = Work(SHAPE, at_7b("lora", "rank=8"), 6, recompute)
     flops = 213_857 * work.record(0)
-    return CARDS[card].training_seconds(work, flops, 213_857), CARDS[card].answering_seconds(work, 63_000, 14_126_000_000)
+    return CARDS[card].training_seconds(work, flops, 213_857), CARDS[card].answering_seconds(
+        work, 63_000, 14_126_000_000
+    )
 
 
 def test_hours_on_a_card() -> None:
@@ -331,7 +335,10 @@ def test_plan_on_a_card(tmp_path: Path) -> None:
         return {kind: next(line for line in text.splitlines() if line.startswith(kind))
                 for kind in ("all training", "all evaluation", "memory", "measured training") if kind in text}  # fmt: skip
 
-    stages = [{"name": f"{i + 1:02d}-{t.id}", "train_seconds": 3600.0} for i, t in enumerate(compose(words).benchmark.tasks[:2])]
+    stages = [
+        {"name": f"{i + 1:02d}-{t.id}", "train_seconds": 3600.0}
+        for i, t in enumerate(compose(words).benchmark.tasks[:2])
+    ]
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "manifest.json").write_text(json.dumps({"stages": stages, "device": "a card"}))
     four = "train.per_device_batch_size=4"
@@ -340,7 +347,9 @@ def test_plan_on_a_card(tmp_path: Path) -> None:
     hours = [float(re.search(r"([\d.]+) h estimated for", x["all training"]).group(1)) for x in (one, two)]
     assert abs(hours[0] / hours[1] - 2) < 0.1
     assert "2 × H100 SXM" in two["all evaluation"] and "nothing of it measured" in two["all evaluation"]
-    assert one["measured training"].startswith("measured training of 2 of 6 stage(s) on a card: 2.0 h; the estimate for them")
+    assert one["measured training"].startswith(
+        "measured training of 2 of 6 stage(s) on a card: 2.0 h; the estimate for them"
+    )
     assert "1 record(s), kept" in lines("train.per_device_batch_size=auto", gpu="4090")["memory"]
     assert "--gpu NAME" in lines()["memory"]
     for how, message in (({"gpu": "v100"}, "known are h100"), ({"gpu": "h100", "tflops": 3.0}, "give one of them")):

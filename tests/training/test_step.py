@@ -74,6 +74,7 @@ def test_loss_on_labelled_positions_is_the_loss(method: str, dtype: str, world: 
     step = Step(world, tmp_path, method, dtype)
     batch = step.batch(0, 3, 7)
     before = copy.deepcopy({k: v for k, v in batch.items() if isinstance(v, Tensor)})
+    pixels = [row["pixel_values"].clone() for row in batch["pixels"] if row is not None]
     full, expected = step.gradients(batch)
     heads: list[torch.Size] = []
     hook = step.session.core.llava.lm_head.register_forward_pre_hook(lambda _, args: heads.append(args[0].shape))
@@ -84,6 +85,7 @@ def test_loss_on_labelled_positions_is_the_loss(method: str, dtype: str, world: 
     assert float((narrow.loss - full.loss).detach().abs()) <= 1e-6 * float(full.loss.detach())
     assert difference(found, expected) <= 1e-6 and any(g.any() for g in expected)
     assert all(torch.equal(batch[k], v) for k, v in before.items())
+    assert all(torch.equal(row["pixel_values"], v) for row, v in zip(filter(None, batch["pixels"]), pixels, strict=True))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -102,7 +104,8 @@ def test_a_batch_without_a_label(method: str, world: Path, tmp_path: Path) -> No
 def test_targets_are_what_any_row_predicts(world: Path, tmp_path: Path) -> None:
     batch = Step(world, tmp_path, "lora", "float32").batch(0, 3, 7)
     assert batch["targets"].tolist() == sorted({int(p) for p in (batch["labels"][:, 1:] != -100).nonzero()[:, 1] + 1})
-    questions = [{"input_ids": torch.tensor([1, 2]), "pixel_values": None, "text": "", "question_id": 0}]
+    questions = [{"input_ids": torch.tensor([1, 2]), "types": {}, "pixels": None, "sizes": [], "text": "",
+                  "question_id": 0}]  # fmt: skip
     assert "targets" not in Collator()(questions)
 
 

@@ -13,8 +13,7 @@ from hide_llava.studies.audit.scan import Scan, name_records
 
 def overlap(train: Scan, test: Scan) -> list[Finding]:
     """Findings of kind "train/test …": by path, and if the images were decoded by content and by look."""
-    shared = np.intersect1d(as_hashes(train.images), as_hashes(test.images))
-    shared = shared[shared != NONE]
+    shared = np.intersect1d(as_hashes(train.shown), as_hashes(test.shown))
     result = _images(train, test, "train/test image", np.stack([shared, shared], axis=1), "also used in training")
     same = look_alike(test.pictures, train.pictures)[:0]
     if len(train.pictures) and len(test.pictures):
@@ -41,7 +40,7 @@ def _images(train: Scan, test: Scan, kind: str, pairs: Hashes, what: str) -> lis
 
 def _record_of(scan: Scan, image: np.uint64) -> int:
     """The first record with that image."""
-    return int(np.flatnonzero(as_hashes(scan.images) == image)[0])
+    return scan.holder[int(np.flatnonzero(as_hashes(scan.shown) == image)[0])]
 
 
 def _questions(train: Scan, test: Scan, same: Hashes) -> list[Finding]:

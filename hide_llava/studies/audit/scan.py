@@ -44,14 +44,17 @@ class Place:
 
 @dataclass
 class Scan:
-    """The traces of one file. `images` and `ids` have one element per record, `questions` and `owner` one per question."""
+    """The traces of one file. `images` and `ids` have one element per record, `questions` and `owner` one per question, `shown`
+    and `holder` one per picture of a record."""
 
     place: Place
     records: int = 0
     complete: bool = True
     ids: array = field(default_factory=lambda: array("Q"))  # of a question: of its id and text
     names: array = field(default_factory=lambda: array("Q"))  # of a question: of its id alone
-    images: array = field(default_factory=lambda: array("Q"))
+    images: array = field(default_factory=lambda: array("Q"))  # of several pictures: what they are together
+    shown: array = field(default_factory=lambda: array("Q"))
+    holder: array = field(default_factory=lambda: array("I"))  # record of each picture
     questions: array = field(default_factory=lambda: array("Q"))
     owner: array = field(default_factory=lambda: array("I"))  # record of each question
     formats: Counter = field(default_factory=Counter)
@@ -135,7 +138,10 @@ def _take(found: Scan, record: Any, images: _Images, lengths: PromptLengths, roo
         found.fault("bad record", f"{label(index, record)}: {error}" if place.split == "train" else str(error))
         answers = []
     found.ids.append(NONE if identity is None else hash64(repr(identity)))  # 7 and "7" are different ids
-    found.images.append(together([images.add(image, index, record) for image in named]))
+    shown = [images.add(image, index, record) for image in named]
+    found.images.append(together(shown))
+    found.shown.extend(shown)
+    found.holder.extend([index] * len(shown))
     for question in questions:
         found.questions.append(hash64(question))
         found.owner.append(index)

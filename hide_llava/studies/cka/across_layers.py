@@ -20,7 +20,7 @@ from hide_llava.studies.cka.estimators import (
     mean_off_diagonal,
     median_sigma2,
 )
-from hide_llava.studies.cka.representations import probe_of, represent
+from hide_llava.studies.cka.representations import asked, probe_of, represent
 from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 
@@ -77,8 +77,7 @@ def analyse(
     if legacy:
         activation, pooling, kernel, samples = "mlp", "all", "rbf", LEGACY_SAMPLES
     probes = [probe_of(session.run.tasks[session.stages[t].train[0]], samples, legacy) for t in chosen]
-    longest = max(len(question["text"]) for probe in probes for question in probe.questions)  # characters: above tokens
-    automatic = automatic_batch_size(session.core.llava, lambda: session.backbone.reader().image_positions + longest)
+    automatic = automatic_batch_size(session.core.llava, lambda: max(asked(session, p).longest() for p in probes))
     size = batch_size or session.run.eval.batch_size or automatic
     models = []
     for k, t in enumerate(chosen):

@@ -46,15 +46,19 @@ def probe_of(task: BenchmarkTask, samples: int, first: bool = False) -> Probe:
     return Probe(task, split, [questions[i] for i in chosen])
 
 
-def batches(session: Session, probe: Probe, size: int) -> Iterator[dict[str, Any]]:
-    """The probe's prompts, left-padded, in order."""
+def asked(session: Session, probe: Probe) -> QuestionDataset:
+    """The probe's prompts as the model reads them."""
     settings = probe.task.settings()
-    data = QuestionDataset(
+    return QuestionDataset(
         with_suffix(probe.questions, settings["prompt_suffix"]), probe.task.question_images,
         session.reader(settings["image_transform"]), settings["image_orientation"],
     )  # fmt: skip
+
+
+def batches(session: Session, probe: Probe, size: int) -> Iterator[dict[str, Any]]:
+    """The probe's prompts, left-padded, in order."""
     device = session.core.llava.device
-    for batch in DataLoader(data, batch_size=size, collate_fn=Collator(side="left")):
+    for batch in DataLoader(asked(session, probe), batch_size=size, collate_fn=Collator(side="left")):
         yield moved(batch, device)
 
 

@@ -31,7 +31,7 @@ from hide_llava.results.comparison import last_cell
 from hide_llava.results.run_reader import StoredRun
 from hide_llava.studies.audit.check import places
 from hide_llava.studies.audit.pictures import Pictures, look_alike, pictures, same_content
-from hide_llava.studies.audit.scan import Place
+from hide_llava.studies.audit.scan import Place, together
 from hide_llava.studies.audit.texts import bare_question, questions_of
 from hide_llava.studies.leakage.identity import identity
 from hide_llava.training.run import Run
@@ -39,21 +39,17 @@ from hide_llava.training.run import Run
 
 @dataclass
 class Asked:
-    """The questions of one file. images and questions: one hash per question, image NONE where there is none.
+    """The questions of one file. images and questions: one hash per question, image NONE where there is none, and of several
+    pictures what they are together.
 
-    paths: image hash -> (first) path of every distinct image.
+    distinct: the distinct pictures that are asked about. paths: picture hash -> (first) path of every distinct picture.
     """
 
     records: int
     images: Hashes
     questions: Hashes
+    distinct: Hashes
     paths: dict[int, str]
-
-    @property
-    def distinct(self) -> Hashes:
-        """The distinct images."""
-        images = np.unique(self.images)
-        return images[images != NONE]
 
 
 @dataclass
@@ -168,7 +164,7 @@ def image_key(path: str, owner: str) -> int:
 
 def read(file: Path, place: Place | None, data_folder: Path | None = None) -> Asked:
     """The questions and images of a training file, a test file, or (place None) the mix."""
-    images, questions, paths, count = array("Q"), array("Q"), {}, 0
+    images, questions, shown, paths, count = array("Q"), array("Q"), array("Q"), {}, 0
     for count, record in enumerate(watched(stream(file), f"reading {file.name}"), 1):
         if not isinstance(record, Mapping):
             raise UserError(f"{file}: record {count - 1} is not an object; run `hide-llava check` on the file.")
@@ -181,11 +177,12 @@ def read(file: Path, place: Place | None, data_folder: Path | None = None) -> As
                 path = os.path.relpath(place.images / path, data_folder)
             keys.append(image_key(path, "mix" if place is None else "task"))
             paths.setdefault(keys[-1], path)
-        key = NONE if not keys else keys[0] if len(keys) == 1 else hash64(repr(keys))
-        for text in questions_of(record):
-            images.append(key)
+        asked = questions_of(record)
+        shown.extend(keys if asked else [])
+        for text in asked:
+            images.append(together(keys))
             questions.append(hash64(bare_question(text)))
-    return Asked(count, as_hashes(images), as_hashes(questions), paths)
+    return Asked(count, as_hashes(images), as_hashes(questions), np.unique(as_hashes(shown)), paths)
 
 
 def look(files: dict[int, Path], what: str) -> tuple[Pictures, int]:
@@ -204,7 +201,7 @@ def compare(place: Place, title: str, data_folder: Path, mix: Asked, shown: Pict
     asked = read(place.file, place, data_folder)
     distinct = asked.distinct
     by_path = np.intersect1d(distinct, mix.distinct)
-    links = [np.stack([by_path, by_path], axis=1)]  # (image here, image of the mix)
+    links = [np.stack([by_path, by_path], axis=1)]  # (picture here, picture of the mix)
     absent = 0
     if len(shown):
         found = set(by_path.tolist())
@@ -214,6 +211,9 @@ def compare(place: Place, title: str, data_folder: Path, mix: Asked, shown: Pict
         near = look_alike(mine, shown)
         links += [same, near[~np.isin(near[:, 0], same[:, 0])]]
     counts = [len(np.unique(link[:, 0])) for link in links] + [0, 0]
+    several = np.intersect1d(asked.images, mix.images)  # the same pictures together, by path alone
+    several = several[(several != NONE) & ~np.isin(several, by_path)]
+    links.append(np.stack([several, several], axis=1))
     seen = np.isin(asked.questions, mix.questions)
     about = asked.images != NONE
     row = Overlap(
