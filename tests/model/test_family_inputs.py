@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from hide_llava.adapters.core import Core
+from hide_llava.backbones import chat
 from hide_llava.backbones.chat import ChatBackbone
 from hide_llava.data.collator import Collator
 from hide_llava.data.turns import IGNORE
@@ -119,8 +120,9 @@ def pieces(value: Tensor | Sequence[Tensor]) -> Sequence[Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
-def test_gradients_reach_the_projector_alone(family: Family) -> None:
-    """All of it: Qwen3-VL's features for deeper layers too. A batch without pictures takes part with zeros."""
+def test_gradients_reach_the_projector_alone(family: Family, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it: Qwen3-VL's features for deeper layers too. A batch without pictures takes part with zeros, by the projector's
+    weights, or by its forward where they are divided among processes."""
     backbone = family.load()
     backbone.projector.requires_grad_(True)
     records = records_of(backbone)
@@ -128,9 +130,10 @@ def test_gradients_reach_the_projector_alone(family: Family) -> None:
     assert len(trained) == len(backbone.projector.state_dict())
     if family.kind.startswith("qwen3"):
         assert len(list(backbone.projector.children())) == 3
-    for rows, reached in ((records, True), (records[1:2], False)):
+    for rows, reached, divided in ((records, True, False), (records[1:2], False, False), (records[1:2], False, True)):
+        monkeypatch.setattr(chat, "divided", lambda _, divided=divided: divided)
         made = ready(backbone, rows, "right", None, train=True)
-        assert made.blind == (not reached)
+        assert (made.beside is None) == reached
         loss = backbone.run(made, labels=made.labels).loss
         loss.backward()
         for parameter in backbone.model.parameters():
@@ -138,7 +141,7 @@ def test_gradients_reach_the_projector_alone(family: Family) -> None:
         assert all(bool(parameter.grad.abs().max() > 0) == reached for parameter in trained)
         backbone.model.zero_grad(set_to_none=True)
     given = ready(backbone, records[1:2], "right", None, train=False)
-    assert not given.blind and not backbone.run(given, labels=given.labels).loss.requires_grad
+    assert given.beside is None and not backbone.run(given, labels=given.labels).loss.requires_grad
 
 
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)

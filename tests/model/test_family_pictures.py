@@ -71,7 +71,7 @@ def test_model_and_processor_keep_to_a_budget(family: Family) -> None:
 def test_a_budget_of_another_kind_is_refused(family: Family) -> None:
     taken = next(iter(BUDGETS.get(family.kind, ({},))[0]), None)
     for name in {"max_pixels", "max_tiles"} - {taken}:
-        with pytest.raises(UserError, match=rf"model\.image\.{name}=5000: .*{taken or 'takes no limit'}"):
+        with pytest.raises(UserError, match=rf"model\.image\.{name}=5000: .*{taken or 'takes neither'}"):
             family.load(image={name: 5000})
 
 
