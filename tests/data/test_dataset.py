@@ -7,6 +7,7 @@ import datasets
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hide_llava.backbones.clip_pixels import ImageTransform
 from hide_llava.backbones.llava15_reader import Llava15Reader
@@ -413,6 +414,29 @@ def test_a_batch_moves_whole():
     assert there["a"].is_meta and there["pixels"][0]["x"].is_meta and there["types"]["t"].is_meta
     assert (there["ids"], there["n"], there["sizes"], there["pixels"][1]) == ([1], None, [[(1, 2)], []], None)
     assert not batch["pixels"][0]["x"].is_meta
+
+
+def test_pixels_of_one_form_move_together() -> None:
+    """One copy for all rows, because a host waits for each; others go alone, and every row keeps its own."""
+    rows = [{"x": torch.ones(2, 3), "y": torch.ones(1, 2)}, None, {"x": torch.ones(4, 3), "y": torch.ones(1, 5)},
+            {"x": torch.ones(1, 3), "z": torch.ones(3)}]  # fmt: skip
+    copies = []
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            copies.extend([1] * (function is torch.ops.aten._to_copy.default))
+            return function(*args, **(kwargs or {}))
+
+    with Counted():
+        there = moved({"pixels": rows}, torch.device("meta"))["pixels"]
+    assert len(copies) == 1 + 2 + 1  # x together, each y, z
+    for row, other in zip(rows, there):
+        assert (row is None) == (other is None)
+        for key in row or {}:
+            assert other[key].is_meta and other[key].shape == row[key].shape and not row[key].is_meta
+        assert row is None or list(row) == list(other)
+    again = moved(rows, torch.device("cpu"))  # on their device already: not copied
+    assert all(again[i][key] is rows[i][key] for i in (0, 2, 3) for key in rows[i])
 
 
 def test_a_preview_shows_each_picture_once(write, images, pair, turns, tmp_path):
