@@ -80,8 +80,9 @@ def family_in(folder: Path) -> type[Backbone]:
     file = folder / "config.json"
     if not file.is_file():
         raise UserError(f"{folder}: no config.json, so it is not a model folder; set model.path to one of a known family.")
-    kind = read_json(file).get("model_type") or ""
-    found = class_of("llava" if kind.startswith("llava_") and "mm_projector_type" in read_json(file) else kind)
+    settings = read_json(file)
+    kind = settings.get("model_type") or ""
+    found = class_of("llava" if kind.startswith("llava_") and "mm_projector_type" in settings else kind)
     if found is None:
         raise UserError(
             f"{folder}: holds a model of type '{kind}', which no backbone is for. {nearest(kind, families())} "

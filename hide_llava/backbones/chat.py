@@ -30,7 +30,7 @@ from transformers.utils import ModelOutput
 
 from hide_llava.backbones.base import TARGETS, Backbone, Ready, Vision, divided
 from hide_llava.backbones.chat_reader import BLANK, ChatReader
-from hide_llava.backbones.loading import attention_of, device_of, dtype_of
+from hide_llava.backbones.loading import device_of, dtype_of, load_weights, set_attention
 from hide_llava.backbones.processors import Limit, load_processor, stop_ids
 from hide_llava.backbones.quantized import quantize
 from hide_llava.data.turns import IGNORE
@@ -69,17 +69,8 @@ class ChatBackbone(Backbone):
     @classmethod
     def load(cls, config: ModelConfig, folder: Path, clip: Path | None) -> ChatBackbone:
         processor, dtype = load_processor(folder, config.image, cls.limit), dtype_of(config)
-        try:
-            model, info = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-        except Exception as error:
-            reason = " ".join(str(error).split())[:300]
-            raise UserError(f"{folder}: cannot be loaded as {cls.title} ({reason}); are its files complete?") from None
-        if info["missing_keys"]:
-            raise UserError(f"{folder}: weights are missing, first: {sorted(info['missing_keys'])[0]}.")
-        try:
-            model.set_attn_implementation(attention_of(config))
-        except (ValueError, ImportError) as error:
-            raise UserError(f"model.attention={config.attention}: {' '.join(str(error).split())[:200]}") from None
+        model = load_weights(AutoModelForImageTextToText, folder, dtype, cls.title)
+        set_attention(model, config)
         cls.within_budget(model, processor, config.image)
         if config.quantization != "none":
             quantize(model, model.get_decoder().layers, config.quantization, dtype)

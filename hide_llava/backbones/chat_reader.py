@@ -22,7 +22,7 @@ from torch import Tensor
 
 from hide_llava.backbones.processors import template_options
 from hide_llava.data.measured import file_of
-from hide_llava.data.reader import ROUTING_PIXELS, Read, Reader, Size
+from hide_llava.data.reader import ROUTING_PIXELS, Read, Reader, Size, collapse
 from hide_llava.data.turns import IGNORE, IMAGE_TEXT, Turn, drop_leading_answer, routing_text
 from hide_llava.errors import BadRecord
 
@@ -229,10 +229,7 @@ class ChatReader(Reader):
             made, labels = self._supervised(turns, images)
         except BadRecord:
             return [], [], 0
-        ids = list(made.ids)
-        for start, stop in reversed(made.images):
-            ids[start:stop], labels[start:stop] = [self.image_id], [IGNORE]
-        return ids, labels, sum(stop - start for start, stop in made.images)
+        return collapse(Read(made.ids, labels, "", made.images), self.image_id)
 
     def question(self, text: str, images: Sequence[Size]) -> Read:
         value = text if IMAGE_TEXT in text else f"{IMAGE_TEXT}\n" * len(images) + text

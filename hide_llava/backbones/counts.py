@@ -10,6 +10,7 @@ from torch import nn
 from transformers import PretrainedConfig, PreTrainedModel
 
 from hide_llava.backbones import auto
+from hide_llava.backbones.loading import tower_width
 from hide_llava.errors import UserError
 
 MATRICES = (nn.Linear, nn.Conv2d, nn.Conv3d)
@@ -118,7 +119,7 @@ def _counted(config: PretrainedConfig) -> Counts:
         dense=all(p.dim() < 2 or id(p) in multiplied for p in layers.parameters()),
         tower=linear,
         convolution=sum(m.weight.numel() for m in tower) - linear,
-        tower_heads=getattr(vision, "embed_dim", None) or vision.hidden_size,
+        tower_heads=tower_width(vision),
         projector=tuple(_part(part) for part in parts),
     )  # fmt: skip
 

@@ -6,11 +6,10 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
 from transformers import GenerationConfig, LlavaForConditionalGeneration
 
 from hide_llava.backbones.llama_tokenizer import load_tokenizer
-from hide_llava.backbones.loading import attention_of, device_of, dtype_of, resolve_file
+from hide_llava.backbones.loading import device_of, dtype_of, load_weights, resolve_file, set_attention
 from hide_llava.backbones.original import is_original, load_original
 from hide_llava.backbones.quantized import quantize
 from hide_llava.errors import UserError
@@ -37,14 +36,11 @@ def load_llava15(cls: type[Llava15], config: ModelConfig, folder: Path, clip: Pa
         llava = load_original(folder, clip, dtype, projector)
         preprocessor = clip
     else:
-        llava, preprocessor = _load_hf(folder, dtype), folder
+        llava, preprocessor = load_weights(LlavaForConditionalGeneration, folder, dtype, "LLaVA-1.5"), folder
     vocabulary = len(tokenizer)
     if llava.get_input_embeddings().num_embeddings > vocabulary:
         llava.resize_token_embeddings(vocabulary)  # drop <image>/<pad> rows: no answer or loss can contain them
-    try:
-        llava.set_attn_implementation(attention_of(config))
-    except (ValueError, ImportError) as error:
-        raise UserError(f"model.attention={config.attention}: {' '.join(str(error).split())[:200]}") from None
+    set_attention(llava, config)
     if config.quantization != "none":
         quantize(llava, llava.model.language_model.layers, config.quantization, dtype)
     llava.to(device_of(config)).eval().requires_grad_(False)
@@ -62,14 +58,3 @@ def _check_architecture(folder: Path) -> None:
         raise UserError(
             f"{folder}: holds {kind[0]}, expected LlavaForConditionalGeneration; set model.path to a LLaVA-1.5 folder."
         )
-
-
-def _load_hf(folder: Path, dtype: torch.dtype) -> LlavaForConditionalGeneration:
-    try:
-        llava, info = LlavaForConditionalGeneration.from_pretrained(folder, dtype=dtype, output_loading_info=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"{folder}: cannot be loaded as LLaVA-1.5 ({reason}); are its files complete?") from None
-    if info["missing_keys"]:
-        raise UserError(f"{folder}: weights are missing, first: {sorted(info['missing_keys'])[0]}.")
-    return llava

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
+from transformers import PretrainedConfig, PreTrainedModel
 from transformers.utils import is_flash_attn_2_available
 
 from hide_llava.errors import UserError
@@ -99,3 +101,32 @@ def resolve_file(name: str | None, folder: Path) -> Path | None:
         if candidate.is_file():
             return candidate
     raise UserError(f"model.projector={name}: no such file, neither as given nor in {folder}.")
+
+
+def tower_width(vision: PretrainedConfig) -> int:
+    """Of a vision tower's states, by its configuration."""
+    return getattr(vision, "embed_dim", None) or vision.hidden_size
+
+
+def load_weights(cls: Any, folder: Path, dtype: torch.dtype, title: str) -> PreTrainedModel:
+    """A folder's model by a class of transformers. title: of the family.
+
+    Raises:
+        UserError: it cannot be loaded, or weights are missing.
+    """
+    try:
+        model, info = cls.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"{folder}: cannot be loaded as {title} ({reason}); are its files complete?") from None
+    if info["missing_keys"]:
+        raise UserError(f"{folder}: weights are missing, first: {sorted(info['missing_keys'])[0]}.")
+    return model
+
+
+def set_attention(model: PreTrainedModel, config: ModelConfig) -> None:
+    """Raises UserError for an attention that the model or this machine does not have."""
+    try:
+        model.set_attn_implementation(attention_of(config))
+    except (ValueError, ImportError) as error:
+        raise UserError(f"model.attention={config.attention}: {' '.join(str(error).split())[:200]}") from None

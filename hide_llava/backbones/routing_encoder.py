@@ -17,6 +17,7 @@ from transformers import AutoTokenizer, CLIPTextModel, CLIPVisionModel, LlavaFor
 from hide_llava.backbones.base import Backbone, Vision
 from hide_llava.backbones.clip_pixels import ImageTransform
 from hide_llava.backbones.llava15 import Llava15Vision
+from hide_llava.backbones.loading import tower_width
 from hide_llava.backbones.text_encoder import TextEncoder
 from hide_llava.data.reader import ROUTING_PIXELS
 from hide_llava.errors import UserError
@@ -34,12 +35,7 @@ class ClipRoutingEncoder(TextEncoder):
 
     def _load(self, folder: Path | str | None, post_layernorm: nn.LayerNorm, width: int) -> None:
         super().__init__()
-        if folder is None:
-            raise UserError(
-                "this method routes by CLIP features, but no CLIP is given; set model.clip to the folder (or hub id) of a CLIP "
-                "model: for LLaVA-1.5 the one that its vision tower comes from, openai/clip-vit-large-patch14-336."
-            )
-        folder = Path(folder)
+        folder = given(folder)
         self.post_layernorm = [post_layernorm]  # in a list: owned by the tower, not by us
         try:
             self.tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -91,8 +87,7 @@ class ClipBeside(ClipRoutingEncoder):
     """
 
     def __init__(self, folder: Path | None):
-        if folder is None:
-            self._load(None, nn.LayerNorm(1), 0)  # says what is missing
+        folder = given(folder)
         try:
             vision, info = CLIPVisionModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
         except Exception as error:
@@ -120,8 +115,7 @@ class OwnFeatures(TextEncoder):
 
     def __init__(self, backbone: Backbone, sentence: TextEncoder):
         super().__init__()
-        vision = backbone.model.config.vision_config
-        self.width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        self.width = tower_width(backbone.model.config.vision_config)
         self.sentence = sentence
 
     def image(self, vision: Vision, pixels: list[dict[str, Tensor]]) -> Tensor:
@@ -133,6 +127,16 @@ class OwnFeatures(TextEncoder):
 
     def encode(self, texts: list[str]) -> Tensor:
         return self.sentence.encode(texts)
+
+
+def given(folder: Path | str | None) -> Path:
+    """Raises UserError where there is no CLIP."""
+    if folder is None:
+        raise UserError(
+            "this method routes by CLIP features, but no CLIP is given; set model.clip to the folder (or hub id) of a CLIP "
+            "model: for LLaVA-1.5 the one that its vision tower comes from, openai/clip-vit-large-patch14-336."
+        )
+    return Path(folder)
 
 
 def by_row(features: Tensor, rows: list[Tensor]) -> Tensor:

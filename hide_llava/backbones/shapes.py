@@ -17,7 +17,7 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig,
 
 from hide_llava.backbones.auto import class_of
 from hide_llava.backbones.counts import Counts, counted
-from hide_llava.backbones.loading import local
+from hide_llava.backbones.loading import local, tower_width
 from hide_llava.backbones.original import is_original, original_config
 from hide_llava.backbones.pictures import Picture, image_processor, picture_of
 from hide_llava.backbones.processors import LIMITS, keep_to, match_grids
@@ -28,19 +28,25 @@ LLAMA = {"7b": (4096, 11008, 32, 32), "13b": (5120, 13824, 40, 40)}  # width, ML
 
 
 @dataclass(frozen=True)
-class Tower:
-    """A text encoder for routing. width: of the feature that it gives."""
+class _Layers:
+    """What every encoder for routing has: its layers, of a width and an inner one."""
 
     name: str
     width: int
     layers: int
     mlp: int
-    vocabulary: int
 
     @property
     def linears(self) -> int:
-        """Weights that every token is multiplied with."""
+        """Weights that every token or patch is multiplied with."""
         return self.layers * (4 * self.width**2 + 2 * self.width * self.mlp)
+
+
+@dataclass(frozen=True)
+class Tower(_Layers):
+    """A text encoder. width: of the feature that it gives."""
+
+    vocabulary: int
 
     @property
     def parameters(self) -> int:
@@ -49,19 +55,11 @@ class Tower:
 
 
 @dataclass(frozen=True)
-class ImageTower:
-    """A CLIP vision tower for routing, beside a model whose own tower is another. Sizes of image and patch in pixels."""
+class ImageTower(_Layers):
+    """A CLIP vision tower beside a model whose own tower is another. Sizes of image and patch in pixels."""
 
-    name: str
-    width: int
-    layers: int
-    mlp: int
     image: int
     patch: int
-
-    @property
-    def linears(self) -> int:
-        return self.layers * (4 * self.width**2 + 2 * self.width * self.mlp)
 
     @property
     def parameters(self) -> int:
@@ -144,8 +142,7 @@ def model_shape(config: ModelConfig, root: Path, encoder: str = "clip") -> Model
     """
     if encoder == "own":
         found = model_shape(config, root)
-        vision = found.config.vision_config
-        width = getattr(vision, "embed_dim", None) or vision.hidden_size
+        width = tower_width(found.config.vision_config)
         return replace(found, clip=width, clip_text=found.sentence, clip_vision=None)
     name = config.path
     if (folder := local(name, root)) is not None:

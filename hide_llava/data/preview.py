@@ -8,17 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from hide_llava.data.dataset import TrainingDataset
-from hide_llava.data.reader import Read, Reader
+from hide_llava.data.reader import Reader, collapse
 from hide_llava.data.records import load_records, unusable
 from hide_llava.data.turns import IGNORE, routing_text
-
-
-def collapse(read: Read, image_id: int) -> tuple[list[int], list[int], int]:
-    """Ids and labels with each picture as one id, and the positions that the pictures take."""
-    ids, labels = list(read.ids), list(read.labels)
-    for start, stop in reversed(read.spans):
-        ids[start:stop], labels[start:stop] = [image_id], [IGNORE]
-    return ids, labels, sum(stop - start for start, stop in read.spans)
 
 
 def preview(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from hide_llava.data.turns import Turn
+from hide_llava.data.turns import IGNORE, Turn
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,6 +33,14 @@ class Read:
     routed_by: str
     spans: tuple[tuple[int, int], ...] = ()
     types: Mapping[str, list[int]] = field(default_factory=dict)
+
+
+def collapse(read: Read, image_id: int) -> tuple[list[int], list[int], int]:
+    """Ids and labels with each picture as one id, and the positions that the pictures take."""
+    ids, labels = list(read.ids), list(read.labels)
+    for start, stop in reversed(read.spans):
+        ids[start:stop], labels[start:stop] = [image_id], [IGNORE]
+    return ids, labels, sum(stop - start for start, stop in read.spans)
 
 
 class Reader(ABC):

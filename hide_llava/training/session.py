@@ -48,7 +48,7 @@ def routing_encoder(
     elif kind == "own":
         encoder = OwnFeatures(backbone, sentence())
     else:
-        raise UserError(f"router.encoder={name}: expected clip, own or open_clip:<model>:<weights>.")
+        raise UserError(f"router.encoder={name}: expected clip or open_clip:<model>:<weights>, or own.")
     return encoder.to(backbone.model.device)
 
 

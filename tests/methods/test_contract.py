@@ -22,8 +22,9 @@ from hide_llava.pipeline import run
 from hide_llava.training import sequence
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder
-from hide_llava.training.sequence import Interrupted, build_trainer, training_data
+from hide_llava.training.sequence import build_trainer, training_data
 from hide_llava.training.session import Session
+from tests.stops import stopped_after, until_done
 from tests.tiny import SGD, configuration, opened, write_world
 
 TESTED = sorted({*names("method"), *(n for n in REGISTRY if n.startswith("test_"))})  # every preset
@@ -246,32 +247,13 @@ def test_stored_stages_answer_as_the_run_did(method: str, dtype: str, finished: 
 
 @pytest.mark.parametrize(("method", "dtype"), in_both(TRAINED))
 def test_resumed_equals_uninterrupted(
-    method: str, dtype: str, finished: Finished, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    method: str, dtype: str, finished: Finished, world: Path, tmp_path: Path
 ) -> None:
     """Stopped inside every task, the stages come out bit for bit the same."""
     undisturbed = tensors_of(finished[method, dtype])
-    build = sequence.build_trainer
-
-    def stopping(*args):
-        trainer, callback = build(*args)
-        end = callback.on_step_end
-
-        def on_step_end(arguments, state, control, **rest):
-            callback.stopped = state.global_step == 2
-            return end(arguments, state, control, **rest)
-
-        callback.on_step_end = on_step_end
-        return trainer, callback
-
-    monkeypatch.setattr(sequence, "build_trainer", stopping)
     config = setup(world, method, tmp_path / "run", *in_dtype(dtype))
-    stops = 0
-    for _ in range(20):
-        try:
-            run(config, evaluate=False, report=False)
-            break
-        except Interrupted:
-            stops += 1
+    with stopped_after(2):
+        stops = until_done(lambda: run(config, evaluate=False, report=False))
     assert stops == sum(1 for stage in RunFolder(tmp_path / "run").manifest["stages"] if stage["train_tasks"])
     assert_same(tensors_of(tmp_path / "run"), undisturbed)
 

@@ -6,7 +6,6 @@ HIDE_BACKBONE=FOLDER is a tiny model of a family that lives elsewhere (docs/ADD_
 
 import json
 import os
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,12 @@ from hide_llava.config import RunConfig
 from hide_llava.errors import UserError
 from hide_llava.evaluation.cells import _Collate, answer_batch
 from hide_llava.pipeline import run
-from hide_llava.training import sequence
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder
-from hide_llava.training.sequence import Interrupted
 from hide_llava.training.session import Session
 from tests import zoo
 from tests.methods.test_contract import TESTED, assert_same, one_of_each, preset, questions, setup, tensors_of
+from tests.stops import stopped_after, until_done
 from tests.tiny import write_world_of
 
 IN_GATE = ("qwen3_vl", "internvl")
@@ -123,36 +121,15 @@ def test_a_run_answers_as_its_stages_do(kind: str, method: str, worlds: Worlds) 
 
 
 @pytest.mark.parametrize(("kind", "method"), pairs([m for m in METHODS if m != "zero_shot"], RESUMED))
-def test_resumed_equals_uninterrupted(
-    kind: str, method: str, worlds: Worlds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_resumed_equals_uninterrupted(kind: str, method: str, worlds: Worlds, tmp_path: Path) -> None:
     """Stopped inside every task and gone on with in a new session, the stages come out bit for bit the same."""
     if not fits(worlds, kind, method):
         return
-    build = sequence.build_trainer
-
-    def stopping(*args: object) -> tuple:
-        trainer, callback = build(*args)
-        end = callback.on_step_end
-
-        def on_step_end(arguments, state, control, **rest):
-            callback.stopped = state.global_step == 1
-            return end(arguments, state, control, **rest)
-
-        callback.on_step_end = on_step_end
-        return trainer, callback
-
     undisturbed = tensors_of(worlds.run(kind, method))
-    monkeypatch.setattr(sequence, "build_trainer", stopping)
-    again = partial(run, of(worlds[kind], method, tmp_path / "run"), evaluate=False, report=False)
-    for _ in range(4):
-        try:
-            again()
-            break
-        except Interrupted:
-            continue
-    else:
-        pytest.fail("it never ended")
+    config = of(worlds[kind], method, tmp_path / "run")
+    with stopped_after(1):
+        stops = until_done(lambda: run(config, evaluate=False, report=False))
+    assert stops == sum(1 for stage in RunFolder(tmp_path / "run").manifest["stages"] if stage["train_tasks"])
     assert_same(tensors_of(tmp_path / "run"), undisturbed)
 
 

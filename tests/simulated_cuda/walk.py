@@ -27,15 +27,15 @@ import hide_llava.methods.all  # noqa: F401
 import tests.methods.extra  # noqa: F401
 from hide_llava.backbones import llava15
 from hide_llava.backbones.chat import ChatBackbone
-from hide_llava.config import RunConfig, compose
+from hide_llava.config import compose
 from hide_llava.evaluation import cells
 from hide_llava.pipeline import run
 from hide_llava.training import run as run_module
 from hide_llava.training import sequence
 from hide_llava.training.run_folder import RunFolder
-from hide_llava.training.sequence import Interrupted
 from tests.methods.test_contract import assert_same, preset, small, tensors_of
 from tests.simulated_cuda import device
+from tests.stops import stopped_after, until_done
 from tests.tiny import arguments
 
 SETTINGS = ("model.device=cuda", "model.dtype=bfloat16", "train.gradient_checkpointing=true", "tasks=[task0,task1]",
@@ -74,7 +74,9 @@ def walk(world: Path, output: Path, method: str) -> dict[str, Any]:
     counted = Counted()
     with counting(counted):
         run(compose(words), report=False)
-    stops = until_done(compose([*words, f"output={output / 'stopped'}"]))
+    disturbed = compose([*words, f"output={output / 'stopped'}"])
+    with stopped_after(1):
+        stops = until_done(lambda: run(disturbed, report=False))
     assert bool(stops) == bool(counted.steps)
     whole, again = output / "whole", output / "stopped"
     assert all(stage["status"] == "complete" for stage in RunFolder(again).manifest["stages"])
@@ -84,33 +86,6 @@ def walk(world: Path, output: Path, method: str) -> dict[str, Any]:
         assert ids(file) == ids(again / file.relative_to(whole)), f"other answers after a restart: {file.parent.name}"
     places = {kind: dict(found.most_common()) for kind, found in counted.by_place.items()}
     return {"steps": counted.steps, "batches": counted.batches, "places": places}
-
-
-def until_done(config: RunConfig) -> int:
-    """Run with a stop in the middle of each task and a new session after each stop; how often it was stopped."""
-    build, stops = sequence.build_trainer, 0
-
-    def stopping(*args: Any) -> Any:
-        trainer, callback = build(*args)
-        end = callback.on_step_end
-
-        def on_step_end(arguments: Any, state: Any, control: Any, **rest: Any) -> Any:
-            callback.stopped = state.global_step == 1
-            return end(arguments, state, control, **rest)
-
-        callback.on_step_end = on_step_end
-        return trainer, callback
-
-    sequence.build_trainer = stopping
-    try:
-        while True:
-            try:
-                run(config, report=False)
-                return stops
-            except Interrupted:
-                stops += 1
-    finally:
-        sequence.build_trainer = build
 
 
 @contextlib.contextmanager

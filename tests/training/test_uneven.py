@@ -9,7 +9,6 @@ import json
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -17,9 +16,9 @@ import torch
 from hide_llava.cli import _quiet
 from hide_llava.config import compose
 from hide_llava.pipeline import run
-from hide_llava.training import sequence
 from hide_llava.training.sequence import Interrupted
 from tests.methods.test_contract import assert_same, comparable, tensors_of
+from tests.stops import stopped_after
 from tests.tiny import SGD, arguments, configuration, write_world
 from tests.torchrun import launch
 
@@ -30,36 +29,14 @@ DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("
 RESUMED = ["lora", "hide", "ewc", *(["zero2"] if DEEPSPEED else [])]
 
 
-def stop_after(steps: list[int]) -> Any:
-    """Have every trainer stop, as after a signal, when it has done one of `steps`; the function that undoes it."""
-    build = sequence.build_trainer
-
-    def stopping(*args: Any) -> Any:
-        trainer, callback = build(*args)
-        end = callback.on_step_end
-
-        def on_step_end(arguments: Any, state: Any, control: Any, **rest: Any) -> Any:
-            callback.stopped = state.global_step in steps
-            return end(arguments, state, control, **rest)
-
-        callback.on_step_end = on_step_end
-        return trainer, callback
-
-    sequence.build_trainer = stopping
-    return lambda: setattr(sequence, "build_trainer", build)
-
-
 def train(words: list[str], stops: list[int], times: int | None = None) -> None:
     """To the end, with a new session after every stop; or only so many `times`."""
-    undo = stop_after(stops)
-    try:
+    with stopped_after(*stops):
         for _ in range(times or len(stops) + 1):
             try:
                 return run(compose(words), evaluate=False, report=False) and None
             except Interrupted:
                 continue
-    finally:
-        undo()
 
 
 if __name__ == "__main__":
