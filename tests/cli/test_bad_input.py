@@ -167,7 +167,7 @@ def test_missing_benchmark_file(mine: Path, words: Words, tmp_path: Path) -> Non
         (("train.schedule=zigzag",), ("train.schedule=zigzag", "linear")),
         (("train.optimizer=adamx",), ("train.optimizer=adamx", "adamw_torch")),
         (("method.expanded_layers=[7]",), ("expanded layers [7]", "2 decoder layers")),
-        (("router.encoder=siglip",), ("router.encoder=siglip", "expected clip, own or open_clip")),
+        (("router.encoder=siglip",), ("router.encoder=siglip", "expected clip or open_clip")),
         (("train.global_batch_size=6", "train.per_device_batch_size=4"),
          ("train.global_batch_size=6", "train.per_device_batch_size=4", "possible: 1, 2, 3, 6")),
         (("eval.split=val",), ("task 'task0'", "no val file")),
