@@ -1,6 +1,7 @@
 """The speed harnesses run at toy size and print complete tables. Nothing here looks at how fast anything is."""
 
 import os
+import re
 import subprocess
 import sys
 import time
@@ -189,3 +190,13 @@ def test_evaluation_divides_the_time_of_a_cell(tmp_path: Path) -> None:
     assert [(row["task"], row["answers"]) for row in table] == [("flickr30k", "6")]
     shares = [float(table[0][part].rstrip(" %")) for part in ("generation", "pictures", "score", "rest")]
     assert all(share > 0 for share in shares) and abs(sum(shares) - 100) < 0.3
+
+
+def test_memory_of_a_preset_and_its_published_size() -> None:
+    """The first lines of the preset say what this prints, rounded."""
+    out = harness("preset_memory", "--preset", "smolvlm2")
+    row = next(line for line in out.splitlines() if "smolvlm2" in line).split("│")
+    found, published = (float(cell.replace(",", "")) for cell in row[2:4])
+    assert abs(found / published - 1) < 0.005
+    said = re.search(r"about (\d+) GiB", (ROOT / "configs" / "model" / "smolvlm2.yaml").read_text())
+    assert round(float(re.search(r"([\d.]+) GiB", row[4]).group(1))) == int(said.group(1))

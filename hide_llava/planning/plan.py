@@ -143,7 +143,7 @@ def _plan(run: Run, pace: Pace) -> str:
         base = shape.counts.parameters
     except UserError as error:
         return "\n".join([*lines, f"sizes: not known, {error}"])
-    dtype, why = planned_dtype(run.model, base)
+    dtype, why = planned_dtype(run.model, base, pace.card)
     lines.append(f"base model: {base / 1e6:,.1f} M parameters, {base * dtype.itemsize / MIB:,.0f} MiB in {dtype}{why}")
     work = Work(shape, measured, len(run.method_tasks), run.train.gradient_checkpointing is not False)
     if cls.trains:
@@ -170,12 +170,13 @@ def answers_of(run: Run) -> list[int | None]:
     return [None if None in found else sum(found) for found in known]
 
 
-def planned_dtype(model: ModelConfig, base: int) -> tuple[torch.dtype, str]:
-    """The format of the base model's weights, and why: a large model on a machine without a GPU is planned for one."""
+def planned_dtype(model: ModelConfig, base: int, card: Card | None = None) -> tuple[torch.dtype, str]:
+    """The format of the base model's weights, and why: on a machine without a GPU, a large model is planned for one, and any
+    model for the card that was named."""
     dtype, device = dtype_of(model), device_of(model).type
     if model.dtype != "auto":
         return dtype, ""
-    if model.device == "auto" and device == "cpu" and base >= LARGE:
+    if model.device == "auto" and device == "cpu" and (card is not None or base >= LARGE):
         return torch.bfloat16, f" (model.dtype=auto: planned for a GPU; this machine's CPU would take {dtype})"
     return dtype, f" (model.dtype=auto on {device})"
 

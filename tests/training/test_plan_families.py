@@ -322,8 +322,9 @@ def text_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., st
 
 
 def test_plan_of_another_family(text_of: Callable[..., str]) -> None:
-    text = text_of("qwen3_vl", True, "method=hide", gpu="h100")
+    text = text_of("qwen3_vl", True, "method=hide", "model.dtype=auto", "model.device=auto", gpu="h100")
     assert "adapts 14 linears of 2 decoder layers; none of the vision tower" in text
+    assert "in torch.bfloat16 (model.dtype=auto: planned for a GPU" in text  # small as it is
     assert "a picture of 640 × 480 pixels is assumed: " in text and "CLIP's vision tower on the image" in text
     assert re.search(r"memory of one process in training, rough: .* CLIP's vision tower 1\.1", text)
     assert re.search(r"an answer: .* GFLOP .*; 88 image, 60 prompt", text)
