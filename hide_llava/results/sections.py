@@ -1,4 +1,4 @@
-"""What a study of a run adds to its report: RUN/results/NAME/section.json, and two figures beside it."""
+"""What a study of a run adds to its report: RUN/results/NAME/section.json, and figures beside it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from hide_llava.results.html import Grid, Picture, picture
 from hide_llava.storage import read_json, write_json
 
 FILE = "section.json"
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Section:
     title: str
     text: str
     table: Grid | None
-    figure: Picture | None
+    figures: list[Picture]
     note: str
 
 
@@ -30,18 +31,20 @@ def write_section(
     text: str = "",
     header: Sequence[str] = (),
     rows: Sequence[Sequence[str]] = (),
-    figure: str | None = None,
+    figure: str | Sequence[str] | None = None,
     note: str = "",
 ) -> Path | None:
     """Let the study in that folder take part in the report of its run; None where the folder is not RUN/results/NAME.
 
-    figure: the stem of FIGURE-light.png and FIGURE-dark.png in the folder. The report shows them when it is written next.
+    figure: the stem of FIGURE-light.png and FIGURE-dark.png in the folder, or several. The report shows them when it is
+    written next.
     """
     results = folder.resolve().parent
     if results.name != "results" or not (results.parent / "manifest.json").is_file():
         return None
     table = {"header": list(header), "rows": [list(row) for row in rows]} if rows else None
-    write_json(folder / FILE, {"title": title, "text": text, "table": table, "figure": figure, "note": note})
+    drawn = figure if figure is None or isinstance(figure, str) else list(figure)
+    write_json(folder / FILE, {"title": title, "text": text, "table": table, "figure": drawn, "note": note})
     return folder / FILE
 
 
@@ -58,15 +61,18 @@ def read_sections(run: Path) -> tuple[list[Section], list[str]]:
 
 def _read(file: Path) -> Section:
     data = read_json(file)
-    table, stem = data.get("table"), data.get("figure")
+    table, named = data.get("table"), data.get("figure") or []
     shown = None
     if table:
         rows = [[str(cell) for cell in row] for row in table["rows"]]
         if any(len(row) != len(table["header"]) or not row for row in rows):
             raise ValueError("a row of the table has not one cell for each column")
         shown = Grid([str(cell) for cell in table["header"]], rows)
-    if stem and Path(stem).name != stem:
-        raise ValueError(f"the figure {stem!r} lies in another folder")
-    pair = [file.with_name(f"{stem}-{theme}.png") for theme in ("light", "dark")] if stem else []
-    drawn = picture(*(path.read_bytes() for path in pair), str(data["title"]), 760) if pair else None
+    drawn = []
+    for stem in [named] if isinstance(named, str) else named:
+        if Path(stem).name != stem:
+            raise ValueError(f"the figure {stem!r} lies in another folder")
+        pair = [file.with_name(f"{stem}-{theme}.png").read_bytes() for theme in ("light", "dark")]
+        wide = int.from_bytes(pair[0][16:20], "big") if pair[0].startswith(PNG) else 0  # pixels; the page's figures have 1.6 of
+        drawn.append(picture(*pair, f"{data['title']}: {stem}", min(760, round(wide / 1.6)) or 760))  # them for one of its own
     return Section(str(data["title"]), str(data.get("text") or ""), shown, drawn, str(data.get("note") or ""))

@@ -1,0 +1,83 @@
+"""What a study of a run leaves behind: figures for a page and for a paper, tables, numbers, a report, a section of the run page.
+
+`NAME.md` is the report, `NAME.json` has all numbers, each table is a CSV, each figure `FIGURE-light.png`, `-dark.png`, `.pdf`
+and `.svg`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hide_llava.results.drawing import DARK, LIGHT, Theme, png
+from hide_llava.results.html import write
+from hide_llava.results.sections import write_section
+from hide_llava.results.tables import csv_lines, markdown_table
+from hide_llava.storage import write_json, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+VECTOR = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}  # format → metadata without which two files are equal
+UNDRAWN = "No figures: matplotlib is not installed (pip install -e '.[report]')."
+
+
+@dataclass
+class Findings:
+    """What a study found out. `lines` are printed, stand first in the report, and in the section of the run page.
+
+    tables: (title, header, rows as text) of the report; the first is also the section's. figures: file name → (title, how
+    it is drawn). csv: file name → header and rows. data: all numbers, as JSON. note: how to read it.
+    """
+
+    title: str
+    lines: list[str]
+    tables: list[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = field(default_factory=list)
+    figures: dict[str, tuple[str, Callable[[Theme], Figure]]] = field(default_factory=dict)
+    csv: dict[str, tuple[Sequence[str], Sequence[Sequence[object]]]] = field(default_factory=dict)
+    data: Any = None
+    note: str = ""
+
+
+def write_findings(folder: Path, name: str, found: Findings) -> None:
+    """Write all files of a study into `folder`. Without matplotlib the figures are left out, and the report says so."""
+    drawn = write_figures(folder, {stem: draw for stem, (_, draw) in found.figures.items()})
+    for stem, (header, rows) in found.csv.items():
+        write_text(folder / f"{stem}.csv", csv_lines([header, *rows]))
+    write_json(folder / f"{name}.json", found.data)
+    lines = [f"# {found.title}", "", *(f"- {line}" for line in found.lines)]
+    for title, header, rows in found.tables:
+        lines += ["", f"## {title}", "", *markdown_table(list(header), [list(row) for row in rows])]
+    for stem, (title, _) in found.figures.items() if drawn else ():
+        lines += ["", f"![{title}]({stem}-light.png)"]
+    lines += ["", *filter(None, [found.note, "" if drawn or not found.figures else UNDRAWN])]
+    write_text(folder / f"{name}.md", "\n".join(lines) + "\n")
+    _, header, rows = found.tables[0] if found.tables else ("", (), ())
+    write_section(folder, found.title, "\n".join(found.lines), header, rows, list(found.figures) if drawn else None, found.note)
+
+
+def write_figures(folder: Path, figures: dict[str, Callable[[Theme], Figure]]) -> bool:
+    """Each figure for light and dark pages (PNG) and for papers (PDF, SVG); False where matplotlib is not installed."""
+    if importlib.util.find_spec("matplotlib") is None:
+        return False
+    for stem, draw in figures.items():
+        light = draw(LIGHT)
+        write(folder / f"{stem}-{LIGHT.name}.png", png(light))
+        write(folder / f"{stem}-{DARK.name}.png", png(draw(DARK)))
+        for form in VECTOR:
+            write(folder / f"{stem}.{form}", vector(light, form))
+    return True
+
+
+def vector(figure: Figure, form: str) -> bytes:
+    """The figure as a PDF whose letters stay letters, or as an SVG; the same bytes whenever it is drawn."""
+    from matplotlib import rc_context
+
+    out = io.BytesIO()
+    with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "hide-llava"}):
+        figure.savefig(out, format=form, facecolor=figure.get_facecolor(), metadata=VECTOR[form])
+    return out.getvalue()
