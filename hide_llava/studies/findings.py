@@ -67,6 +67,7 @@ def write_figures(folder: Path, figures: dict[str, Callable[[Theme], Figure]]) -
     for stem, draw in figures.items():
         light = draw(LIGHT)
         write(folder / f"{stem}-{LIGHT.name}.png", png(light))
+        light.set_layout_engine("none")  # everything stays where it is now; laying it out again takes most of the time
         write(folder / f"{stem}-{DARK.name}.png", png(draw(DARK)))
         for form in VECTOR:
             write(folder / f"{stem}.{form}", vector(light, form))

@@ -20,7 +20,6 @@ from hide_llava.training.session import Session
 from tests.cli.call import call, refused
 from tests.tiny import arguments, write_world
 
-
 FIGURE = {"cka-light.png", "cka-dark.png", "cka.pdf", "cka.svg"}
 
 

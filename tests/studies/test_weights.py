@@ -69,7 +69,8 @@ def write_run(folder: Path, adapters: list[list[str]], base: bool = True) -> lis
 def test_the_measures_are_those_of_the_dense_matrices() -> None:
     first, second = factors(1), factors(2)
     one, two = (b @ a for a, b in (first, second))
-    np.testing.assert_allclose(products([first, second]), [[(one * one).sum(), (one * two).sum()], [(one * two).sum(), (two * two).sum()]])
+    wanted = [[(x * y).sum() for y in (one, two)] for x in (one, two)]
+    np.testing.assert_allclose(products([first, second]), wanted)
     u, v = spaces(first)
     np.testing.assert_allclose(u @ u.T @ one @ v @ v.T, one, atol=1e-10)
     left, right = np.linalg.svd(one)[0][:, :RANK], np.linalg.svd(two)[0][:, :RANK]

@@ -80,8 +80,8 @@ def _lines(found: RouterStudy) -> list[str]:
     one, lines = found.overall, []
     if one.routed is not None:
         experts = len(found.confusion.experts)
-        lines.append(f"{percent(one.routed)} % of {one.questions} questions go to an expert of their own task, {one.routed_wrong} "
-                     f"do not; there are {experts} experts.")  # fmt: skip
+        lines.append(f"{percent(one.routed)} % of {one.questions} questions go to an expert of their own task, "
+                     f"{one.routed_wrong} do not; there are {experts} experts.")  # fmt: skip
     if one.if_right is not None:
         wrong = f", {percent(one.if_wrong)} % of those routed wrong" if one.if_wrong is not None else ""
         lines.append(f"Answered right: {percent(one.if_right)} % of the questions routed right{wrong}; "
