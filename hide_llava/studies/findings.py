@@ -13,16 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from hide_llava.errors import UserError
 from hide_llava.results.drawing import DARK, LIGHT, Theme, png
 from hide_llava.results.html import write
 from hide_llava.results.sections import write_section
 from hide_llava.results.tables import csv_lines, markdown_table
-from hide_llava.storage import write_json, write_text
+from hide_llava.storage import read_json, write_json, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 VECTOR = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}  # format → metadata without which two files are equal
+ENDS = (f"-{LIGHT.name}.png", f"-{DARK.name}.png", *(f".{form}" for form in VECTOR))
 UNDRAWN = "No figures: matplotlib is not installed (pip install -e '.[report]')."
 
 
@@ -39,16 +41,23 @@ class Findings:
     tables: list[tuple[str, Sequence[str], Sequence[Sequence[str]]]] = field(default_factory=list)
     figures: dict[str, tuple[str, Callable[[Theme], Figure]]] = field(default_factory=dict)
     csv: dict[str, tuple[Sequence[str], Sequence[Sequence[object]]]] = field(default_factory=dict)
-    data: Any = None
+    data: dict[str, Any] = field(default_factory=dict)
     note: str = ""
 
 
 def write_findings(folder: Path, name: str, found: Findings) -> None:
-    """Write all files of a study into `folder`. Without matplotlib the figures are left out, and the report says so."""
+    """Write all files of a study into `folder`; what it wrote there before and does not write now is removed.
+
+    Without matplotlib the figures are left out, and the report says so.
+    """
     drawn = write_figures(folder, {stem: draw for stem, (_, draw) in found.figures.items()})
+    figures = [f"{stem}{end}" for stem in found.figures for end in ENDS] if drawn else []
+    files = [*figures, *(f"{stem}.csv" for stem in found.csv)]
+    for old in set(_written_before(folder / f"{name}.json")) - set(files):
+        (folder / Path(old).name).unlink(missing_ok=True)
     for stem, (header, rows) in found.csv.items():
         write_text(folder / f"{stem}.csv", csv_lines([header, *rows]))
-    write_json(folder / f"{name}.json", found.data)
+    write_json(folder / f"{name}.json", {**found.data, "files": files})
     lines = [f"# {found.title}", "", *(f"- {line}" for line in found.lines)]
     for title, header, rows in found.tables:
         lines += ["", f"## {title}", "", *markdown_table(list(header), [list(row) for row in rows])]
@@ -57,7 +66,17 @@ def write_findings(folder: Path, name: str, found: Findings) -> None:
     lines += ["", *filter(None, [found.note, "" if drawn or not found.figures else UNDRAWN])]
     write_text(folder / f"{name}.md", "\n".join(lines) + "\n")
     _, header, rows = found.tables[0] if found.tables else ("", (), ())
-    write_section(folder, found.title, "\n".join(found.lines), header, rows, list(found.figures) if drawn else None, found.note)
+    titles = {stem: title for stem, (title, _) in found.figures.items()}
+    write_section(folder, found.title, "\n".join(found.lines), header, rows, titles if drawn else None, found.note)
+
+
+def _written_before(file: Path) -> list[str]:
+    """The files that a study says it wrote beside its JSON; none where that is not there, or not ours."""
+    try:
+        files = read_json(file).get("files")
+        return [str(name) for name in files]
+    except (UserError, AttributeError, TypeError):
+        return []
 
 
 def write_figures(folder: Path, figures: dict[str, Callable[[Theme], Figure]]) -> bool:

@@ -20,6 +20,7 @@ from tests.cli.call import call, refused
 from tests.results.synthetic import manifest
 
 RANK, WIDTH, OUT = 2, 12, 9
+ENDS = ("-light.png", "-dark.png", ".pdf", ".svg")
 LINEARS = [f"model.language_model.layers.{layer}.self_attn.{x}_proj" for layer in (0, 1) for x in "qv"]
 
 
@@ -140,26 +141,23 @@ def test_several_adapters_of_a_stage(tmp_path: Path) -> None:
 def test_the_command_without_the_base_model(tmp_path: Path) -> None:
     run = tmp_path / "run"
     write_run(run, [["expert-01"], ["expert-02"]], base=False)
-    called = call("analyze", "weights", run)
+    out = tmp_path / "out"
+    called = call("analyze", "weights", run, "--output", out)
     assert called.code == 0, called.err
     assert "No relative change: the base model" in called.out and "cross terms" in called.out
-    text = (run / "results" / "weights" / "weights.md").read_text()
+    text = (out / "weights.md").read_text()
     assert "norm, since the base's weights are not known" in text and "change-light.png" not in text
-    table = (run / "results" / "weights" / "change.csv").read_text().splitlines()
+    table = (out / "change.csv").read_text().splitlines()
     assert len(table) == 1 + 2 * len(LINEARS) and table[1].endswith(",,")
-    assert json.loads((run / "results" / "weights" / "weights.json").read_text())["linears"][0]["base"] is None
-
-
-def test_figures_of_a_run(tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    write_run(run, [["expert-01"], ["expert-02"]])
-    report = analyse(read_run(run))
-    assert len(change(report, DARK).axes[0].lines) == 2
-    assert call("analyze", "weights", run, "--output", tmp_path / "out").code == 0
-    names = {p.name for p in (tmp_path / "out").iterdir()}
-    assert names >= {f"{stem}{end}" for stem in ("change", "fusion", "columns", "rows")
-                     for end in ("-light.png", "-dark.png", ".pdf", ".svg")}  # fmt: skip
+    assert json.loads((out / "weights.json").read_text())["linears"][0]["base"] is None
+    names = {p.name for p in out.iterdir()}
+    assert names >= {f"{stem}{end}" for stem in ("fusion", "columns", "rows") for end in ENDS}
     assert "section.json" not in names  # another folder is no part of the run's page
+
+
+def test_a_line_for_each_update(tmp_path: Path) -> None:
+    write_run(tmp_path / "run", [["expert-01"], ["expert-02"]])
+    assert len(change(analyse(read_run(tmp_path / "run")), DARK).axes[0].lines) == 2
 
 
 def test_what_cannot_be_measured_is_told(tmp_path: Path) -> None:

@@ -88,9 +88,9 @@ def _csv(found: Anatomy) -> dict[str, tuple]:
 
 
 def colours(theme: Theme) -> dict[str, str]:
-    """Kept and gained in blue, lost in orange and purple, never right as paper is: safe for colour-blind readers."""
+    """Okabe and Ito's colours, which colour-blind readers tell apart; what was never right is as pale as the grid."""
     return {"kept": theme.series[0], "format": theme.series[1], "content": theme.series[3], "unknown": theme.muted,
-            "gained": theme.ramp[2] if theme.name == "light" else theme.ramp[1], "never": theme.grid}  # fmt: skip
+            "gained": theme.series[2], "never": theme.grid}  # fmt: skip
 
 
 def fates(found: Anatomy, theme: Theme = LIGHT) -> Figure:
