@@ -51,7 +51,7 @@ def kind_of(text: str, gold: list[str]) -> str:
         "article": lambda g: _content(text) == _content(g),
         "longer_answer": lambda g: has_words(text, g),
         "off_by_one": lambda g: _off_by_one(text, g),
-        "wrong_format": lambda g: _form(text) != _form(g),
+        "wrong_format": lambda g: form_of(text) != form_of(g),
     }
     filled = [g for g in gold if _bare(g)]
     return next((kind for kind, test in tests.items() if any(map(test, filled))), "other")
@@ -78,7 +78,7 @@ def _off_by_one(text: str, gold: str) -> bool:
     return a is not None and b is not None and abs(a - b) == 1
 
 
-def _form(text: str) -> str:
+def form_of(text: str) -> str:
     """What the answer looks like: "letter", "yes/no", "number", "short" (up to two words) or "sentence"."""
     bare = _bare(text)
     if _LETTER.fullmatch(bare):

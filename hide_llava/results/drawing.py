@@ -115,7 +115,7 @@ def heat_map(
             colour = ramp(min(max(value / top, 0.0), 1.0))
             axes.add_patch(Rectangle((j + 0.02, i + 0.03), 0.96, 0.94, facecolor=colour, linewidth=0))
             text = f"{value:.{digits}f}"
-            axes.text(j + 0.5, i + 0.52, text, ha="center", va="center", fontsize=10, color=_on(colour))
+            axes.text(j + 0.5, i + 0.52, text, ha="center", va="center", fontsize=10, color=ink_on(colour))
     axes.set(xlim=(0, len(columns)), ylim=(len(row_names), 0))
     axes.set_xticks([j + 0.5 for j in range(len(columns))], columns)
     axes.set_yticks([i + 0.5 for i in range(len(row_names))], row_names)
@@ -125,7 +125,7 @@ def heat_map(
     return figure
 
 
-def _on(colour: tuple[float, ...]) -> str:
+def ink_on(colour: tuple[float, ...]) -> str:
     """Black or white, whichever reads better on that colour (WCAG relative luminance)."""
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
     luminance = 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,8 +1,8 @@
-"""What a study of a run adds to its report: RUN/results/NAME/section.json, and two figures beside it."""
+"""What a study of a run adds to its report: RUN/results/NAME/section.json, and figures beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,16 +11,17 @@ from hide_llava.results.html import Grid, Picture, picture
 from hide_llava.storage import read_json, write_json
 
 FILE = "section.json"
+PNG = b"\x89PNG\r\n\x1a\n"
 
 
 @dataclass(frozen=True)
 class Section:
-    """As the page shows it: a title, and below it whatever the study has of the rest."""
+    """As the page shows it: a title, and below it whatever the study has of the rest. figures: title and picture."""
 
     title: str
     text: str
     table: Grid | None
-    figure: Picture | None
+    figures: list[tuple[str, Picture]]
     note: str
 
 
@@ -30,18 +31,20 @@ def write_section(
     text: str = "",
     header: Sequence[str] = (),
     rows: Sequence[Sequence[str]] = (),
-    figure: str | None = None,
+    figure: str | Mapping[str, str] | None = None,
     note: str = "",
 ) -> Path | None:
     """Let the study in that folder take part in the report of its run; None where the folder is not RUN/results/NAME.
 
-    figure: the stem of FIGURE-light.png and FIGURE-dark.png in the folder. The report shows them when it is written next.
+    figure: the stem of FIGURE-light.png and FIGURE-dark.png in the folder, or the stems of several with their titles. The
+    report shows them when it is written next.
     """
     results = folder.resolve().parent
     if results.name != "results" or not (results.parent / "manifest.json").is_file():
         return None
     table = {"header": list(header), "rows": [list(row) for row in rows]} if rows else None
-    write_json(folder / FILE, {"title": title, "text": text, "table": table, "figure": figure, "note": note})
+    drawn = dict(figure) if isinstance(figure, Mapping) else figure
+    write_json(folder / FILE, {"title": title, "text": text, "table": table, "figure": drawn, "note": note})
     return folder / FILE
 
 
@@ -58,15 +61,21 @@ def read_sections(run: Path) -> tuple[list[Section], list[str]]:
 
 def _read(file: Path) -> Section:
     data = read_json(file)
-    table, stem = data.get("table"), data.get("figure")
+    table, named = data.get("table"), data.get("figure") or {}
     shown = None
     if table:
         rows = [[str(cell) for cell in row] for row in table["rows"]]
         if any(len(row) != len(table["header"]) or not row for row in rows):
             raise ValueError("a row of the table has not one cell for each column")
         shown = Grid([str(cell) for cell in table["header"]], rows)
-    if stem and Path(stem).name != stem:
-        raise ValueError(f"the figure {stem!r} lies in another folder")
-    pair = [file.with_name(f"{stem}-{theme}.png") for theme in ("light", "dark")] if stem else []
-    drawn = picture(*(path.read_bytes() for path in pair), str(data["title"]), 760) if pair else None
+    titles = {named: ""} if isinstance(named, str) else dict(named)
+    drawn = [(str(titles[stem]), _drawn(file, stem, str(titles[stem] or data["title"]))) for stem in titles]
     return Section(str(data["title"]), str(data.get("text") or ""), shown, drawn, str(data.get("note") or ""))
+
+
+def _drawn(file: Path, stem: str, alt: str) -> Picture:
+    if Path(stem).name != stem:
+        raise ValueError(f"the figure {stem!r} lies in another folder")
+    pair = [file.with_name(f"{stem}-{theme}.png").read_bytes() for theme in ("light", "dark")]
+    wide = int.from_bytes(pair[0][16:20], "big") if pair[0].startswith(PNG) else 0  # pixels, 1.6 to one of the page
+    return picture(*pair, alt, min(760, round(wide / 1.6)) or 760)

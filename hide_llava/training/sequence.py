@@ -50,11 +50,12 @@ def training_data(session: Session, stage: Stage) -> TrainingDataset:
         undecodable(share, session.run.train.num_workers)
         torch.distributed.barrier()
     made: list[TrainingDataset] = []  # by the main process, which tokenises; the others read what it has kept
-    on_main(lambda: made.append(_dataset(session, records)))
-    return made[0] if made else _dataset(session, records)
+    on_main(lambda: made.append(dataset_of(session, records)))
+    return made[0] if made else dataset_of(session, records)
 
 
-def _dataset(session: Session, records: Any) -> TrainingDataset:
+def dataset_of(session: Session, records: Any) -> TrainingDataset:
+    """Records of the run's tasks as training reads them; UserError as of `TrainingDataset`."""
     run = session.run
     return TrainingDataset(
         records,
@@ -69,7 +70,7 @@ def _dataset(session: Session, records: Any) -> TrainingDataset:
 
 def _data(session: Session) -> dict[str, Any]:
     """The part of a context that lends records and data sets."""
-    return {"records": lambda task: session.run.tasks[task].records(), "dataset": lambda r: _dataset(session, r)}
+    return {"records": lambda task: session.run.tasks[task].records(), "dataset": lambda r: dataset_of(session, r)}
 
 
 def training_warnings(run: Run, counts: list[int | None]) -> list[str]:

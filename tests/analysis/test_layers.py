@@ -20,6 +20,8 @@ from hide_llava.training.session import Session
 from tests.cli.call import call, refused
 from tests.tiny import arguments, write_world
 
+FIGURE = {"cka-light.png", "cka-dark.png", "cka.pdf", "cka.svg"}
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -120,7 +122,7 @@ def test_verb_writes_table_matrices_and_figures(run: Path, tmp_path: Path) -> No
     called = call("analyze", "cka", run, "--stage", 3, "--samples", 5, "--task", "task0", "--task", "task2",
                   "--output", tmp_path)  # fmt: skip
     assert called.code == 0, called.err
-    assert {p.name for p in tmp_path.iterdir()} == {"cka.md", "cka.json", "cka-light.png", "cka-dark.png"}
+    assert {p.name for p in tmp_path.iterdir()} == {"cka.md", "cka.json", *FIGURE}
     data = json.loads((tmp_path / "cka.json").read_text())
     assert data["models"] == ["Task 0", "Task 2"] and [len(x["matrix"]) for x in data["layers"]] == [2, 2]
     assert "| Layer | mean CKA |" in called.out and "Task 0 (test): 5" in called.out

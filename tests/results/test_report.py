@@ -300,12 +300,16 @@ def test_a_study_has_a_section_of_its_own(tmp_path: Path) -> None:
     rows = [["<i>first</i>", "0.125"], ["second", "0.250"]]
     assert write_section(folder, "Made <up>", "Two\nlines & more", ["Layer", "Value"], rows, "drawn", "a note") is not None
     assert write_section(run / "results" / "plain", "Only a text", "nothing else") is not None
+    for theme in ("light", "dark"):
+        write(run / "results" / "several" / f"one-{theme}.png", f"1 {theme}")
+        write(run / "results" / "several" / f"two-{theme}.png", f"2 {theme}")
+    write_section(run / "results" / "several", "Two figures", figure={"one": "The first", "two": "The <second>"})
     text = write_report(run).read_text()
     page = Page(text)
-    for shown in ("Made <up>", "Two\nlines & more", "<i>first</i>", "0.250", "a note", "Only a text"):
-        assert shown in page.text
+    wanted = ("Made <up>", "Two\nlines & more", "<i>first</i>", "0.250", "a note", "Only a text", "The first", "The <second>")
+    assert [shown for shown in wanted if shown not in page.text] == []
     assert "<i>first" not in text
-    for theme in (b"light", b"dark"):
+    for theme in (b"light", b"dark", b"1 light", b"2 dark"):
         assert "data:image/png;base64," + base64.b64encode(theme).decode() in page.sources
     assert write_section(tmp_path / "elsewhere", "No run") is None and not (tmp_path / "elsewhere").exists()
     assert read_run(run).problems == []
@@ -314,6 +318,7 @@ def test_a_study_has_a_section_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [
     "{", "[]", {"text": "no title"}, {"title": "x", "figure": "../../secret"}, {"title": "x", "figure": "absent"},
     {"title": "x", "table": {"header": ["a"], "rows": [["1", "2"]]}}, {"title": "x", "table": [1]},
+    {"title": "x", "figure": {"../secret": "y"}}, {"title": "x", "figure": [1]},
 ])  # fmt: skip
 def test_a_damaged_section_is_named_and_left_out(tmp_path: Path, content: object) -> None:
     run = sequential_run(tmp_path, done=1)

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hide_llava.results.drawing import DARK, LIGHT, Theme, new_figure, png
-from hide_llava.results.html import write
+from hide_llava.results.drawing import LIGHT, Theme, new_figure
 from hide_llava.results.sections import write_section
 from hide_llava.results.tables import markdown_table, number
 from hide_llava.storage import write_json, write_text
 from hide_llava.studies.cka.across_layers import CkaReport
+from hide_llava.studies.findings import UNDRAWN, write_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -84,16 +83,12 @@ def _finish(axes: Any, theme: Theme, label: str) -> None:
 
 
 def write_cka(report: CkaReport, folder: Path) -> str:
-    """cka.md, cka.json (with the matrices) and, with matplotlib, cka-light.png and cka-dark.png; the Markdown text."""
+    """cka.md, cka.json (with the matrices) and, with matplotlib, the figure `cka` in four files; the Markdown text."""
     text = markdown(report)
-    if importlib.util.find_spec("matplotlib") is None:
-        text += "\nNo figure: matplotlib is not installed (pip install -e '.[report]').\n"
-    else:
-        for theme in (LIGHT, DARK):
-            write(folder / f"cka-{theme.name}.png", png(figure(report, theme)))
+    drawn = write_figures(folder, {"cka": lambda theme: figure(report, theme)})
+    text += "" if drawn else f"\n{UNDRAWN}\n"
     write_text(folder / "cka.md", text)
     write_json(folder / "cka.json", dataclasses.asdict(report))
-    drawn = "cka" if (folder / "cka-light.png").is_file() else None
     write_section(folder, "Similarity of the layers (CKA)", f"Models after: {', '.join(report.models)}", HEADER, rows(report),
-                  drawn, LEGACY if report.legacy else READ)  # fmt: skip
+                  "cka" if drawn else None, LEGACY if report.legacy else READ)  # fmt: skip
     return text

@@ -1,0 +1,35 @@
+"""`hide-llava analyze forgetting`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hide_llava.studies.registry import Study, results_folder
+
+
+def forgetting(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of the run.", show_default=False)],
+    output: Annotated[
+        Path | None, typer.Option(metavar="DIR", show_default="RUN/results/forgetting", help="Where to write.")
+    ] = None,
+) -> None:
+    """Follow every question: right when its task was learned, lost at which stage, and by format or by content.
+
+    Reads the stored answers and scores, and the question files for what was expected; no model is loaded. Writes
+    forgetting.md, .json, CSV files (lost.csv lists every lost question) and figures.
+    """
+    from hide_llava.results.run_reader import read_run
+    from hide_llava.studies.findings import write_findings
+    from hide_llava.studies.forgetting.fates import anatomy
+    from hide_llava.studies.forgetting.report import findings
+
+    found = findings(anatomy(read_run(run)))
+    folder = output or results_folder(run, "forgetting")
+    write_findings(folder, "forgetting", found)
+    print("\n".join([*found.lines, f"written: {folder}"]))
+
+
+STUDY = Study("forgetting", forgetting, "hide-llava analyze forgetting runs/NAME")

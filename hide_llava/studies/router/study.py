@@ -1,0 +1,123 @@
+"""All that `analyze router` finds out of one stage of a run."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hide_llava.benchmarks.files import stored_tasks
+from hide_llava.errors import UserError
+from hide_llava.results.asked import Asked, asked_questions
+from hide_llava.results.routing import own_experts
+from hide_llava.results.run_reader import StoredRun, read_run
+from hide_llava.studies.router.anchors import AnchorCurve, anchor_curve, stored_similarities
+from hide_llava.studies.router.answers import Answers, Routed, routed_answers, stage_of
+from hide_llava.studies.router.fingerprint import Fingerprint, fingerprint
+from hide_llava.studies.router.measures import Agreement, Calibration, Confusion, agreement, calibration, confusion
+from hide_llava.studies.router.oracle import Oracle, oracle_of
+
+
+@dataclass
+class Misrouted:
+    """A question whose expert was another's: by how much, and what came of it. weights: of the top expert, of its own."""
+
+    task: str
+    question: str
+    expert: str
+    weights: tuple[float, float]
+    answered: bool | None
+    prompt: str
+    pictures: str
+    expected: str
+    text: str
+
+
+@dataclass
+class RouterStudy:
+    """One stage. titles: of tasks; experts: of experts, where they belong to one task. agreement: by task; overall: of all.
+
+    anchors: image, text → (titles, cosines). fingerprint, curve, oracle, calibration: None where `notes` say why, or where
+    they were not asked for.
+    """
+
+    run: str
+    stage: str
+    titles: dict[str, str]
+    experts: dict[str, str]
+    confusion: Confusion
+    agreement: dict[str, Agreement]
+    overall: Agreement
+    calibration: Calibration | None
+    oracle: Oracle | None
+    anchors: dict[str, tuple[list[str], list[list[float]]]]
+    misrouted: list[Misrouted]
+    fingerprint: Fingerprint | None = None
+    curve: AnchorCurve | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def study(folder: Path, number: int | None, samples: int, with_curve: bool) -> RouterStudy:
+    """Of stage `number` (from 1; None: the last one with routed answers).
+
+    samples: training records and questions of each task that are read for the fingerprint, and for the curve of anchors, which
+    loads the model.
+
+    Raises:
+        UserError: no run, no such stage, or answers that do not say how they were routed.
+    """
+    run = read_run(folder)
+    stage = stage_of(run, number)
+    answers = routed_answers(run, stage)
+    rows = [row for own in answers.values() for row in own]
+    asked = asked_questions(run, answers)
+    found = RouterStudy(
+        run.name, run.matrix.stage_titles[stage], {task: run.task_title(task) for task in answers}, _titles(run, rows),
+        confusion(answers, _order(run, rows)), {task: agreement(own) for task, own in answers.items()}, agreement(rows),
+        calibration(rows), oracle_of(run, stage), stored_similarities(run, stage), _misrouted(run, answers, asked),
+    )  # fmt: skip
+    if found.overall.routed is None:
+        found.notes.append("The experts of this run belong to no task of their own, so no routing is right or wrong.")
+    if found.oracle is None and "routing" in run.config.get("method", {}):
+        found.notes.append(f"No gap to the oracle: `hide-llava eval {folder} method.routing=oracle` was not run.")
+    try:
+        known = stored_tasks(run.config)
+        trained = [known[task] for task in answers if known[task].trained]
+        found.fingerprint = fingerprint(trained, samples)
+    except (UserError, KeyError, TypeError, ValueError) as error:
+        found.notes.append(f"No fingerprint: {' '.join(str(error).split())}")
+    if with_curve:
+        found.curve = anchor_curve(folder, stage, samples)
+    return found
+
+
+def _titles(run: StoredRun, rows: list[Routed]) -> dict[str, str]:
+    experts = dict.fromkeys(expert for row in rows for expert in row.weights)
+    owners = {expert: task for task, own in own_experts(run, experts).items() for expert in own}
+    return {expert: run.task_title(owners[expert]) if expert in owners else expert for expert in experts}
+
+
+def _order(run: StoredRun, rows: list[Routed]) -> list[str]:
+    """Experts in the order of the tasks that they belong to."""
+    experts = dict.fromkeys(expert for row in rows for expert in row.weights)
+    own = own_experts(run, experts)
+    return [expert for task in run.matrix.tasks for expert in experts if expert in own.get(task, ())]
+
+
+def _misrouted(run: StoredRun, answers: Answers, asked: dict[str, Asked]) -> list[Misrouted]:
+    """By task, the surest mistakes first."""
+    found = []
+    for task, rows in answers.items():
+        own = own_experts(run, {expert for row in rows for expert in row.weights}).get(task, frozenset())
+        known = asked.get(task)
+        for row in sorted((row for row in rows if row.right is False), key=lambda row: -row.weights[row.top]):
+            best = max(row.weights.get(expert, 0.0) for expert in own)
+            found.append(Misrouted(
+                task, row.question, row.top, (row.weights[row.top], best), row.answered, row.prompt,
+                " ".join(known.pictures.get(row.question, [])) if known else "",
+                known.shown.get(row.question, "") if known else "", row.text,
+            ))  # fmt: skip
+    return found
