@@ -31,6 +31,7 @@ Rows = list[dict[str, Any]]
 LETTER = "Answer with the option's letter from the given choices directly."  # LLaVA-1.5's, for all four
 SHORT = "Answer the question using a single word or phrase."
 TURN = 1_000_000  # rotation k of MMBench's question i has the index i + k · TURN
+UNSAFE = re.compile(r"[^\w-]")  # in a file's name
 POINTER = 64  # a shorter text in the column of pictures is the index of the row that has the picture
 
 
@@ -50,7 +51,7 @@ def save_picture(data: bytes, folder: Path, name: str, where: str) -> str:
             kind = picture.format.lower()
     except (UnidentifiedImageError, OSError) as error:
         raise UserError(f"{where}: its picture cannot be read ({error}).") from None
-    path = f"images/{re.sub(r'[^\w-]', '_', name)}.{'jpg' if kind == 'jpeg' else kind}"
+    path = f"images/{UNSAFE.sub('_', name)}.{'jpg' if kind == 'jpeg' else kind}"
     write_bytes(folder / path, data)
     return path
 
@@ -114,7 +115,6 @@ def choices_of(row: dict) -> list[str]:
 def from_tsv(file: Path, out: Path, split: str | None = None) -> Rows:
     """Questions of a table of VLMEvalKit, with every other column that a score by group may need."""
     rows = read_tsv(file, ("index", "question", "A", "answer", "image"))
-    rows = [row for row in rows if split is None or row.get("split") in (None, split)]
     by_index, saved = {row["index"]: row for row in rows}, {}
     return [
         {
@@ -127,6 +127,7 @@ def from_tsv(file: Path, out: Path, split: str | None = None) -> Rows:
             "question": row["question"], "hint": row.get("hint"),
         }
         for row in rows
+        if split is None or row.get("split") in (None, split)
     ]  # fmt: skip
 
 
@@ -142,7 +143,12 @@ def mmbench(file: Path, out: Path, pictures: str) -> Rows:
         raise UserError(f"{file}: an index is no whole number; MMBench numbers its rotations by it.")
     if all(row["question_id"] < TURN for row in rows):
         rows = [turned(row, k) for row in rows for k in range(len(row["choices"]))]
-    return without_parts([{**row, "group": row["question_id"] % TURN} for row in rows])
+    circles: dict[int, Rows] = {}
+    for row in rows:
+        circles.setdefault(row["question_id"] % TURN, []).append(row)
+    if odd := [number for number, circle in circles.items() if len(circle) != len(circle[0]["choices"])]:
+        print(f"{file}: {len(odd)} questions have not one rotation for each option, first {odd[0]}; they are asked as they are")
+    return without_parts([{**row, "circle": row["question_id"] % TURN} for row in rows])
 
 
 def turned(row: dict, k: int) -> dict:

@@ -20,33 +20,31 @@ Hits = dict[str, bool]  # by question id, one of each rotation
 
 
 def circular_records(questions: list[dict], references: Path | None, options: dict) -> list[dict]:
-    """Records with choices, answer (a letter) and `group`: what the rotations of a question have in common.
+    """Records with choices, answer (a letter) and `circle`: the id of the first rotation of a question, in all of them.
 
     Raises:
-        UserError: one of these is missing, or a group holds another number of rotations than of options.
+        UserError: one of these is missing, or the first rotation of a circle.
     """
     rows = letter_records(questions, references, options)
     for row in rows:
-        if not option_texts(row) or as_text(row.get("group")) is None:
-            raise UserError(f"{where(row)}: MMBench needs the choices of a question and its group, the id of its first rotation.")
+        if not option_texts(row) or as_text(row.get("circle")) is None:
+            raise UserError(f"{where(row)}: MMBench needs a question's choices and its circle, the id of its first rotation.")
     for name, group in _groups(rows).items() if not options.get("allow_partial") else ():
-        first, count = group[0], len(option_texts(group[0]))
-        if len(group) != count or first["question_id"] != name:
-            raise UserError(f"{where(first)}: group {name} has {len(group)} questions and {count} options; MMBench asks one of "
-                            "each rotation, the first under the group's own id.")  # fmt: skip
-    return [{**row, "group": as_text(row["group"])} for row in rows]
+        if group[0]["question_id"] != name:
+            raise UserError(f"{where(group[0])}: its circle {name} lacks the first rotation, whose question_id is {name}.")
+    return [{**row, "circle": as_text(row["circle"])} for row in rows]
 
 
 def _groups(records: list[dict]) -> dict[str, list[dict]]:
-    """{group: its records}, the first rotation first."""
+    """{circle: its records}, the first rotation first."""
     found: dict[str, list[dict]] = {}
     for record in records:
-        found.setdefault(str(record["group"]), []).append(record)
+        found.setdefault(str(record["circle"]), []).append(record)
     return {name: sorted(group, key=lambda r: r["question_id"] != name) for name, group in found.items()}
 
 
 def _scores(groups: dict[str, list[dict]], hits: Hits) -> dict:
-    """Share of groups that are right in every rotation: of all, by l2_category, by category; and without the circle.
+    """Share of circles that are right in every rotation: of all, by l2_category, by category; and without the circle.
 
     first_rotation: of the questions as they were written. all_rotations: of all that were asked.
     """

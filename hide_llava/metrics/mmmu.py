@@ -85,7 +85,7 @@ def chosen_letter(text: str, choices: dict[str, str]) -> str | None:
 
 
 def readings(text: str) -> set[str | float]:
-    """What a short answer may mean: the shortest ends of its lines behind "is", "so", … (or the whole of it), and their numbers."""
+    """What a short answer may mean: the shortest end of each line behind "is", "so", …, else the whole, and their numbers."""
     text, ends = text.strip().strip(".").lower(), []
     lines = text.split("\n")
     for place, line in enumerate(lines):
