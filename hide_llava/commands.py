@@ -47,9 +47,9 @@ def _compose(words: list[str], evaluates: bool = False) -> Any:
         key = word.partition("=")[0]
         if word in options and not evaluates:
             raise UserError(f"'{word}': options of the method are changed by `hide-llava eval {folder} {word}`.")
-        if word not in options and not key.startswith("eval.") and key not in FREE:
-            raise UserError(f"'{word}': of an existing run only eval.*, {', '.join(FREE[1:3])} and, by `hide-llava eval`, "
-                            "inference options of the method can be changed.")  # fmt: skip
+        if word not in options and not key.startswith("eval.") and key not in (*FREE, "benchmark.general"):
+            raise UserError(f"'{word}': of an existing run only eval.*, benchmark.general, {', '.join(FREE[1:3])} and, by "
+                            "`hide-llava eval`, inference options of the method can be changed.")  # fmt: skip
     config = from_yaml(folder / "config.yaml", words[1:])
     config.output = str(folder)
     if not options:

@@ -18,6 +18,7 @@ from typing import Any
 import yaml
 
 from hide_llava.benchmarks.selection import select_tasks
+from hide_llava.benchmarks.shared import with_shared
 from hide_llava.errors import UserError, known_as, nearest
 from hide_llava.naming import default_output, plain_name
 from hide_llava.presets import GROUPS, configs_folder, names
@@ -175,6 +176,7 @@ def _at(where: str, text: str) -> str:
 def _checked(tree: dict, method: Any) -> RunConfig:
     """`method`: name of the method whose options a misplaced key may mean."""
     _check_finite(tree)
+    tree = with_shared(tree, read_yaml)
     return validated(RunConfig, tree, partial(_unknown, method))
 
 

@@ -21,7 +21,7 @@ from hide_llava.schema import FREE, RunConfig, flatten
 LONGEST_VALUE, LONGEST = 32, 120  # characters of one value, and of all of them; what is longer is a hash
 NAMED = ("seed", "tasks", "task_order", "limit", "benchmark.name", "model.name", "method.name", "method.preset",
          "method.file_sha256", "train.name")  # fmt: skip
-SILENT = ("eval.", "caption.", "benchmark.tasks", "benchmark.defaults")
+SILENT = ("eval.", "caption.", "benchmark.tasks", "benchmark.general", "benchmark.defaults")
 
 
 def default_output(config: RunConfig, plain: RunConfig | None, given: dict[str, Any], recipe: str | None) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import gc
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +28,8 @@ from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder, stage_name
 from hide_llava.training.sequence import refuse_changed_data, train_stage
 from hide_llava.training.session import Session
+
+BASE = Stage(-1, "base", "Untouched model", (), ())  # eval/00-base: before the first stage
 
 
 def say(text: str) -> None:
@@ -130,6 +134,21 @@ class Pipeline:
         self._took(name, eval_seconds=asked - begun if whole else None, unfold_seconds=time.monotonic() - asked,
                    eval_peak_gib=_peak_memory())  # fmt: skip
 
+    def evaluate_base(self) -> None:
+        """The tests of general ability once of the model as it is (`eval.general_base`), into `eval/00-base/`."""
+        if not self.run.eval.general_base or not self.run.general or not self.run.trains:
+            return
+        base = copy.copy(self)
+        base.run, base.folder, base._chains = self.run.untouched(), RunFolder(self.folder.trained_in), []
+        base.evaluate(BASE)
+        self.cells, self.scored = base.cells, base.scored
+        if base._session is not None:  # its place is that of the model that is trained
+            base._session.routed.to("meta")
+            base._session = None
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
     def _open_cells(self, stage: Stage, tasks: list[BenchmarkTask], trained: bool) -> dict[str, dict[str, Any]]:
         """Tasks whose questions are still to be asked, with what their answers depend on. Scores that only depend on
         something that has changed since, such as references, are made anew from the answers."""
@@ -218,6 +237,8 @@ def run(
         pipeline = Pipeline(work, existing, again)
         if train and is_main():
             refuse_changed_data(work)
+        if evaluate:
+            pipeline.evaluate_base()
         for stage in work.stages:
             if train:
                 pipeline.train(stage)

@@ -138,6 +138,7 @@ class EvalConfig(Settings):
     shrink_batches: bool | None = None  # rows that have ended leave; None: in fp32 on a CPU (docs/SCALE.md)
     static_cache: bool = False  # keys and values in a buffer of fixed size; not measured on a GPU
     general: bool = True  # also ask the benchmark's `general` tasks after every stage
+    general_base: bool = False  # and once of the untouched model, so that their loss is known (docs/GENERAL_ABILITY.md)
     protocol: Literal["clean", "legacy"] = "clean"  # legacy: with the faults of published code, where a task has some
 
 

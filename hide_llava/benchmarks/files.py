@@ -206,11 +206,19 @@ class BenchmarkTask:
         Caption references know a question by its place in the whole file, so a part keeps that as `image_id`.
         """
         questions = self.all_questions()
-        kept = draw(self.common.limit, self.common.seed, len(questions))
+        kept = self._drawn(questions)
         if len(kept) < len(questions) and get(self.metric).needs == "coco":
             for i in kept:
                 questions[i].setdefault("image_id", i + 1)
         return [questions[i] for i in kept], len(questions)
+
+    def _drawn(self, questions: Rows) -> list[int]:
+        """Places of the questions that `limit` keeps; the rotations of one, which share its `circle`, together."""
+        places: dict[Any, list[int]] = {}
+        for place, question in enumerate(questions):
+            places.setdefault(question.get("circle", ("alone", place)), []).append(place)
+        groups = [*places.values()]
+        return sorted(place for i in draw(self.common.limit, self.common.seed, len(groups)) for place in groups[i])
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
     @property

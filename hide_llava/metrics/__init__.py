@@ -13,7 +13,21 @@ import difflib
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics import answer_format, caption, cider, gqa, grounding, mathvista, ocrbench, rules, vqa, yes_no  # noqa: F401
+from hide_llava.metrics import (  # noqa: F401
+    answer_format,
+    caption,
+    cider,
+    gqa,
+    grounding,
+    mathvista,
+    mmbench,
+    mmmu,
+    ocrbench,
+    rules,
+    seed_mmstar,
+    vqa,
+    yes_no,
+)
 from hide_llava.metrics.base import METRICS, OPTIONS, Job, Metric, check_join
 from hide_llava.metrics.error_profile import error_profile, gold_answers
 from hide_llava.metrics.ptb import java_available, java_version
@@ -94,7 +108,8 @@ def score(
         result["legacy"] = legacy
     if clean is not None:
         result["clean"], result["verdicts"] = clean
-        if all(gold_answers(record) and "captions" not in record for record in job.gold):
+        apart = job.joinable and result["verdicts"].keys() == job.by_id.keys()  # a verdict may also be on several questions
+        if apart and all(gold_answers(record) and "captions" not in record for record in job.gold):
             result["error_profile"] = error_profile(rows, list(job.by_id.values()), result["verdicts"])
     return result
 

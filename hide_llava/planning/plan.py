@@ -293,12 +293,14 @@ def _evaluation(run: Run, work: Work, answers: list[int | None], pace: Pace, wei
     """All answers at the price of one after the last task; without a card arithmetic only, which decoding never reaches."""
     if None in answers:
         return "all evaluation: not known without the question files"
-    cells = sum(len(stage.evaluate) + len(run.general) for stage in run.stages)
-    hours = _hours(pace.answering(work, sum(answers), weights))
+    base = run.general if run.eval.general_base and run.trains else []
+    cells, asked = sum(len(stage.evaluate) + len(run.general) for stage in run.stages) + len(base), sum(answers)
+    asked += sum(count_questions(task) or 0 for task in base)
+    hours = _hours(pace.answering(work, asked, weights))
     least = f"at least {hours} at {pace.tflops:g} TFLOP/s, for decoding is bound by memory"
     said = least if pace.card is None else f"{hours} {pace.words()}"
     return (
-        f"all evaluation: {sum(answers):,} answers in {cells} cells, {in_flops(sum(answers) * work.answer())}, {said}"
+        f"all evaluation: {asked:,} answers in {cells} cells, {in_flops(asked * work.answer())}, {said}"
     )
 
 

@@ -9,6 +9,7 @@ from hide_llava.results import bootstrap, html, published
 from hide_llava.results.comparison_page import comparison_page
 from hide_llava.results.comparison_text import PUBLISHED, csv_text, latex_text, markdown_text
 from hide_llava.results.costs import cost_table
+from hide_llava.results.general_tables import general_table
 from hide_llava.results.grouping import Row, Table, row_notes, tables_of
 from hide_llava.results.run_reader import CellScore, StoredRun, read_run
 from hide_llava.results.view import BaselineRow, PublishedRow, View
@@ -94,6 +95,7 @@ def _view(table: Table, tables: list[Table], baseline: Path | None, with_publish
         [[_interval(row, task) for task in table.tasks] for row in table.rows],
         _notes(table),
         cost_table(table),
+        general_table(table),
     )
     base = next((run for run in table.runs if run.path.resolve() == baseline), None)
     if base is not None:

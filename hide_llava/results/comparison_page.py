@@ -21,6 +21,8 @@ from hide_llava.results.comparison_text import (
 )
 from hide_llava.results.conditions import condition_title
 from hide_llava.results.costs import NOTE
+from hide_llava.results.general import H_SCORE, RETENTION
+from hide_llava.results.general_tables import general_grid
 from hide_llava.results.grouping import Stat
 from hide_llava.results.html import Grid, Shown
 from hide_llava.results.mean_curves import mean_curves
@@ -32,7 +34,10 @@ PAIRED = (
     "Paired bootstrap over the questions after the last stage: difference, 95 % interval, two-sided p. Bold: the "
     "interval leaves zero out. Not corrected for the number of comparisons."
 )
-GLOSSARY = "A[t][j]: score on task j after stage t of T; Z: zero-shot, M: multi-task run of the same table."
+GLOSSARY = (
+    "A[t][j]: score on task j after stage t of T; Z: zero-shot, M: multi-task run of the same table; "
+    "g, b: general test after the last stage, and of the untouched model."
+)
 
 
 def comparison_page(views: list[View], page: Path, left_out: str = "") -> str:
@@ -43,12 +48,14 @@ def comparison_page(views: list[View], page: Path, left_out: str = "") -> str:
     runs = [run for view in views for run in view.table.runs]
     benchmarks = ", ".join(dict.fromkeys(view.table.benchmark for view in views))
     pictures = [page.with_name(f"{page.stem}{f'-{k}' if k > 1 else ''}.png") for k in range(1, len(views) + 1)]
+    asked = any(view.general.titles for view in views)
+    kept = [["Retention", RETENTION], ["H-score", H_SCORE]] if asked else []
     return html.render(
         "comparison.html",
         heading=f"{benchmarks}: {len(runs)} run{'s' * (len(runs) > 1)}",
         views=[_view(view, picture) for view, picture in zip(views, pictures)],
         left_out=left_out,
-        formulas=Grid(["Aggregate", "Formula"], [[named(a), a.formula] for a in AGGREGATES], (1,), GLOSSARY),
+        formulas=Grid(["Aggregate", "Formula"], [*([named(a), a.formula] for a in AGGREGATES), *kept], (1,), GLOSSARY),
         problems=[f"{run.name}: {problem}" for run in runs for problem in run.problems],
     )
 
@@ -78,6 +85,7 @@ def _view(view: View, figure: Path) -> dict[str, Any]:
                         [key in LOWER for key in others]) if others else None,
         "conditions": Grid([first, *map(condition_title, view.varied)], conditions, range(1, 99)) if view.varied else None,
         "costs": Grid([first, *titles], [[n, *c] for n, c in zip(view.names, costs)], note=NOTE) if titles else None,
+        "general": general_grid(view.general, view.names),
         "baseline": view.baseline,
         "against": Grid(["Run", *tasks], [[row.name, *map(_difference, row.tasks)] for row in view.against], note=PAIRED)
         if view.against else None,

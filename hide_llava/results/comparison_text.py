@@ -8,6 +8,7 @@ from hide_llava.results.aggregates import AGGREGATES
 from hide_llava.results.bootstrap import Difference, Interval
 from hide_llava.results.conditions import condition_title
 from hide_llava.results.costs import NOTE
+from hide_llava.results.general_tables import general_columns, general_lines
 from hide_llava.results.grouping import Stat
 from hide_llava.results.published import Spread
 from hide_llava.results.tables import BOOKTABS, csv_lines, latex_table, markdown_table, number
@@ -97,6 +98,10 @@ def _markdown(view: View) -> list[str]:
     lines += markdown_table(["Method preset", *more, *titles], body)
     lines += ["", "Task columns: score after the last stage (percent). An empty cell was not evaluated.", ""]
     lines += [f"[{number}] {note}  " for number, note in enumerate(view.notes, 1)]  # two blanks: a line of its own
+    if view.general.titles:
+        header, body = general_lines(view.general, view.names)
+        lines += ["", "General ability after the last stage; in brackets the change from the untouched model:", ""]
+        lines += [*markdown_table(header, body), "", *view.general.notes]
     titles, costs = view.costs
     if titles:
         lines += [
@@ -129,7 +134,8 @@ def csv_text(view: View) -> str:
     titles, keys = columns(view)
     (cost_titles, costs), count = view.costs, len(view.table.tasks)
     limits = [f"{title} {kind}" for title in view.table.task_titles for kind in ("low", "high")]
-    more = [*cost_titles, *map(condition_title, view.varied), "n"]
+    kept_titles, kept = general_columns(view.general)
+    more = [*kept_titles, *cost_titles, *map(condition_title, view.varied), "n"]
     lines = [["Method preset", *titles, *(f"{t} sd" for t in titles), *limits, *more, "Runs", "Notes"]]
     for k, row in enumerate(view.table.rows):
         values = [*view.last[k], *(view.aggregates[k][key] for key in keys)]
@@ -137,7 +143,7 @@ def csv_text(view: View) -> str:
         conditions = [row.conditions.get(key, "") for key in view.varied]
         notes = "; ".join(note for note, owners in view.notes.items() if k in owners)
         runs = "; ".join(run.path.name for run in row.runs)
-        lines.append([row.name, *means, *sds, *_limits(view.intervals[k]), *costs[k], *conditions,
+        lines.append([row.name, *means, *sds, *_limits(view.intervals[k]), *(kept[k] if kept else []), *costs[k], *conditions,
                       str(len(row.finished)), runs, notes])  # fmt: skip
     for name, row in zip(names_of_published(view), view.published):
         values = [*row.tasks, *(row.values.get(key) for key in keys)]
@@ -165,4 +171,13 @@ def _latex(view: View) -> str:
     notes += view.table.reasons
     notes += [view.published_note] if view.published else []
     caption = f"{view.title}: score after the last task (percent); Avg is the column mean. {'. '.join(notes)}"
-    return latex_table(["Method", *more, *titles], [body, theirs], caption)
+    return latex_table(["Method", *more, *titles], [body, theirs], caption) + _latex_general(view)
+
+
+def _latex_general(view: View) -> str:
+    """A second table, where a row was asked tests of general ability."""
+    if not view.general.titles:
+        return ""
+    header, body = general_lines(view.general, view.names)
+    caption = f"{view.title}: general ability after the last task (percent; in brackets the change from the untouched model). "
+    return "\n" + latex_table(header, [body], caption + " ".join(view.general.notes))

@@ -38,7 +38,8 @@ def configuration(run: StoredRun) -> dict[str, str]:
             tree[section] = {**_defaults(schema), **own}
     if isinstance(method := tree.get("method"), dict):
         tree["method"] = {**_method_defaults(method.get("name")), **method}
-    return {k: str(v) for k, v in flatten(tree).items() if k not in SILENT and not k.startswith(("eval.", "caption."))}
+    asked = ("eval.", "caption.", "benchmark.general")
+    return {k: str(v) for k, v in flatten(tree).items() if k not in SILENT and not k.startswith(asked)}
 
 
 def _defaults(section: type[Settings]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from hide_llava.results.aggregates import to_json
 from hide_llava.results.asked import asked_questions
 from hide_llava.results.browser import write_browser
 from hide_llava.results.comparison import write_comparison
+from hide_llava.results.general_tables import notes, numbers, with_changes, write_general
 from hide_llava.results.report_cells import details, mistakes, parts, score_matrix, side_table
 from hide_llava.results.run_reader import StoredRun, read_run
 from hide_llava.results.samples import samples
@@ -40,6 +41,7 @@ def write_report(run: Path, thumbnails: int = MOST) -> Path:
     }
     html.write(folder / "matrix.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     write_tables(loaded, folder)
+    write_general(loaded, folder)
     drawn, undrawn = _draw(loaded, folder)
     asked = asked_questions(loaded, [cell.task for _, cell in loaded.all_cells()])
     browser = write_browser(loaded, asked, folder / "samples", thumbnails)
@@ -91,7 +93,9 @@ def _page(
         "missing": missing_notes(run.current),
         "scores": score_matrix(run),
         "unseen": side_table(run, run.unseen, run.cells),
-        "general": side_table(run, [task["id"] for task in manifest.get("general") or []], run.general),
+        "general": with_changes(run, side_table(run, [t["id"] for t in manifest.get("general") or []], run.general)),
+        "kept": numbers(run),
+        "not_kept": notes(run),
         "details": details(run),
         "parts": parts(run),
         "mistakes": mistakes(run),

@@ -54,6 +54,7 @@ class StoredRun:
     cells: dict[tuple[str, str], CellScore]
     problems: list[str] = field(default_factory=list)
     general: dict[tuple[str, str], CellScore] = field(default_factory=dict)
+    base: dict[str, CellScore] = field(default_factory=dict)  # general tests of the untouched model (eval.general_base)
 
     @property
     def name(self) -> str:
@@ -228,7 +229,17 @@ def read_run(path: Path) -> StoredRun:
             _read_cell(run, run.cells, stage["name"], task["id"], task["id"] in (stage.get("eval_tasks") or []))
         for task in manifest.get("general") or []:
             _read_cell(run, run.general, stage["name"], task["id"], False)
+    base: dict[tuple[str, str], CellScore] = {}
+    for task in manifest.get("general") or []:
+        _read_cell(run, base, "00-base", task["id"], False, _trained_in(path))
+    run.base = {task: cell for (_, task), cell in base.items()}
     return run
+
+
+def _trained_in(path: Path) -> Path:
+    """The folder of the run that a variant belongs to; of any other run its own."""
+    file = path / "variant.json"
+    return path / read_json(file, "note of a variant")["of"] if file.is_file() else path
 
 
 def _check_manifest(manifest: dict, path: Path) -> None:
@@ -246,9 +257,9 @@ def _check_manifest(manifest: dict, path: Path) -> None:
                 raise UserError(f"{path / 'manifest.json'}: {name!r} is not the name of a folder of this run; restore it.")
 
 
-def _read_cell(run: StoredRun, into: dict, stage: str, task: str, expected: bool) -> None:
-    """Add one cell, or a line in `problems` saying why it stays empty."""
-    folder = run.path / "eval" / stage / task
+def _read_cell(run: StoredRun, into: dict, stage: str, task: str, expected: bool, root: Path | None = None) -> None:
+    """Add one cell, or a line in `problems` saying why it stays empty. root: another run folder that holds it."""
+    folder = (root or run.path) / "eval" / stage / task
     where = f"{stage} / {task}"
     if not (folder / "score.json").is_file():
         if expected and (folder / "predictions.jsonl").is_file():

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from hide_llava.results import bootstrap, published
 from hide_llava.results.aggregates import AGGREGATES
+from hide_llava.results.general_tables import GeneralTable
 from hide_llava.results.grouping import Stat, Table
 
 
@@ -39,6 +40,7 @@ class View:
     intervals: list[list[bootstrap.Interval | None]]
     notes: dict[str, list[int]]  # → the rows it is about
     costs: tuple[list[str], list[list[str]]]  # of `cost_table`
+    general: GeneralTable = field(default_factory=GeneralTable)
     baseline: str = ""
     against: list[BaselineRow] = field(default_factory=list)
     published: list[PublishedRow] = field(default_factory=list)

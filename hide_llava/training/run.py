@@ -111,6 +111,13 @@ class Run:
         unseen = tuple(i for i in range(len(trained), len(self.tasks)) if self.can_answer(self.tasks[i]))
         return [*before, dataclasses.replace(last, evaluate=last.evaluate + unseen)]
 
+    def untouched(self) -> Run:
+        """The same run of the model as it is: what `eval.general_base` asks the tests of general ability."""
+        method = {"name": "zero_shot", "preset": "zero_shot", **method_config({"name": "zero_shot"}).model_dump()}
+        base = Run(self._config.model_copy(update={"method": method}), self.folder.trained_in)
+        base.general = [task for task in base.general if task.id in [own.id for own in self.general]]
+        return base
+
     def general_after(self, stage: Stage) -> list[BenchmarkTask]:
         """Tasks of general ability that are asked after a stage.
 
@@ -201,6 +208,7 @@ class Run:
                 if stored.train.on_bad_sample != self.train.on_bad_sample:  # only error → skip gets here
                     stored.train.on_bad_sample = self.train.on_bad_sample
                     write_text(folder.path / "config.yaml", to_yaml(stored))
+                self._add_general(stored)
                 return folder
         folder.path.mkdir(parents=True, exist_ok=True)
         manifest = {**self.new_manifest(), **(extra or {})}
@@ -214,9 +222,29 @@ class Run:
         write_text(folder.path / "config.yaml", to_yaml(self._config))
         return folder
 
+    def _add_general(self, stored: RunConfig) -> None:
+        """Note the tests of general ability that the run is asked for the first time: nothing that is trained depends on them."""
+        known, manifest = {entry.id for entry in stored.benchmark.general}, self.folder.manifest
+        if more := [entry for entry in self.benchmark.general if entry.id not in known]:
+            stored.benchmark.general += more
+            write_text(self.folder.path / "config.yaml", to_yaml(stored))
+        named = [*manifest.get("general", [])]
+        named += [_named(task) for task in self.general if _named(task) not in named]
+        if named == manifest.get("general", []):
+            return
+        for entry, stage in zip(manifest["stages"], self.stages):
+            asked = [*entry.get("general_tasks", []), *(task.id for task in self.general_after(stage))]
+            entry["general_tasks"] = list(dict.fromkeys(asked))
+        write_json(self.folder.path / "manifest.json", {**manifest, "general": named})
+
     def _refuse_other(self, stored: RunConfig, existing: bool) -> None:
+        general = {entry.id: entry for entry in stored.benchmark.general}
+        for entry in self.benchmark.general:
+            if general.get(entry.id, entry) != entry:
+                raise UserError(f"{self.folder.path}: asks its general task '{entry.id}' otherwise; give the new one another id.")
         old, new = (flatten(c.model_dump()) for c in (stored, self._config))
-        free = tuple(k for k in new if k in FREE or (existing and k.startswith("eval.")))
+        asked = ("benchmark.general", "eval.") if existing else ("benchmark.general",)
+        free = tuple(k for k in (*old, *new) if k in FREE or k.startswith(asked))
         if _skips_now(old, new):
             free = (*free, "train.on_bad_sample")
         said = {k: tuple(repr(c[k]) if k in c else "absent" for c in (old, new)) for k in old.keys() | new.keys()}

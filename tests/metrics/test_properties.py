@@ -43,8 +43,14 @@ def perfect(metric: str, number: int, words: list[str], pick: int) -> tuple[dict
         return {"answer_bbox": box}, box[0] + "0" + box[1:-1] + "0]"  # legacy drops a character at either end
     if metric in ("vqa_soft10", "vqa_standard"):
         return {"answers": [answer] * 10}, answer
-    if metric in ("option_letter_hide", "option_letter_coin", "format_letter", "option_exact_local"):
+    if metric in ("option_letter_hide", "option_letter_coin", "format_letter", "option_exact_local", "seed_bench", "mmstar"):
         return {"answer": letter}, letter
+    if metric == "mmbench":  # a circle of one rotation each
+        return {"answer": letter, "choices": ["v", "w", "x", "y", "z"], "circle": number}, letter
+    if metric == "mmmu":
+        if number % 2:
+            return {"question_type": "open", "answer": (gold := ("7", "1,200", "2.5", "Tampa", "x + 1")[pick])}, gold
+        return {"question_type": "multiple-choice", "answer": letter, "choices": ["v", "w", "x", "y", "z"]}, letter
     if metric in ("yes_no", "mme"):
         fields = {"answer": ("yes", "no")[pick % 2], "image": f"{number // 2}.jpg"}
         return fields, fields["answer"]

@@ -17,7 +17,8 @@ DATA = [(["red", "cat"], 0), (["blue", "dog"], 1), (["seven"], 2), (["green"], 4
 BAD = [None, True, 3.5, math.nan, [], {}, [None], [{}], {"a": 1}, "maybe", "F", "", "1e999", [0.1, 0.1, 0.5], ["a"] * 9,
        [0.1, "x", 0.5, 0.6], [[1]], 10**400, -1]  # fmt: skip
 FIELDS = ("question_id", "answer", "answers", "answer_bbox", "label", "size", "choices", "options", "answer_type", "image",
-          "image_id", "category", "types", "groups", "isBalanced", "text", "task")  # fmt: skip
+          "image_id", "category", "l2_category", "circle", "question_type", "types", "groups", "isBalanced", "text",
+          "task")  # fmt: skip
 
 
 def sound(metric: str, folder: Path) -> tuple[list[dict], list[dict], Path | None]:
@@ -60,7 +61,7 @@ def test_a_broken_field_is_refused_or_scored_never_in_between(metric: str, tmp_p
             "exact_upper", "exact_lower_unanswerable", "substring_bidir", "substring_wordish", "substring_lower",
             "substring_squeezed", "exact_squeezed", "option_exact_local", "sci_mixed", "relaxed_chart", "gqa_exact",
             "anls", "anls_prism", "ocrbench", "format_short", "format_sentence", "cider_d_ws", "yes_no", "mme",
-            "option_letter_hide", "option_letter_coin", "format_letter")),
+            "option_letter_hide", "option_letter_coin", "format_letter", "mmbench", "seed_bench", "mmstar", "mmmu")),
         *((metric, "answer", "maybe", "expected yes or no") for metric in ("yes_no", "mme")),
         *((metric, "label", "no" , "answer is 'yes' but label is 'no'") for metric in ("yes_no", "mme")),
         *((metric, "answers", ["a"] * 9, "exactly ten") for metric in ("vqa_soft10", "vqa_standard")),
@@ -78,6 +79,8 @@ def test_a_broken_field_is_refused_or_scored_never_in_between(metric: str, tmp_p
         ("mathvista", "choices", "one", "expected a list of texts"),
         ("sci_mixed", "image", None, "image is None"),
         ("mme", "image", None, "image is missing"),
+        ("mmbench", "circle", None, "needs a question's choices and its circle"),
+        ("mmmu", "question_type", "essay", "question_type is 'essay'"),
     ],
 )  # fmt: skip
 def test_the_sentence_names_file_and_record(metric, field, value, says, tmp_path: Path) -> None:
