@@ -290,6 +290,31 @@ def ls(
     print(listing(what))
 
 
+def export(
+    run: RunFolder,
+    stage: Annotated[int, typer.Option(metavar="N", help="The run as it was after this stage; 1 = after the first task.")],
+    to: Annotated[Literal["peft", "hf", "vllm"], typer.Option(help="Adapters; a whole folder; a base with adapters for vLLM.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, typer.Option(show_default="the run's", help="Number format.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default="the run's", help="What adapters name as their base model.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Then upload it to the Hugging Face hub, private if new.")
+    ] = None,
+) -> None:
+    """Write a stage for other programs, and prove that it answers as the run does.
+
+    What was written is loaded again without this package; its logits of two prompts must be the run's, and not the base
+    model's. README.md says how it is loaded, export.json what was compared.
+    """
+    from hide_llava.interop.export import export
+
+    print(f"exported to {export(run, stage, to, output, dtype, base, push)}; see its README.md")
+
+
 def import_(
     kind: Annotated[Literal["hide-reference"], typer.Argument(help="Whose checkpoints.", show_default=False)],
     checkpoint: Annotated[list[Path], typer.Option(metavar="DIR", help="A TaskN folder; repeat for several.")],
