@@ -15,11 +15,11 @@ from hide_llava.backbones.base import Backbone
 from hide_llava.backbones.loading import resolve
 from hide_llava.errors import UserError
 from hide_llava.interop import load, proof
-from hide_llava.interop.exporting import Export
+from hide_llava.interop.exporting import Export, name_base
 from hide_llava.interop.model_card import LOADING
 from hide_llava.interop.peft_proof import with_adapters
 from hide_llava.methods.hide import HiDe
-from hide_llava.storage import read_json, write_json
+from hide_llava.storage import write_json
 
 
 def write(made: Export) -> None:
@@ -28,10 +28,8 @@ def write(made: Export) -> None:
     _check(made, method)
     experts = [method.expert(task) for task in method.learned]
     for name in experts:
-        folder = made.folder / "experts" / name
-        session.core.save(name, folder)
-        write_json(folder / "adapter_config.json", {**read_json(folder / "adapter_config.json"),
-                                                    "base_model_name_or_path": made.base})  # fmt: skip
+        session.core.save(name, made.folder / "experts" / name)
+        name_base(made.folder / "experts" / name, made.base)
     made.write_projector(made.folder)
     write_json(made.folder / "routing.json", rule(made, method, experts))
     save_file(anchors(method), made.folder / "routing.safetensors")

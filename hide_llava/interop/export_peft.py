@@ -16,10 +16,9 @@ from hide_llava.adapters.route import Route
 from hide_llava.errors import UserError
 from hide_llava.interop import export_hide, proof
 from hide_llava.interop.export_hf import instead
-from hide_llava.interop.exporting import PROJECTOR, Export
+from hide_llava.interop.exporting import PROJECTOR, Export, name_base
 from hide_llava.interop.model_card import LOADING
 from hide_llava.interop.peft_proof import with_adapters
-from hide_llava.storage import read_json, write_json
 
 
 def write(made: Export) -> None:
@@ -46,11 +45,11 @@ def _one(made: Export) -> None:
     session.core.apart = True
     with session:
         ours, routes = proof.of_run(session, made.asked)
-        name = _single(made, routes)
+        name = single(made, routes)
         session.core.save(name, made.folder)
         projector = made.write_projector(made.folder)
     del routes, session
-    _about_base(made, made.folder)
+    name_base(made.folder, made.base)
     made.session.backbone.write_processor(made.folder, made.source, made.transform)
     family = made.release()
     model = _base(made, made.folder, projector)
@@ -61,7 +60,7 @@ def _one(made: Export) -> None:
     made.notes.append(loading(made, str(made.final), projector))
 
 
-def _single(made: Export, routes: list[Route]) -> str:
+def single(made: Export, routes: list[Route]) -> str:
     """The name of the one adapter that answers as the method does.
 
     Raises:
@@ -94,7 +93,7 @@ def _each_task(made: Export) -> None:
     copies = session.core.projectors
     for name in experts:
         session.core.save(name, made.folder / "experts" / name)
-        _about_base(made, made.folder / "experts" / name)
+        name_base(made.folder / "experts" / name, made.base)
         if per_task:
             session.core.load_projector(copies[name])
             made.write_projector(made.folder / "experts" / name)
@@ -121,12 +120,6 @@ def _each_task(made: Export) -> None:
         "you to say: the run was told the task of every question." + (" Each has a projector of its own." if per_task else "")
     )
     made.notes.append(loading(made, places, bool(per_task or projector), f"{places if per_task else made.final}/{PROJECTOR}"))
-
-
-def _about_base(made: Export, folder: Path) -> None:
-    """Say in an adapter's configuration which base model it is for."""
-    file = folder / "adapter_config.json"
-    write_json(file, {**read_json(file), "base_model_name_or_path": made.base})
 
 
 def _base(made: Export, folder: Path, projector: bool) -> PreTrainedModel:

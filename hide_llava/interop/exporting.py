@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hide_llava.backbones.base import Backbone
 from hide_llava.backbones.loading import device_of, dtype_of, resolve
+from hide_llava.storage import read_json, write_json
 from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 
@@ -88,3 +89,9 @@ class Export:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return family
+
+
+def name_base(folder: Path, base: str) -> None:
+    """Say in an adapter's configuration which base model it is for."""
+    file = folder / "adapter_config.json"
+    write_json(file, {**read_json(file), "base_model_name_or_path": base})

@@ -97,7 +97,7 @@ def compared(ours: list[Tensor], theirs: list[Tensor], base: list[Tensor], dtype
     """Raises UserError where an export's logits are not the run's, or the run's are the base's."""
     found = []
     for question, own, other, bare in zip(QUESTIONS, ours, theirs, base):
-        other = other[:, : own.shape[1]]  # a written LLaVA-1.5 has rows for <image> and <pad>
+        other, bare = other[:, : own.shape[1]], bare[:, : own.shape[1]]  # a written LLaVA-1.5 has rows for <image> and <pad>
         size = own.abs().max()
         difference, effect = ((own - other).abs().max() / size).item(), ((own - bare).abs().max() / size).item()
         found.append(Prompt(question, difference, effect, bool(own[-1].argmax() == other[-1].argmax())))
