@@ -113,7 +113,7 @@ def _hide(made: Export) -> Answers:
     soft = f" This run weighs all experts for each question (`{said}`), which one adapter cannot."
     made.notes.append(
         f"`base/` holds the fused lower layers, an adapter the expanded layers {method.expanded} of one expert: a request with "
-        "one of them answers as the run does when it routes hard (`method.routing=top1`, or the task is told). Which one is for you "
+        "one of them answers as the run does when it routes hard (`method.routing=top1`, or the task is told). Which is for you "
         "to choose." + ("" if said in ("top1", "oracle") else soft)
     )
     return ours
