@@ -19,7 +19,8 @@ class Hide(torch.nn.Module):
         self.folder, self.rule = Path(folder), json.loads((Path(folder) / "routing.json").read_text())
         names, self.w = self.rule["experts"], None
         self.anchors = load_file(self.folder / "routing.safetensors")
-        self.base = AutoModelForImageTextToText.from_pretrained(base or self.rule["base"], dtype=dtype).eval()
+        base = base or (self.folder / "base" if (self.folder / "base").is_dir() else self.rule["base"])
+        self.base = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype).eval()
         if (self.folder / "projector.safetensors").is_file():
             wrong = self.base.load_state_dict(load_file(self.folder / "projector.safetensors"), strict=False).unexpected_keys
             assert not wrong, wrong
