@@ -20,7 +20,7 @@ from tests.cli.conftest import edit
 from tests.golden_reference import GOLDEN
 from tests.tiny import arguments
 
-VERBS = ("run", "train", "eval", "plan", "doctor", "report", "predict", "score", "preview", "ls", "import", "demo")
+VERBS = ("run", "train", "eval", "plan", "doctor", "report", "predict", "score", "preview", "ls", "export", "import", "demo")
 
 
 def rows_of(file: Path) -> list[dict]:
