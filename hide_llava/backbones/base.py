@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from hide_llava.backbones.decode import end_tokens
+from hide_llava.backbones.decode import Seen, end_tokens
 from hide_llava.data.reader import Reader
 from hide_llava.schema import ModelConfig
 
@@ -169,9 +169,13 @@ class Backbone(ABC):
 
     @abstractmethod
     def answer(
-        self, ready: Ready, max_new_tokens: int, leave: Callable[[Tensor], None] | None = None, static: bool = False
-    ) -> list[list[int]]:
-        """Greedy answers, each up to and with its end token; leave, static: of `decode.greedy`, where the family `shrinks`."""
+        self, ready: Ready, max_new_tokens: int, leave: Callable[[Tensor], None] | None = None, static: bool = False,
+        seen: Seen | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """Greedy answers, each up to and with its end token; leave, static: of `decode.greedy`, where the family `shrinks`.
+
+        seen: called with each token as soon as it is known, and perhaps with padding behind the end of a row.
+        """
 
     def logits(self, states: Tensor) -> Tensor:
         """Hidden states of the decoder's last layer [..., d] → logits [..., V]."""
