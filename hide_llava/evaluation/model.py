@@ -15,6 +15,7 @@ import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -225,8 +226,8 @@ class Model:
         if not question.text.strip():
             raise UserError("the question is empty; write what is to be answered.")
         texts = "\n".join([*(q for q, _ in question.history), question.text])
-        check_place({"question_id": question.text, "text": texts, "image": ["picture"] * len(question.pictures)},
-                    self.run.family.several)  # fmt: skip
+        named = [str(one) if isinstance(one, str | Path) else f"picture {i}" for i, one in enumerate(question.pictures, 1)]
+        check_place({"question_id": question.text, "text": texts, "image": named}, self.run.family.several)
         return question.text
 
     def _told(self, task: BenchmarkTask | None) -> int | None:
