@@ -22,7 +22,7 @@ import torch
 
 from hide_llava.adapters.route import Route
 from hide_llava.backbones.decode import Seen
-from hide_llava.benchmarks.files import BenchmarkTask, with_suffix
+from hide_llava.benchmarks.files import with_suffix
 from hide_llava.data.dataset import asked, check_place
 from hide_llava.data.images import Picture, taken
 from hide_llava.data.turns import Turn
@@ -92,6 +92,35 @@ def checked_stage(run: Run, number: int | None) -> int:
     return trained[-1] if number is None else number
 
 
+def askable(run: Run, stage: int) -> dict[str, str]:
+    """Task id → title of the tasks that a question can be asked as (`task`): all, and of an oracle those that it has learned."""
+    learned = {i for one in run.stages[:stage] for i in one.train}
+    tasks = [task for i, task in enumerate(run.tasks) if i in learned or not run.oracle]
+    borrowed = {task.id for task in tasks}
+    tasks += [t for t in run.all_general if not run.oracle or t.entry.instruction_of in borrowed]
+    return {task.id: task.title for task in tasks}
+
+
+def check(run: Run, stage: int, question: Question) -> None:
+    """Refuse what cannot be asked, before a model is loaded; whether its pictures can be read is seen when they are.
+
+    Raises:
+        UserError: an empty question, other pictures than its text has places for, more than the family takes, an unknown
+            task, or none (or one that is not learned at this stage) where the method is told the task's id.
+    """
+    if not question.text.strip():
+        raise UserError("the question is empty; write what is to be answered.")
+    texts = "\n".join([*(q for q, _ in question.history), question.text])
+    named = [str(one) if isinstance(one, str | Path) else f"picture {i}" for i, one in enumerate(question.pictures, 1)]
+    check_place({"question_id": question.text, "text": texts, "image": named}, run.family.several)
+    if question.task is not None:
+        run.task(question.task)
+    if run.oracle and question.task not in (known := askable(run, stage)):
+        other = "" if question.task is None else f", not {question.task}"
+        raise UserError(f"method={run.preset} is told a question's task: at stage {stage} give --task (task= in Python), one of "
+                        f"{', '.join(known)}{other}.")  # fmt: skip
+
+
 class Model:
     """A loaded model at a stage of its run. One question or batch at a time: further ones wait, from whatever thread.
 
@@ -130,9 +159,8 @@ class Model:
 
     @property
     def tasks(self) -> dict[str, str]:
-        """Task id → title of the tasks whose way of asking `task` may name: what an oracle knows at this stage, else all."""
-        learned = {i for stage in self.run.stages[: self.stage] for i in stage.train}
-        return {t.id: t.title for i, t in enumerate(self.run.tasks) if i in learned or not self.run.oracle}
+        """Task id → title of the tasks that a question can be asked as at this stage."""
+        return askable(self.run, self.stage)
 
     @property
     def experts(self) -> dict[str, str]:
@@ -203,14 +231,16 @@ class Model:
         """Answers of questions that have task and length in common."""
         if not self.stage:
             raise UserError(f"{self.run.folder.path}: no stage is loaded; `at(stage)` loads one.")
+        for question in questions:
+            check(self.run, self.stage, question)
         task, most = questions[0].task, questions[0].max_new_tokens
         of_task = None if task is None else self.run.task(task)
-        index = self._told(of_task)
+        index = oracle_task(self.session, of_task) if self.run.oracle else None
         settings = self.run.common.settings(of_task and of_task.entry)
         reader = self.session.reader(settings["image_transform"])
         items = []
         for number, question in enumerate(questions):
-            (row,) = with_suffix([{"question_id": number, "text": self._checked(question)}], settings["prompt_suffix"])
+            (row,) = with_suffix([{"question_id": number, "text": question.text}], settings["prompt_suffix"])
             images = [taken(one, settings["image_orientation"], self.most_pixels) for one in question.pictures]
             items.append({**asked(reader, row["text"], images, question.turns), "question_id": number})
 
@@ -220,24 +250,3 @@ class Model:
         with self._lock:
             rows = within_memory(answer, collated(items))
         return [Answer(row["text"], row["token_ids"], row["prompt"], row["routing"]) for row in rows]
-
-    def _checked(self, question: Question) -> str:
-        """The text of a question that can be asked; UserError for any other."""
-        if not question.text.strip():
-            raise UserError("the question is empty; write what is to be answered.")
-        texts = "\n".join([*(q for q, _ in question.history), question.text])
-        named = [str(one) if isinstance(one, str | Path) else f"picture {i}" for i, one in enumerate(question.pictures, 1)]
-        check_place({"question_id": question.text, "text": texts, "image": named}, self.run.family.several)
-        return question.text
-
-    def _told(self, task: BenchmarkTask | None) -> int | None:
-        """What an oracle is told; UserError where it knows nothing of the task, or is told none."""
-        if not self.run.oracle:
-            return None
-        index = None if task is None else oracle_task(self.session, task)
-        known = [name for name in self.tasks if name in {t.id for t in self.session.tasks}]
-        if index is None or self.session.tasks[index].id not in known:
-            other = "" if task is None else f", not {task.id}"
-            raise UserError(f"method={self.run.preset} is told a question's task: at stage {self.stage} give --task (in "
-                            f"Python task=) as one of {', '.join(known)}{other}.")  # fmt: skip
-        return index

@@ -92,7 +92,7 @@ def test_another_family_and_an_oracle(qwen: Path) -> None:
     for wrong, says in ((None, "one of task0, task1"), ("other", "no such task")):
         with pytest.raises(UserError, match=says):
             model.ask(picture, text, task=wrong)
-    with pytest.raises(UserError, match=r"at stage 1 give --task .* as one of task0, not task1"):
+    with pytest.raises(UserError, match=r"at stage 1 give --task .*, one of task0, not task1"):
         model.at(1).ask(picture, text, task="task1")
     assert_stored(model.ask(*stored(run, qwen, 1, 0)[0][:2], task="task0"), stored(run, qwen, 1, 0)[0][2])
 
