@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
-from hide_llava.backbones.decode import end_tokens
+from hide_llava.backbones.decode import Seen, end_tokens
 from hide_llava.data.reader import ROUTING_PIXELS, Reader
 from hide_llava.errors import UserError
 from hide_llava.schema import ModelConfig
@@ -171,9 +171,13 @@ class Backbone(ABC):
 
     @abstractmethod
     def answer(
-        self, ready: Ready, max_new_tokens: int, leave: Callable[[Tensor], None] | None = None, static: bool = False
-    ) -> list[list[int]]:
-        """Greedy answers, each up to and with its end token; leave, static: of `decode.greedy`, where the family `shrinks`."""
+        self, ready: Ready, max_new_tokens: int, leave: Callable[[Tensor], None] | None = None, static: bool = False,
+        seen: Seen | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        """Greedy answers, each up to and with its end token; leave, static: of `decode.greedy`, where the family `shrinks`.
+
+        seen: called with each token as soon as it is known, and perhaps with padding behind the end of a row.
+        """
 
     @classmethod
     def plain(cls, sample: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:

@@ -30,6 +30,7 @@ from transformers.utils import ModelOutput
 
 from hide_llava.backbones.base import TARGETS, Backbone, Ready, Vision, divided
 from hide_llava.backbones.chat_reader import BLANK, ChatReader
+from hide_llava.backbones.decode import Seen, Told
 from hide_llava.backbones.loading import device_of, dtype_of, load_weights, set_attention
 from hide_llava.backbones.processors import Limit, load_processor, stop_ids, write_processor
 from hide_llava.backbones.quantized import quantize
@@ -272,13 +273,15 @@ class ChatBackbone(Backbone):
         return output
 
     def answer(
-        self, ready: Ready, max_new_tokens: int, leave: Callable[[Tensor], None] | None = None, static: bool = False
-    ) -> list[list[int]]:
+        self, ready: Ready, max_new_tokens: int, leave: Callable[[Tensor], None] | None = None, static: bool = False,
+        seen: Seen | None = None,
+    ) -> list[list[int]]:  # fmt: skip
         ends = self.stop_ids
         with self._prompted(ready):
             made = self.model.generate(
-                **ready.inputs, attention_mask=ready.attention_mask, max_new_tokens=max_new_tokens, do_sample=False
-            )
+                **ready.inputs, attention_mask=ready.attention_mask, max_new_tokens=max_new_tokens, do_sample=False,
+                streamer=None if seen is None else Told(seen),
+            )  # fmt: skip
         answers = []
         for row in made[:, ready.attention_mask.shape[1] :].tolist():
             end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)

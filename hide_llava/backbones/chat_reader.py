@@ -23,7 +23,7 @@ from torch import Tensor
 from hide_llava.backbones.processors import template_options
 from hide_llava.data.measured import file_of
 from hide_llava.data.reader import ROUTING_PIXELS, Read, Reader, Size, collapse
-from hide_llava.data.turns import IGNORE, IMAGE_TEXT, Turn, drop_leading_answer, routing_text
+from hide_llava.data.turns import IGNORE, IMAGE_TEXT, Turn, asked_after, drop_leading_answer, routing_text
 from hide_llava.errors import BadRecord
 
 KEPT = 8192  # sizes of pictures whose text is kept, a few kilobytes each
@@ -231,11 +231,10 @@ class ChatReader(Reader):
             return [], [], 0
         return collapse(Read(made.ids, labels, "", made.images), self.image_id)
 
-    def question(self, text: str, images: Sequence[Size]) -> Read:
-        value = text if IMAGE_TEXT in text else f"{IMAGE_TEXT}\n" * len(images) + text
-        prompt = self.render(self.messages([{"from": "human", "value": value}], len(images)), True)
-        made = self.tokens(prompt, images)
-        return Read(made.ids, None, routing_text(text), made.images, self.token_types(made.ids, None))
+    def question(self, text: str, images: Sequence[Size], before: Sequence[Turn] = ()) -> Read:
+        turns = asked_after(before, text, len(images))
+        made = self.tokens(self.render(self.messages(turns, len(images)), True), images)
+        return Read(made.ids, None, routing_text(before or text), made.images, self.token_types(made.ids, None))
 
     def answer_start(self, text: str) -> list[int]:
         turns = [{"from": "human", "value": "?"}, {"from": "gpt", "value": text}]

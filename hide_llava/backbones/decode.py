@@ -14,17 +14,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedModel, StaticCache
+from transformers.generation.streamers import BaseStreamer
+
+Seen = Callable[[int, int], None]  # (row of the batch, its next token)
 
 
 def greedy(
     llava: LlavaForConditionalGeneration, embeds: Tensor, mask: Tensor, max_new_tokens: int,
-    leave: Callable[[Tensor], None] | None = None, static: bool = False,
+    leave: Callable[[Tensor], None] | None = None, static: bool = False, seen: Seen | None = None,
 ) -> list[list[int]]:  # fmt: skip
     """The likeliest tokens of each row, up to and with its end-of-sequence token, at most `max_new_tokens`.
 
     embeds [B, N, d], mask [B, N] long, padded on the left. leave: called with the places [b] of the rows that stay
     whenever others leave; None: all stay to the end. static: keys and values in one buffer that is written in place,
-    instead of one that is copied with every token; then all stay.
+    instead of one that is copied with every token; then all stay. seen: called with each token as soon as it is known.
     """
     ends = end_tokens(llava)
     cache = _cache(llava, static, embeds.shape[1] + max_new_tokens)
@@ -40,6 +43,8 @@ def greedy(
         for row, token in zip(rows, tokens.tolist()):
             if not answers[row] or answers[row][-1] not in ends:
                 answers[row].append(token)
+                if seen is not None:
+                    seen(row, token)
         open_places = [i for i, row in enumerate(rows) if answers[row][-1] not in ends]
         if not open_places or len(answers[rows[open_places[0]]]) >= max_new_tokens:
             return answers
@@ -52,6 +57,21 @@ def greedy(
             rows = [rows[i] for i in open_places]
             leave(kept)
         inputs = {"input_ids": tokens[:, None]}
+
+
+class Told(BaseStreamer):
+    """`seen`, for upstream's `generate`, which tells the prompt first, and padding behind the end of a row."""
+
+    def __init__(self, seen: Seen):
+        self.seen, self.begun = seen, False
+
+    def put(self, value: Tensor) -> None:
+        for row, token in enumerate(value.tolist() if self.begun else ()):
+            self.seen(row, token)
+        self.begun = True
+
+    def end(self) -> None:
+        pass
 
 
 def end_tokens(llava: PreTrainedModel) -> set[int]:

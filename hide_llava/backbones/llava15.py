@@ -19,7 +19,7 @@ from torch.func import functional_call
 from transformers import LlavaForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerFast
 
 from hide_llava.backbones.base import TARGETS, Backbone, Ready, Vision, divided
-from hide_llava.backbones.decode import greedy
+from hide_llava.backbones.decode import Seen, greedy
 from hide_llava.backbones.vicuna import IMAGE_TOKEN
 from hide_llava.schema import ModelConfig
 from hide_llava.storage import read_json
@@ -132,9 +132,11 @@ class Llava15(Backbone):
         return Ready({"inputs_embeds": embeds}, mask, labels, inserted)
 
     def answer(
-        self, ready: Ready, max_new_tokens: int, leave: Callable[[Tensor], None] | None = None, static: bool = False
-    ) -> list[list[int]]:
-        return greedy(self.model, ready.inputs["inputs_embeds"], ready.attention_mask, max_new_tokens, leave, static)
+        self, ready: Ready, max_new_tokens: int, leave: Callable[[Tensor], None] | None = None, static: bool = False,
+        seen: Seen | None = None,
+    ) -> list[list[int]]:  # fmt: skip
+        embeds, mask = ready.inputs["inputs_embeds"], ready.attention_mask
+        return greedy(self.model, embeds, mask, max_new_tokens, leave, static, seen)
 
     @classmethod
     def plain(cls, sample: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:

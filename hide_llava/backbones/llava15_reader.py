@@ -68,9 +68,10 @@ class Llava15Reader(Reader):
         ids, labels, _ = encode_training(turns, bool(images), self.tokenizer, max_length, self.masks)
         return ids, labels, self.image_positions if images and IMAGE_TOKEN in ids else 0
 
-    def question(self, text: str, images: Sequence[Size]) -> Read:
-        ids = encode_question(text, bool(images), self.tokenizer)
-        routed_by = reference_routing_text(ids, self.tokenizer) if self.routing == "reference" else routing_text(text)
+    def question(self, text: str, images: Sequence[Size], before: Sequence[Turn] = ()) -> Read:
+        ids = encode_question(text, bool(images), self.tokenizer, before)
+        reference = self.routing == "reference"
+        routed_by = reference_routing_text(ids, self.tokenizer) if reference else routing_text(before or text)
         expanded = expand_image(ids, None, self.image_positions, None)[0]
         return Read(expanded, None, routed_by, self._spans(expanded))
 

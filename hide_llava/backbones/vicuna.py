@@ -15,7 +15,7 @@ from typing import NamedTuple
 from transformers import PreTrainedTokenizerFast
 
 from hide_llava.backbones.llama_tokenizer import encode
-from hide_llava.data.turns import IGNORE, IMAGE_TEXT, Turn, drop_leading_answer, place_image
+from hide_llava.data.turns import IGNORE, IMAGE_TEXT, Turn, asked_after, drop_leading_answer, place_image
 from hide_llava.errors import UserError
 
 IMAGE_TOKEN = -200  # stands for the image in input_ids; never a row of the embedding table
@@ -154,11 +154,17 @@ def _label_walk(
     return ([IGNORE] * len(ids) if mismatch else labels), mismatch
 
 
-def encode_question(text: str, has_image: bool, tokenizer: PreTrainedTokenizerFast) -> list[int]:
-    """Ids of the generation prompt for one question; with an image, `<image>` and a newline are put before it."""
-    if has_image:
-        text = place_image(text) if IMAGE_TEXT in text else f"{IMAGE_TEXT}\n{text}"
-    prompt = build_prompt([{"from": "human", "value": text}], generate=True)
+def encode_question(
+    text: str, has_image: bool, tokenizer: PreTrainedTokenizerFast, before: Sequence[Turn] = ()
+) -> list[int]:
+    """Ids of the generation prompt for a question; with an image, `<image>` and a newline are put before it.
+
+    before: turns of the same conversation, in front of it; then the image stands in the first question, if no question has it.
+    """
+    turns = asked_after(before, text, int(has_image))
+    if has_image and any(IMAGE_TEXT in turn["value"] for turn in [*before, {"value": text}]):
+        turns = [{"from": turn["from"], "value": place_image(turn["value"])} for turn in turns]
+    prompt = build_prompt(turns, generate=True)
     return tokenize_with_image(prompt, tokenizer) if has_image else encode(prompt, tokenizer)
 
 

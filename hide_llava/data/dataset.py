@@ -11,7 +11,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from hide_llava.data.reader import ANY_SIZE, Read, Reader, Size
 from hide_llava.data.records import complaint, pictures, too_many, unusable
 from hide_llava.data.turns import IGNORE, IMAGE_TEXT, Turn, drop_leading_answer, place_image, routing_text
 from hide_llava.errors import BadRecord, UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 ON_BAD_SAMPLE = ("error", "skip", "show")
 ONE_PIXEL: Size = (1, 1)  # of a picture that cannot be opened; the record is refused for that
@@ -187,6 +190,14 @@ def item(read: Read, pixels: dict[str, Tensor] | None, sizes: list[Size]) -> dic
     }
 
 
+def asked(reader: Reader, text: str, images: Sequence[Image.Image], before: Sequence[Turn] = ()) -> dict[str, Any]:
+    """A question about upright RGB pictures, as an item of `QuestionDataset` without an id. before: of `Reader.question`."""
+    sizes = [image.size for image in images]
+    read = reader.question(text, sizes, before)
+    pixels = reader.pixels(images) if images else None
+    return {**item(read, pixels, sizes), "prompt": routing_text(text) if IMAGE_TEXT in text else text}
+
+
 class QuestionDataset(Dataset):
     """Test questions (from `load_questions`) ready for generation.
 
@@ -221,16 +232,9 @@ class QuestionDataset(Dataset):
         text = question["text"]
         try:
             images = [load_image(self.image_root / path, self.orientation) for path in pictures(question)]
-            sizes = [image.size for image in images]
-            read = self.reader.question(text, sizes)
-            pixels = self.reader.pixels(images) if images else None
+            return {**asked(self.reader, text, images), "question_id": question["question_id"]}
         except UserError as error:
             raise UserError(f"Question {question['question_id']!r}: {error}") from error
-        return {
-            **item(read, pixels, sizes),
-            "question_id": question["question_id"],
-            "prompt": routing_text(text) if IMAGE_TEXT in text else text,
-        }
 
     def longest(self) -> int:
         """Tokens of the longest question, its pictures included; of a model that reads by size all of them are measured."""

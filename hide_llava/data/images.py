@@ -16,6 +16,7 @@ from hide_llava.errors import UserError
 from hide_llava.progress import Bar
 
 ORIENTATIONS = ("exif", "ignore")
+Picture = str | Path | bytes | Image.Image  # a file, the content of one, or an image that is open
 # EXIF orientation (TIFF 6.0, tag 274) → how to turn the stored pixels.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -48,15 +49,46 @@ def load_image(path: Path, orientation: str = "exif") -> Image.Image:
         return as_rgb(image, orientation)
 
 
+def taken(picture: Picture, orientation: str = "exif", pixels: int | None = None) -> Image.Image:
+    """`load_image` of a file, of a file's content, or of an image that is open already.
+
+    pixels: the most that a picture may have; its header says how many, before any is decoded.
+
+    Raises:
+        UserError: as of `load_image`, or too many pixels.
+    """
+    if isinstance(picture, str | Path):
+        if not Path(picture).is_file():
+            raise UserError(f"Image {picture} does not exist; give the path of a picture's file.")
+        name, source = Path(picture), None
+    else:
+        name, source = Path("that was given"), io.BytesIO(picture) if isinstance(picture, bytes) else picture
+    with opened(name, source) as image:
+        check_size(image, pixels)
+        return as_rgb(image, orientation)
+
+
+def check_size(image: Image.Image, pixels: int | None) -> None:
+    """Raises UserError, to be continued after the file's name, for a picture of more pixels than that."""
+    width, height = image.size
+    if pixels is not None and width * height > pixels:
+        raise UserError(f"has {width} × {height} pixels, more than the {pixels:,} that are taken; make it smaller.")
+
+
 @contextlib.contextmanager
-def opened(path: Path, source: io.BytesIO | None = None) -> Iterator[Image.Image]:
-    """Open the image at `path` (`source`: its content); whatever a decoder raises inside is told with the file's name.
+def opened(path: Path, source: io.BytesIO | Image.Image | None = None) -> Iterator[Image.Image]:
+    """Open the image at `path`; whatever a decoder raises inside is told with the file's name.
+
+    source: its content, or the image itself, which stays open.
 
     Raises:
         UserError: missing, or not decodable. Decoders are foreign code: AVIF's raises RuntimeError, others ValueError,
             SyntaxError, struct.error …
     """
     try:
+        if isinstance(source, Image.Image):
+            yield source
+            return
         with Image.open(path if source is None else source) as image:
             yield image
     except FileNotFoundError:

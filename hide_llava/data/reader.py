@@ -70,8 +70,12 @@ class Reader(ABC):
         """Ids and labels of a record that `training` refuses, a picture as one id, and the positions that the pictures take."""
 
     @abstractmethod
-    def question(self, text: str, images: Sequence[Size]) -> Read:
-        """A prompt that the model answers next."""
+    def question(self, text: str, images: Sequence[Size], before: Sequence[Turn] = ()) -> Read:
+        """A prompt that the model answers next.
+
+        before: questions and answers of the same conversation, in front of it. Pictures that no question has a place for
+        stand in the first, by which, as in training, the conversation is routed.
+        """
 
     @abstractmethod
     def answer_start(self, text: str) -> list[int]:

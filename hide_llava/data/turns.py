@@ -29,6 +29,15 @@ def routing_text(source: str | Sequence[Turn]) -> str:
     return place_image(source).replace(IMAGE_TEXT, "").lstrip("\n")
 
 
+def asked_after(before: Sequence[Turn], text: str, images: int) -> list[Turn]:
+    """The turns of a conversation whose last one is the question `text`. Where no question of it has a place for its pictures,
+    the first gets `<image>` and a newline for each of them."""
+    turns = [*before, {"from": "human", "value": text}]
+    if not any(IMAGE_TEXT in turn["value"] for turn in turns):
+        turns[0] = {**turns[0], "value": f"{IMAGE_TEXT}\n" * images + turns[0]["value"]}
+    return turns
+
+
 def last_line(text: str) -> str:
     """Of a question, where instruction-tuning data say what form the answer should have; "" of an empty one."""
     return text.rstrip().rpartition("\n")[2]

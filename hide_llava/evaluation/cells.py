@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
+from hide_llava.adapters.route import Route
+from hide_llava.backbones.decode import Seen
 from hide_llava.benchmarks.files import BenchmarkTask, with_suffix
 from hide_llava.data.collator import Collator, moved
 from hide_llava.data.dataset import QuestionDataset
@@ -162,19 +164,25 @@ class _Questions(Dataset):
 
 class _Collate:
     def __call__(self, samples: list[dict[str, Any]]) -> dict[str, Any]:
-        return {**Collator(side="left")(samples), "prompts": [s["prompt"] for s in samples]}
+        return collated(samples)
+
+
+def collated(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """Questions (items of `QuestionDataset`) → one left-padded batch, with their prompts."""
+    return {**Collator(side="left")(samples), "prompts": [s["prompt"] for s in samples]}
 
 
 def answer_batch(
-    session: Session, batch: dict[str, Any], max_new_tokens: int, task: int | None
-) -> list[dict[str, Any]]:
-    """Rows {question_id, prompt, text, token_ids, routing} of one left-padded batch."""
+    session: Session, batch: dict[str, Any], max_new_tokens: int, task: int | None, seen: Seen | None = None,
+    route: Route | None = None,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Rows {question_id, prompt, text, token_ids, routing} of one left-padded batch; seen, route: of `RoutedLlava.generate`."""
     device = session.core.llava.device
     run = session.run
     batch = moved(batch, device, non_blocking=True)
     if session.method.oracle:
         batch["task"] = task
-    ids, route = session.routed.generate(batch, max_new_tokens, shrinks(run), run.eval.static_cache)
+    ids, route = session.routed.generate(batch, max_new_tokens, shrinks(run), run.eval.static_cache, seen, route)
     tokenizer, ends, rows = session.backbone.tokenizer, session.backbone.stop_ids, []
     names = list(route.weights)
     weights = torch.stack([route.weights[n] for n in names], 1).tolist() if names else [[]] * len(ids)  # one copy to the host

@@ -123,6 +123,11 @@ class Method:
         """Names of the adapters trained in the current task; they are what the stage folder stores."""
         return []
 
+    @property
+    def experts(self) -> list[str]:
+        """Adapters that can each answer alone, one a learned task, in their order; none where tasks share what they learn."""
+        return []
+
     def train_data(self, task: Task, records: Any, context: Context) -> Any:
         """Replay, rewritten answers: the table of records {id, image, conversations} that the task trains on."""
         return records

@@ -89,6 +89,10 @@ class HiDe(Method):
     def expert(task: int) -> str:
         return f"expert-{task + 1:02d}"
 
+    @property
+    def experts(self) -> list[str]:
+        return [self.expert(task) for task in self.learned]
+
     def setup(self) -> None:
         self.expanded = self.core.layer_indices(self.config.expanded_layers)
         self.initial_projector = self.core.projector_state()
@@ -139,7 +143,7 @@ class HiDe(Method):
 
     # ---- inference -------------------------------------------------------------------------------------------------
     def prepare_inference(self) -> None:
-        experts = [self.expert(t) for t in self.learned]
+        experts = self.experts
         epsilon = 1 / len(experts) if self.config.fusion_weight is None else self.config.fusion_weight
         weights = [epsilon] * len(experts)
         self.core.fold(experts, weights, self.config.fusion, self.expanded)

@@ -18,6 +18,7 @@ from transformers.utils import ModelOutput
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.route import Route
 from hide_llava.backbones.base import Ready, Vision
+from hide_llava.backbones.decode import Seen
 from hide_llava.data.turns import last_line
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Features, Method
@@ -112,11 +113,16 @@ class RoutedLlava(nn.Module):
         zeros = [self.core.backbone.blank()]
         return self.encoder.image(self.see({"pixels": zeros}), zeros)[0]
 
-    def prepare(self, batch: dict[str, Any], train: bool) -> tuple[Ready, Features, Route]:
-        """A batch as the decoder takes it, its features and its route, which becomes the current one."""
+    def prepare(
+        self, batch: dict[str, Any], train: bool, route: Route | None = None
+    ) -> tuple[Ready, Features, Route]:
+        """A batch as the decoder takes it, its features and its route, which becomes the current one.
+
+        route: instead of the one that the method finds; then nothing is looked at that it would find one by.
+        """
         vision = self.see(batch)
-        features = self.features(batch, vision)
-        route = self.method.route(batch, features, train)
+        features = Features(has_image=batch["has_image"]) if route is not None else self.features(batch, vision)
+        route = self.method.route(batch, features, train) if route is None else route
         if not isinstance(route, Route):
             raise UserError(f"method '{self.method.name}': route() must return a Route, got {route!r:.80}.")
         self.core.follow(route)
@@ -154,18 +160,20 @@ class RoutedLlava(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, batch: dict[str, Any], max_new_tokens: int, shrink: bool = False, static: bool = False
-    ) -> tuple[Tensor, Route]:
+        self, batch: dict[str, Any], max_new_tokens: int, shrink: bool = False, static: bool = False,
+        seen: Seen | None = None, route: Route | None = None,
+    ) -> tuple[Tensor, Route]:  # fmt: skip
         """Greedy answers [B, ≤ max_new_tokens] long of a left-padded batch, 0 after their end, and the route they took.
 
         The answers lie in host memory: decoding reads every token anyway. shrink, static: of `greedy`, rows that have ended
-        leave, if the route is one that can be cut into rows; a buffer of fixed size for keys and values.
+        leave, if the route is one that can be cut into rows; a buffer of fixed size for keys and values. seen: of
+        `Backbone.answer`. route: of `prepare`.
         """
-        ready, _, route = self.prepare({**batch, "labels": None}, False)
+        ready, _, route = self.prepare({**batch, "labels": None}, False, route)
 
         def leave(kept: Tensor) -> None:
             self.core.follow(self.core.route.rows(kept))
 
         cut = leave if shrink and route.divisible else None
-        answers = self.core.backbone.answer(ready, max_new_tokens, cut, static)
+        answers = self.core.backbone.answer(ready, max_new_tokens, cut, static, seen)
         return pad_sequence([torch.tensor(tokens) for tokens in answers], batch_first=True), route

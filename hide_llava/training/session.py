@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -219,6 +220,15 @@ class Session:
 
     def __exit__(self, *_: Any) -> None:
         self.core.unfold()
+
+    @contextlib.contextmanager
+    def bare(self) -> Iterator[None]:
+        """Inside `with session:`, for a while: nothing is folded, so that a route alone says what is added to the base model."""
+        self.core.refold([], [], "delta_sum", [])
+        try:
+            yield
+        finally:
+            self.__enter__()
 
 
 def _widths(encoder: nn.Module | None, sentence: nn.Module | None) -> dict[str, int]:

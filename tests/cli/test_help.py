@@ -5,6 +5,7 @@ import fcntl
 import os
 import pty
 import re
+import shlex
 import struct
 import subprocess
 import sys
@@ -56,7 +57,7 @@ def test_help_shows_an_example_that_parses(verb: str) -> None:
     called = call(verb, "--help")
     assert called.code == 0 and "\x1b" not in called.out
     for example in called.out.rpartition("example:\n")[2].strip().splitlines():
-        words = example.strip().split()
+        words = shlex.split(example)
         assert words[:2] == ["hide-llava", verb]
         assert understood(*words[1:]).work
 

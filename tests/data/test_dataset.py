@@ -257,7 +257,7 @@ class Counting(Reader):
         read = self.training(turns, images, 1 << 30)
         return collapse(read, 7)
 
-    def question(self, text, images):
+    def question(self, text, images, before=()):
         ids, spans = [], []
         for width, height in images:
             spans.append((len(ids), len(ids) + width * height // 100))

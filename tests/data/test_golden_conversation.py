@@ -4,7 +4,15 @@ import random
 
 import pytest
 
-from hide_llava.backbones.vicuna import MASKS, SYSTEM, build_prompt, encode_training, reference_routing_text
+from hide_llava.backbones.vicuna import (
+    IMAGE_TOKEN,
+    MASKS,
+    SYSTEM,
+    build_prompt,
+    encode_question,
+    encode_training,
+    reference_routing_text,
+)
 from hide_llava.data.dataset import modality_length
 from hide_llava.data.turns import IGNORE, last_line, routing_text
 
@@ -136,3 +144,18 @@ def test_prompt_strings(recorded, turns):
     )
     assert build_prompt(turns("Q", "A")) == SYSTEM + " USER: Q ASSISTANT: A</s>"
     assert build_prompt(turns("Q"), generate=True) == SYSTEM + " USER: Q ASSISTANT:"
+
+
+@pytest.mark.parametrize("has_image", [False, True])
+def test_a_question_may_follow_others(turns, tokenizer, has_image):
+    """Its ids are how the same turns begin in training, up to where the answer does."""
+    talk = turns("What is it?", "A star.", "Sure?", "Yes.")
+    whole = encode_training([{**talk[0], "value": "<image>\nWhat is it?"}, *talk[1:]] if has_image else talk, has_image,
+                            tokenizer, 2048)  # fmt: skip
+    asked = encode_question("Sure?", has_image, tokenizer, talk[:2])
+    assert whole.input_ids[: len(asked)] == asked
+    assert IGNORE not in whole.labels[len(asked) :] and whole.labels[len(asked) - 1] == IGNORE
+    marked = [{**talk[0], "value": "What is <image> it?"}, talk[1]]
+    if has_image:  # the place that the text names is kept, as it is without turns before
+        assert encode_question("Sure?", True, tokenizer, marked) != asked
+        assert encode_question("Sure?", True, tokenizer, marked).count(IMAGE_TOKEN) == asked.count(IMAGE_TOKEN) == 1

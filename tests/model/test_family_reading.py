@@ -105,6 +105,20 @@ def test_a_record_is_trained_as_its_question_is_asked(family: Family) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES, indirect=True)
+def test_a_question_may_follow_others(family: Family) -> None:
+    """Its tokens are how a record of the same turns begins, up to the answer; a picture without a place stands in the first."""
+    for name in ("turns", "text turns"):
+        turns, sizes = RECORDS[name]
+        said = record(turns)
+        whole = family.reader.training(said, sizes, 2048)
+        start = family.reader.answer_start(turns[-1][2])
+        for before in (said[:-2], [{**turn, "value": turn["value"].replace("<image>\n", "")} for turn in said[:-2]]):
+            asked = family.reader.question(turns[-1][0], sizes, before)
+            assert asked.ids == whole.ids[: len(asked.ids)] and asked.routed_by == whole.routed_by
+            assert whole.ids[len(asked.ids) :][: len(start)] == start and len(asked.spans) == len(sizes)
+
+
+@pytest.mark.parametrize("family", FAMILIES, indirect=True)
 def test_an_answer_does_not_see_what_comes_after_it(family: Family) -> None:
     """The next turn, or the next word."""
     for name in ("turns", "text turns"):
