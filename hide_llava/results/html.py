@@ -1,4 +1,8 @@
-"""Pages are jinja2 templates that escape what they are given. A page is one file: no scripts, no external resource."""
+"""Pages are jinja2 templates that escape what they are given.
+
+A page is one file without scripts; that of a run has the sample browser beside it, in its own folder. Nothing is loaded from
+anywhere else, and a browser that follows the page's policy would not load it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a run: tables, figures and one self-contained page, all under <run>/results/."""
+"""The report of a run: tables, figures, a page and the samples that it shows, all under <run>/results/."""
 
 from __future__ import annotations
 
@@ -9,18 +9,23 @@ from typing import Any
 from hide_llava.errors import UserError
 from hide_llava.results import figures, html
 from hide_llava.results.aggregates import to_json
+from hide_llava.results.asked import asked_questions
+from hide_llava.results.browser import write_browser
 from hide_llava.results.comparison import write_comparison
 from hide_llava.results.report_cells import details, mistakes, parts, score_matrix, side_table
 from hide_llava.results.run_reader import StoredRun, read_run
 from hide_llava.results.samples import samples
 from hide_llava.results.sections import read_sections
 from hide_llava.results.tables import aggregate_rows, facts, missing_notes, state_note, write_tables
+from hide_llava.results.thumbnails import MOST
 
 __all__ = ["write_comparison", "write_report"]
 
 
-def write_report(run: Path) -> Path:
-    """Write matrix.json, matrix.md/.csv/.tex, the figures (PNG) and report.html; returns the path of report.html.
+def write_report(run: Path, thumbnails: int = MOST) -> Path:
+    """Write matrix.json, matrix.md/.csv/.tex, the figures (PNG), samples/ and report.html; returns the path of report.html.
+
+    thumbnails: pictures of questions at most, which are copied to samples/.
 
     Works on an unfinished run: what is missing stays empty and is listed. Without matplotlib the figures are left out
     and the page says so. UserError when the folder is no run folder.
@@ -36,7 +41,9 @@ def write_report(run: Path) -> Path:
     html.write(folder / "matrix.json", json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     write_tables(loaded, folder)
     drawn, undrawn = _draw(loaded, folder)
-    return html.write(folder / "report.html", _page(loaded, drawn, undrawn))
+    asked = asked_questions(loaded, [cell.task for _, cell in loaded.all_cells()])
+    browser = write_browser(loaded, asked, folder / "samples", thumbnails)
+    return html.write(folder / "report.html", _page(loaded, drawn, undrawn, samples(loaded, asked), browser))
 
 
 def _intervals(run: StoredRun) -> list[list[list[float] | None]]:
@@ -66,7 +73,13 @@ def _draw(run: StoredRun, folder: Path) -> tuple[list[tuple[str, html.Picture]],
     return drawn, ""
 
 
-def _page(run: StoredRun, drawn: list[tuple[str, html.Picture]], undrawn: str) -> str:
+def _page(
+    run: StoredRun,
+    drawn: list[tuple[str, html.Picture]],
+    undrawn: str,
+    few: list[dict[str, Any]],
+    browser: dict[str, int] | None,
+) -> str:
     manifest = run.manifest
     studies, damaged = read_sections(run.path)
     versions = {**(manifest.get("versions") or {}), **{k: manifest.get(k) for k in ("git", "device", "created")}}
@@ -82,7 +95,8 @@ def _page(run: StoredRun, drawn: list[tuple[str, html.Picture]], undrawn: str) -
         "details": details(run),
         "parts": parts(run),
         "mistakes": mistakes(run),
-        "samples": samples(run),
+        "samples": few,
+        "browser": browser,
         "problems": [*run.problems, *damaged],
         "origin": [(str(key), str(value)) for key, value in versions.items() if value],
     }

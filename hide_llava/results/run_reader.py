@@ -174,15 +174,23 @@ class StoredRun:
         return next((t.get("title") or task for t in known if t["id"] == task), task)
 
     @cached_property
-    def expert_titles(self) -> dict[str, str]:
-        """{adapter: title of the task it was trained on}, for adapters that exactly one stage trained."""
-        owners: dict[str, list[str]] = {}
-        for stage in self.manifest["stages"]:
-            path = self.path / "stages" / stage["name"] / "method.json"
+    def expert_stages(self) -> dict[str, int]:
+        """{adapter: index of the stage that trained it}, for adapters that exactly one stage trained."""
+        file = self.path / "variant.json"  # a variant answers with the stages of another run
+        stored = read_json(file, "variant") if file.is_file() else {}
+        trained_in = self.path / str(stored.get("of", ".")) if isinstance(stored, dict) else self.path
+        owners: dict[str, list[int]] = {}
+        for index, stage in enumerate(self.manifest["stages"]):
+            path = trained_in / "stages" / stage["name"] / "method.json"
             names = read_json(path, "stage description").get("adapters") if path.is_file() else None
             for name in names or []:
-                owners.setdefault(name, []).append(stage.get("title") or stage["name"])
+                owners.setdefault(name, []).append(index)
         return {name: stages[0] for name, stages in owners.items() if len(stages) == 1}
+
+    @cached_property
+    def expert_titles(self) -> dict[str, str]:
+        """{adapter: title of the task it was trained on}, for adapters that exactly one stage trained."""
+        return {name: self.matrix.stage_titles[index] for name, index in self.expert_stages.items()}
 
     def logs(self) -> dict[str, list[dict]]:
         """{stage name: rows of trainer_log.jsonl} of the stages that have one. A cut last line is dropped."""
@@ -233,6 +241,9 @@ def _check_manifest(manifest: dict, path: Path) -> None:
         entries = manifest.get(key, [] if key == "general" else None)
         if not isinstance(entries, list) or any(not isinstance(e, dict) or field_name not in e for e in entries):
             raise UserError(f"{path / 'manifest.json'}: {key} must be a list of records with {field_name}; restore it.")
+        for name in (entry[field_name] for entry in entries):
+            if not isinstance(name, str) or Path(name).name != name:  # it names a folder of the run
+                raise UserError(f"{path / 'manifest.json'}: {name!r} is not the name of a folder of this run; restore it.")
 
 
 def _read_cell(run: StoredRun, into: dict, stage: str, task: str, expected: bool) -> None:
