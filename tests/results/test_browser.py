@@ -103,6 +103,16 @@ def test_questions_that_were_moved(run: Path, tmp_path: Path) -> None:
     assert [task["known"] for task in read(report(run))[0]["tasks"]] == [False, True, False]
 
 
+def test_data_beside_the_runs_are_found_from_anywhere(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A relative place of the data is looked for from above the run, too."""
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace(str(tmp_path / "data"), "data"))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    index, details = read(report(run))
+    assert index["tasks"][0]["known"] and details[1][1] == "gold 1" and len(details[1][2][0][0]) == 32
+
+
 def test_writing_again_changes_nothing(run: Path) -> None:
     samples = report(run)
     (samples / "mine.js").write_text("a file of the reader")
