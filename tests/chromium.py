@@ -26,9 +26,14 @@ FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-u
 KEYS = {"Enter": 13, "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40, "Tab": 9}
 
 
+def installed() -> str | None:
+    """The browser on PATH."""
+    return next(filter(None, map(shutil.which, PROGRAMS)), None)
+
+
 def program() -> str:
     """The browser on PATH; skips the test where there is none."""
-    found = next(filter(None, map(shutil.which, PROGRAMS)), None)
+    found = installed()
     if found is None:
         pytest.skip(f"no Chromium on PATH ({', '.join(PROGRAMS)})")
     return found
@@ -117,7 +122,7 @@ class Chromium:
     # ---- a user ------------------------------------------------------------------------------------------------------
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
-        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.until("document.readyState === 'complete'")
 
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression on the page."""

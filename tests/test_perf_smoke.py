@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.chromium import installed
+
 ROOT = Path(__file__).parent.parent
 TOY = {"hidden": 32, "layers": 2, "heads": 2, "vocabulary": 64, "vision-hidden": 16, "image-tokens": 4,
        "prompt-tokens": 6, "experts": 2, "rank": 2, "rounds": 1}  # fmt: skip
@@ -53,6 +55,13 @@ def test_generation_prints_every_variant(generation: str) -> None:
 
 def test_the_folded_and_the_naive_model_are_the_same_function(generation: str) -> None:
     assert "hide and naive give the same tokens: yes" in generation
+
+
+@pytest.mark.nightly
+def test_the_sample_browser_is_written_and_timed() -> None:
+    table = {row["what"]: row["time"] for row in rows(harness("sample_browser", "--questions", "30", "--rounds", "1"))}
+    assert table["thumbnails"].startswith("180 files, ") and "first" in " ".join(table)
+    assert installed() is None or float(table["sort: id"].removesuffix(" ms")) > 0
 
 
 @pytest.mark.nightly

@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from hide_llava.metrics.error_profile import gold_answers
 from hide_llava.results.run_reader import CellScore, StoredRun
 
 LONGEST = 400  # letters of what is expected
+ABOVE = 5  # folders above a run in which the data are looked for: a variant lies four below the folder of `runs`
 
 
 @dataclass(frozen=True)
@@ -46,14 +47,21 @@ class Asked:
 
 
 def asked_questions(run: StoredRun, tasks: Iterable[str]) -> dict[str, Asked]:
-    """Of the tasks whose question files lie where the run's configuration says. Only reads."""
+    """Of the tasks whose question files lie where the run's configuration says, from here or from above the run."""
     found: dict[str, Asked] = {}
     with contextlib.suppress(Exception):  # of a configuration that is missing, damaged or of another version
         known = stored_tasks(run.config)
         for name in dict.fromkeys(tasks):
             with contextlib.suppress(Exception):
-                found[name] = _asked(known[name])
+                found[name] = _asked(_found(known[name], run.path))
     return found
+
+
+def _found(task: BenchmarkTask, run: Path) -> BenchmarkTask:
+    """The task with its files where the run was started, if that was above the run folder: the data's place may be relative."""
+    places = [task.common.data, *(above / task.common.data for above in run.resolve().parents[:ABOVE])]
+    tasks = (replace(task, common=replace(task.common, data=place)) for place in places)
+    return next((one for one in tasks if one.question_files[0].is_file()), task)
 
 
 def _asked(task: BenchmarkTask) -> Asked:

@@ -219,7 +219,7 @@
     for (const field of form.elements) if (field.name in DEFAULTS) state[field.name] = field.type === "checkbox" ? field.checked : field.value;
     const unknown = index.tasks.filter((task) => !task.known && (!state.task || state.task === task.id)).map((task) => task.title);
     note.hidden = !unknown.length;
-    note.textContent = `The questions of ${unknown.join(", ")} were not found where the run's configuration says when this page was written: no pictures, no references.`;
+    note.textContent = `The questions of ${unknown.join(", ")} were not found, or are others now, when this page was written: no pictures, no references. Write the report again where the run was started.`;
   }
 
   // ---- keys and buttons --------------------------------------------------------------------------------------------
