@@ -152,11 +152,19 @@ def doctor(overrides: Words = None) -> None:
         sys.exit(1)
 
 
-def report(run: RunFolder) -> None:
-    """Write tables, figures and report.html of a run, as far as it is finished."""
+def report(
+    run: RunFolder,
+    thumbnails: Annotated[
+        int, typer.Option(min=0, metavar="N", help="Pictures of questions at most that are copied into the report; 0: none.")
+    ] = 20_000,
+) -> None:
+    """Write tables, figures and report.html of a run, as far as it is finished.
+
+    The page shows every question with its answers after all stages; what it shows lies in RUN/results/samples/ beside it.
+    """
     from hide_llava.results.report import write_report
 
-    _print_run(run, write_report(run))
+    _print_run(run, write_report(run, thumbnails))
 
 
 def compare(

@@ -117,7 +117,7 @@ class Chromium:
     # ---- a user ------------------------------------------------------------------------------------------------------
     def open(self, url: str) -> None:
         self.call("Page.navigate", url=url)
-        self.until("document.readyState === 'complete' && location.href !== 'about:blank'")
+        self.until("document.readyState === 'complete'")
 
     def run(self, expression: str) -> Any:
         """The value of a JavaScript expression on the page."""

@@ -23,7 +23,7 @@ from hide_llava.errors import UserError
 from hide_llava.metrics.error_profile import KINDS, kind_of
 from hide_llava.results.asked import Asked, cut
 from hide_llava.results.per_sample import RIGHT, History, histories
-from hide_llava.results.routing import misrouted, own_experts, usable_weights
+from hide_llava.results.routing import expert_title, misrouted, own_experts, usable_weights
 from hide_llava.results.run_reader import CellScore, StoredRun
 from hide_llava.results.thumbnails import MOST, Source, remove_others, write_thumbnails
 from hide_llava.storage import write_bytes
@@ -169,7 +169,7 @@ def _index(run: StoredRun, tasks: dict[str, list[Sample]], experts: list[str]) -
         place[k] = rank
     return {
         "stages": run.matrix.stage_titles,
-        "experts": [run.expert_titles.get(name, run.task_title(name)) for name in experts],
+        "experts": [expert_title(run, name) for name in experts],
         "kinds": [kind.replace("_", " ") for kind in KINDS],
         "tasks": [
             {

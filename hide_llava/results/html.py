@@ -83,6 +83,6 @@ def render(template: str, **content: Any) -> str:
 
 
 def write(path: Path, text: str | bytes) -> Path:
-    """A killed report leaves the old file intact."""
-    write_bytes(path, text.encode("utf-8") if isinstance(text, str) else text)
+    """A killed report leaves the old file intact. Half of a surrogate pair, which no file can hold, becomes a question mark."""
+    write_bytes(path, text.encode("utf-8", "replace") if isinstance(text, str) else text)
     return path

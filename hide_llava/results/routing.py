@@ -29,6 +29,12 @@ def stage_of_expert(run: StoredRun, expert: str) -> int | None:
     return int(numbered[1]) - 1 if numbered and 0 < int(numbered[1]) <= len(matrix.stages) else None
 
 
+def expert_title(run: StoredRun, expert: str) -> str:
+    """The title of the stage that an expert belongs to, or its own name."""
+    stage = stage_of_expert(run, expert)
+    return run.task_title(expert) if stage is None else run.matrix.stage_titles[stage]
+
+
 def own_experts(run: StoredRun, experts: Collection[str]) -> dict[str, frozenset[str]]:
     """task id → those of the experts that belong to the stage which learned that task alone; tasks without any are absent."""
     stages = {expert: stage_of_expert(run, expert) for expert in experts}

@@ -242,7 +242,7 @@ def _check_manifest(manifest: dict, path: Path) -> None:
         if not isinstance(entries, list) or any(not isinstance(e, dict) or field_name not in e for e in entries):
             raise UserError(f"{path / 'manifest.json'}: {key} must be a list of records with {field_name}; restore it.")
         for name in (entry[field_name] for entry in entries):
-            if not isinstance(name, str) or Path(name).name != name:  # it names a folder of the run
+            if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:  # it names a folder of the run
                 raise UserError(f"{path / 'manifest.json'}: {name!r} is not the name of a folder of this run; restore it.")
 
 

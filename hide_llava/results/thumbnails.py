@@ -87,7 +87,7 @@ def _copy(folder: Path, source: Source) -> str:
             return source.key
     try:
         with opened(path) as image:
-            image.draft("RGB", (2 * SIDE, 2 * SIDE))  # a JPEG is decoded at an eighth of its size where that is enough
+            image.draft("RGB", (SIDE, SIDE))  # a JPEG is decoded at half its size, a quarter or an eighth where that is enough
             small = as_rgb(image, source.orientation)
             small.thumbnail((SIDE, SIDE))
     except UserError:
