@@ -2,8 +2,8 @@
 
     python scripts/explain_fusion.py runs/demo/hide-delta_sum
 
-For the last stage on every task: the fusion as configured, factor-sum, no fusion at all (every layer expanded), the
-task id given (each expert alone), and the relative size of the weight changes. Nothing is trained.
+For the last stage on every task: the fusion as configured, factor-sum, no fusion at all (every layer expanded) and the
+task id given (each expert alone). Nothing is trained. How large the weight changes are: `hide-llava analyze weights RUN`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,6 @@ import argparse
 import copy
 from pathlib import Path
 
-import torch
-
-from hide_llava.adapters.folding import delta
 from hide_llava.cli import _quiet
 from hide_llava.demo import reuse_stages
 from hide_llava.pipeline import Pipeline
@@ -45,12 +42,7 @@ def main() -> None:
     args = parser.parse_args()
     _quiet()
     config = RunFolder(args.run).config
-    session = Session(Run(config, args.run))
-    session.restore(len(session.stages) - 1)
-    print("relative weight change of each expert (median over its linears):")
-    for task in session.method.learned:
-        print(f"  {config.benchmark.tasks[task].title:<12} {relative_change(session, session.method.expert(task)):.3f}")
-    for label, change in variants(session.core.num_layers).items():
+    for label, change in variants(Session(Run(config, args.run)).core.num_layers).items():
         changed = copy.deepcopy(config)
         changed.method = {**config.method, **change}
         changed.output = str(
@@ -61,16 +53,6 @@ def main() -> None:
         Pipeline(run).evaluate(run.stages[-1])
         row = last_row(read_run(Path(changed.output)).matrix)
         print(f"{label:<36} " + " ".join(f"{v:7.2f}" for v in row) + f"   Last {sum(row) / len(row):.2f}")
-
-
-def relative_change(session: Session, name: str) -> float:
-    """Median over the adapted linears of ‖s B A‖ / ‖W‖ (Frobenius)."""
-    ratios = []
-    for _, _, layer in session.core.layers(name):
-        factors = [(layer.lora_A[name].weight.detach(), layer.lora_B[name].weight.detach())]
-        change = delta(factors, [1.0], [layer.scaling[name]], "delta_sum")
-        ratios.append(change.norm() / layer.get_base_layer().weight.norm())
-    return float(torch.stack(ratios).median())
 
 
 if __name__ == "__main__":

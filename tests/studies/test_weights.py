@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 from peft import LoraConfig
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from hide_llava.config import compose
 from hide_llava.results.drawing import DARK
@@ -167,3 +167,14 @@ def test_what_cannot_be_measured_is_told(tmp_path: Path) -> None:
     refused("analyze", "weights", run, says=("adapter_model.safetensors", "cannot be read"))
     (run / "stages" / "01-x" / "method.json").write_text(json.dumps({"adapters": []}))
     refused("analyze", "weights", run, says=("no finished stage holds a LoRA adapter",))
+
+
+def test_a_base_in_the_older_format(tmp_path: Path) -> None:
+    """Weights of pytorch_model*.bin, as LLaVA-1.5 was published; files of safetensors beside them count alone."""
+    write_run(tmp_path / "run", [["expert-01"]])
+    run, base = read_run(tmp_path / "run"), tmp_path / "run" / "base"
+    wanted = [one.base for one in analyse(run).linears]
+    torch.save(load_file(base / "model.safetensors"), base / "pytorch_model-00001-of-00001.bin")
+    assert [one.base for one in analyse(run).linears] == wanted
+    (base / "model.safetensors").unlink()
+    assert [one.base for one in analyse(run).linears] == wanted and None not in wanted

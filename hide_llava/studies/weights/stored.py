@@ -130,7 +130,7 @@ class BaseWeights:
     def __init__(self, run: StoredRun):
         config = RunFolder(run.path).config
         folder = local(config.model.path, config.model_folder()) or cached(config.model.path)
-        files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("pytorch_model*.bin")) if folder else []
+        files = (sorted(folder.glob("*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))) if folder else []
         self.why = "" if files else f"the base model {config.model.path} is not on this machine"
         self._names: dict[str, list[tuple[str, Any]]] = {}
         for file in files:
