@@ -94,6 +94,7 @@ class Pipeline:
             if is_main():
                 self.folder.close_stage(name)  # also after a kill between the stage folder and its entry in the manifest
             return
+        self.run.tracking.open()
         session = self.session(stage.index - 1)
         say(f"{name}: training")
         start, whole = time.monotonic(), not self.folder.state(name).exists()
@@ -117,6 +118,7 @@ class Pipeline:
         self.cells += len(wanted)
         if not todo:
             return
+        self.run.tracking.open()
         whole = not any(self.folder.cell(name, task).exists() for task in wanted)
         session, begun = self.session(stage.index if trained else -1), time.monotonic()
         with session:
@@ -189,6 +191,7 @@ class Pipeline:
 
     def _say_score(self, stage: str, task: str, result: dict[str, Any], about: str) -> None:
         say(f"{stage} on {task}: {result['score']:.2f} ({about})")
+        self.run.tracking.cell(stage, task, result["score"], task in [one.id for one in self.run.general])
         if ALL_EMPTY in result["labels"]:
             say(f"warning: {stage} on {task}: {ALL_EMPTY}; look at the losses of its training")
 
@@ -233,7 +236,7 @@ def run(
         say(f"this run was begun before these keys existed and goes on as it did: {', '.join(taken)}")
     for warning in preflight(work, train, evaluate):
         say(f"warning: {warning}")
-    with work.folder.lock() if is_main() else contextlib.nullcontext():
+    with work.folder.lock() if is_main() else contextlib.nullcontext(), contextlib.closing(work.tracking):
         pipeline = Pipeline(work, existing, again)
         if train and is_main():
             refuse_changed_data(work)

@@ -31,6 +31,7 @@ def preflight(run: Run, train: bool = True, evaluate: bool = True) -> list[str]:
         UserError: something is missing, damaged, or cannot be computed on this machine.
     """
     run.prepare()
+    check_reporting(run.train.report_to)
     folder = local(run.model.path, run.model_root)
     if folder is not None and not run.family.recorded:  # its template, its processor and the image budget fit together
         run.family.reader_of(folder, run.model)
@@ -52,7 +53,6 @@ def check_recipe(run: Run) -> None:
     """Batch sizes, and the names that transformers would refuse only when the first stage begins."""
     for stage in run.stages:
         run.batches(stage)
-    check_reporting(run.train.report_to)
     for key, kind in (("schedule", SchedulerType), ("optimizer", OptimizerNames)):
         value, known = getattr(run.train, key), [member.value for member in kind]
         if value not in known:

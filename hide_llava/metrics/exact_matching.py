@@ -1,6 +1,6 @@
-"""Option letters as VLMEvalKit reads them without a judge: its `exact_matching` policy (`vlmeval/utils/matching_util.py`).
+"""Option letters as VLMEvalKit reads them without a judge: its `exact_matching` policy.
 
-The published MMBench numbers come from the same rules with ChatGPT behind them, which reads what these rules cannot. Here
+The rules are those of `matching_util.py` of open-compass/VLMEvalKit. The published MMBench numbers come from the same rules with ChatGPT behind them, which reads what these rules cannot. Here
 such an answer names no option.
 """
 

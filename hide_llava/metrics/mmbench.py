@@ -1,7 +1,7 @@
 """MMBench (Liu et al. 2024, arXiv 2307.06281): a question is asked once for each rotation of its options.
 
 CircularEval: it counts as right only if the answer to every rotation is. The legacy form repeats VLMEvalKit's
-(`vlmeval/dataset/utils/multiple_choice.py`) with its `exact_matching` policy, that is without a judge.
+(`multiple_choice.py` of open-compass/VLMEvalKit) with its `exact_matching` policy, that is without a judge.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class MMBench(Metric):
 
     name = "mmbench"
     summary = "right in every rotation of the options; by ability beside it"
-    source = "open-compass/VLMEvalKit vlmeval/dataset/utils/multiple_choice.py (MMBench, arXiv 2307.06281)"
+    source = "open-compass/VLMEvalKit multiple_choice.py (MMBench, arXiv 2307.06281)"
 
     def records(self, questions: list[dict], references: Path | None, options: dict) -> list[dict]:
         return circular_records(questions, references, options)

@@ -1,6 +1,6 @@
 """MMMU (Yue et al. 2024, arXiv 2311.16502): multiple choice and short answers, read by its own parser.
 
-The published parser (`mmmu/utils/eval_utils.py` of MMMU-Benchmark/MMMU) takes an option at random where an answer names none.
+The published parser (`eval_utils.py` of MMMU-Benchmark/MMMU) takes an option at random where an answer names none.
 The legacy form draws as it does, from Python's generator with seed 42 over the questions in their order, so that a file in
 the order of the published subjects gets the published draws. The clean form draws nothing: such an answer is wrong.
 """

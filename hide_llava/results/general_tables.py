@@ -63,7 +63,7 @@ def notes(run: StoredRun) -> list[str]:
 
 
 def write_general(run: StoredRun, folder: Path) -> None:
-    """general.md, .csv and .tex beside the matrix: each test before and after, then retention, Last and H."""
+    """general.csv, .md and .tex beside the matrix: each test before and after, then retention, Last and H."""
     if not asked(run):
         return
     found, kept, both = at_the_end(run)

@@ -1,14 +1,12 @@
-"""Services that a training is reported to (`train.report_to`), through transformers' own callbacks."""
+"""Services that a training may be reported to (`train.report_to`): which there are, and whether they can be used here."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 from transformers.integrations.integration_utils import (
     INTEGRATION_TO_CALLBACK,
-    TensorBoardCallback,
     get_available_reporting_integrations,
 )
 
@@ -40,24 +38,10 @@ def check_reporting(report_to: str) -> None:
             )
 
 
-def report_arguments(report_to: str, run: Path, stage: str) -> dict[str, Any]:
-    """What TrainingArguments take: the services, and the name of the run and stage there. run: its folder."""
-    return {"report_to": services(report_to) or "none", "run_name": f"{run.name}-{stage}", "project": PROJECT}
+def report_arguments(report_to: str, tracked: tuple[str, ...], run: Path, stage: str) -> dict[str, Any]:
+    """What TrainingArguments take for the services that do not get the whole sequence as one run. run: its folder.
 
-
-def begin_reporting(run: Path, stage: str, callbacks: list[Any]) -> None:
-    """Before a stage trains: wandb groups the stages of a run; TensorBoard's files stay in the run folder."""
-    os.environ.setdefault("WANDB_PROJECT", PROJECT)
-    os.environ["WANDB_RUN_GROUP"] = run.name
-    for callback in callbacks:
-        if isinstance(callback, TensorBoardCallback):
-            callback.logging_dir = str(Path(callback.logging_dir or run / "tensorboard") / stage)
-
-
-def end_reporting(report_to: str) -> None:
-    """After a stage: the next one is a wandb run of its own, because its steps count from 1 again."""
-    if "wandb" in services(report_to):
-        import wandb
-
-        if wandb.run is not None:
-            wandb.finish()
+    tracked: those that do (`tracking.py`). Each stage is a run of its own at the others.
+    """
+    rest = [name for name in services(report_to) if name not in tracked]
+    return {"report_to": rest or "none", "run_name": f"{run.name}-{stage}", "project": PROJECT}

@@ -32,6 +32,7 @@ from hide_llava.settings import MethodConfig
 from hide_llava.storage import read_json, write_json, write_text
 from hide_llava.training.batching import BatchPlan, plan_batches
 from hide_llava.training.run_folder import RunFolder, refuse_foreign, stage_name
+from hide_llava.training.tracking import Tracking
 
 # keys that say most about why two configurations differ: told first
 FIRST = ("method.name", "method.preset", "benchmark.name", "tasks", "task_order")
@@ -52,6 +53,7 @@ class Run:
     ability; general: of those, the ones that are asked after a stage. method: its class; options: its own Config.
     method_tasks: the trained tasks, as a method sees them. trains: whether the method does. oracle: whether it is told the
     task id at inference. model, train, eval, benchmark: sections of the configuration. encoder: `router.encoder`.
+    tracking: where it is reported to.
 
     Raises:
         UserError: the method trains, but no task has a training file.
@@ -75,6 +77,8 @@ class Run:
         self.general = [task for task in self.all_general if self.can_answer(task)] if config.eval.general else []
         self.stages = self._stages()
         self._check_family()
+        names, tags = [stage_name(stage) for stage in self.stages], [self.preset, self.benchmark.name, self.model.name]
+        self.tracking = Tracking(self.folder, self.train.report_to, flatten(config.model_dump()), names, tags)
 
     @cached_property
     def family(self) -> type[Backbone]:
@@ -115,6 +119,7 @@ class Run:
         """The same run of the model as it is: what `eval.general_base` asks the tests of general ability."""
         method = {"name": "zero_shot", "preset": "zero_shot", **method_config({"name": "zero_shot"}).model_dump()}
         base = Run(self._config.model_copy(update={"method": method}), self.folder.trained_in)
+        base.tracking = self.tracking
         base.general = [task for task in base.general if task.id in [own.id for own in self.general]]
         return base
 

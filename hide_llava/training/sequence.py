@@ -27,10 +27,12 @@ from hide_llava.training.diverged import diverged
 from hide_llava.training.engines import anywhere, deepspeed_config, on_one_gpu, release
 from hide_llava.training.lineage import chain_of, write_stage
 from hide_llava.training.memory import layout
-from hide_llava.training.reporting import begin_reporting, end_reporting, report_arguments
+from hide_llava.training.reporting import report_arguments
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder, stage_name
 from hide_llava.training.session import Session
+from hide_llava.training.trackers import TRACKERS
+from hide_llava.training.tracking import TrackingCallback
 from hide_llava.training.trainer import REMEDY, MethodTrainer, RunCallback
 
 
@@ -141,7 +143,7 @@ def _arguments(
         ddp_broadcast_buffers=False,  # no buffer changes in a forward, and each process has loaded the same
         ddp_timeout=round(60 * train.timeout_minutes),
         disable_tqdm=True,  # RunCallback says how far it is
-        **report_arguments(train.report_to, run.folder.path, name),
+        **report_arguments(train.report_to, tuple(TRACKERS), run.folder.path, name),
     )
     return on_one_gpu(args)
 
@@ -245,7 +247,6 @@ def _end_stage(
     name = stage_name(stage)
     if callback.stopped and trainer.state.global_step < trainer.state.max_steps:
         raise Interrupted(f"stopped at step {trainer.state.global_step} of {trainer.state.max_steps} of {name}")
-    end_reporting(session.run.train.report_to)
     log = trainer.state.log_history
     if trainer.is_deepspeed_enabled:
         session = _hand_over(session, stage, trainer, dataset)
@@ -324,9 +325,8 @@ def build_trainer(session: Session, stage: Stage, dataset: TrainingDataset) -> t
         {"adapter": train.learning_rate, "projector": train.projector_lr},
         train_dataset=dataset,
         data_collator=Collator(side="right"),
-        callbacks=[callback],
+        callbacks=[callback, TrackingCallback(run.tracking, stage.index + 1, stage.title)],
     )
-    begin_reporting(run.folder.path, name, trainer.callback_handler.callbacks)
     return trainer, callback
 
 

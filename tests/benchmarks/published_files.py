@@ -35,7 +35,7 @@ def write_tsv(file: Path, rows: list[dict], columns: list[str] = COLUMNS) -> Pat
 
 
 def mmbench_rows(rotated: bool = True) -> list[dict]:
-    """Two dev questions, one with a hint and three options, and one of the test split; a rotation points to the first's picture."""
+    """Two dev questions, one with a hint and three options, and one of the test split; rotations point to its picture."""
     first = {"index": 7, "question": "Which colour?", "hint": "Look.", "A": "red", "B": "None", "C": "blue", "answer": "C",
              "category": "color", "l2-category": "attribute", "image": in_base64(1), "split": "dev"}  # fmt: skip
     second = {"index": 8, "question": "Is it day?", "A": "yes", "B": "no", "answer": "A", "category": "scene",

@@ -1,6 +1,7 @@
 """General ability by the command line: of a finished run, with the untouched model, and what the tables say of it."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -13,27 +14,42 @@ from tests.benchmarks import published_files as published
 from tests.cli.call import call, content, refused
 from tests.tiny import arguments
 
+PAGE = (Path(__file__).parents[2] / "docs" / "GENERAL_ABILITY.md").read_text(encoding="utf-8")
+
+
+def printed(beginning: str) -> list[list[str]]:
+    """The words of the page's commands that begin so, without that beginning."""
+    lines = [line for line in PAGE.splitlines() if line.startswith(beginning)]
+    return [shlex.split(line.split("  #")[0])[len(beginning.split()) :] for line in lines]
+
 
 @pytest.fixture(scope="module")
 def files(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Question files of all four under the tiny world's data_root."""
+    """The tiny world with question files of all four under its data_root, made by the page's commands from published files."""
     raw = tmp_path_factory.mktemp("published")
-    table = published.write_tsv(raw / "MMBench.tsv", published.mmbench_rows())
-    stars = published.write_tsv(raw / "MMStar.tsv", published.mmstar_rows(), published.MMSTAR_COLUMNS)
-    seed = published.write_seed(raw / "SEED-Bench.json")
-    for kind, file, name in (("mmbench", table, "MMBench"), ("mmstar", stars, "MMStar"), ("seed-bench", seed, "SEED-Bench"),
-                             ("mmmu", published.write_mmmu(raw / "MMMU"), "MMMU")):  # fmt: skip
-        prepare([kind, str(file), str(world / "general" / name)])
-    shutil.copytree(raw / "SEED-Bench-image", world / "general" / "SEED-Bench" / "SEED-Bench-image", dirs_exist_ok=True)
+    published.write_tsv(raw / "MMBench_DEV_EN.tsv", published.mmbench_rows())
+    published.write_tsv(raw / "MMStar.tsv", published.mmstar_rows(), published.MMSTAR_COLUMNS)
+    published.write_seed(raw / "SEED-Bench.json")
+    published.write_mmmu(raw / "MMMU")
+    commands = printed("python scripts/prepare_general.py")
+    assert len(commands) == 4
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(raw)
+        for words in commands:
+            prepare(words)
+    shutil.copytree(raw / "data" / "general", world / "general")
+    shutil.copytree(raw / "SEED-Bench-image", world / "general" / "SEED-Bench" / "SEED-Bench-image")
     return world
 
 
 @pytest.fixture(scope="module")
 def asked(files: Path, finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A copy of the finished run, asked three general tests by one call, and its untouched model too."""
+    """A copy of the finished run, asked three general tests by the page's command, and its untouched model too."""
     run = Path(shutil.copytree(finished, tmp_path_factory.mktemp("asked") / "hide"))
     before = content(run / "stages")
-    called = call("eval", run, "benchmark.general=[mmbench,mmstar,seed-bench]", "eval.general_base=true")
+    (words,) = printed("hide-llava eval RUN")
+    assert words == ["benchmark.general=[mmbench,mmstar,seed-bench]", "eval.general_base=true"]
+    called = call("eval", run, *words)
     assert called.code == 0, called.err
     assert content(run / "stages") == before
     return run
@@ -78,8 +94,9 @@ def test_the_untouched_model_answers_as_a_zero_shot_run(asked: Path, files: Path
     changes = [ability.delta for ability in at_the_end(own)[0]]
     assert None not in changes
     text = (out / "comparison.csv").read_text()
-    assert all(f"general: {title} change" in text for title in ("MMBench", "MMStar", "SEED-Bench")) and "general: H-score" in text
-    assert "General ability" in (out / "comparison.html").read_text() and "general ability" in (out / "comparison.tex").read_text()
+    assert all(f"general: {title} change" in text for title in ("MMBench", "MMStar", "SEED-Bench"))
+    assert "general: H-score" in text and "general ability" in (out / "comparison.tex").read_text()
+    assert "General ability" in (out / "comparison.html").read_text()
 
 
 def test_what_does_not_fit_is_refused(files: Path, run: Path, tmp_path: Path) -> None:
