@@ -116,6 +116,11 @@ def test_predict(finished: Path, world: Path, tmp_path: Path) -> None:
     assert content(finished) == before
 
 
+def test_predict_in_another_number_format(finished: Path, world: Path, tmp_path: Path) -> None:
+    rows = predict(finished, world, tmp_path / "half.jsonl", "--dtype", "bfloat16", "--max-new-tokens", "2")
+    assert all(1 <= len(row["token_ids"]) <= 2 for row in rows)
+
+
 def test_predict_goes_on_and_never_mixes(finished: Path, world: Path, tmp_path: Path) -> None:
     """Answers of a killed call are kept; the same output with another stage is refused."""
     rows = predict(finished, world, tmp_path / "all.jsonl", "--max-new-tokens", "3")

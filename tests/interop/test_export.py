@@ -222,6 +222,15 @@ def test_one_adapter_for_vllm(runs: dict, worlds: dict, tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------------------------------------- refusals
 
 
+def test_another_number_format(runs: dict, tmp_path: Path) -> None:
+    """In bf16 the tiny run's large updates are held by the weights, or its refusal says what to do."""
+    words = ("export", runs["lora-llava"], "--stage", "2", "--to", "hf", "--output", tmp_path / "out", "--dtype", "bfloat16")
+    called = call(*words)
+    assert called.code == 0, called.err
+    assert about(tmp_path / "out")["dtype"] == "bfloat16" == json.loads((tmp_path / "out" / "config.json").read_text())["dtype"]
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
+
+
 def test_what_cannot_be_exported(worlds: dict, runs: dict, tmp_path: Path) -> None:
     run = trained(worlds["llava"], "moelora", tmp_path / "run", "method.rank=8", "method.experts=2", "tasks=[task0]")
     words = ("--stage", "1", "--output", tmp_path / "out")
