@@ -19,6 +19,7 @@ from hide_llava.parser import Verbs, add, flag, literal, markup, parse
 from hide_llava.studies import registry
 from hide_llava.studies.ask.command import ask
 from hide_llava.studies.audit.command import check
+from hide_llava.studies.chat.command import chat
 
 OVERRIDES = """A configuration is benchmark= method= model= [train=] plus any key=value of the tree:
 
@@ -53,6 +54,7 @@ def verbs() -> TyperGroup:
     add(app, "predict", commands.predict,
         "hide-llava predict runs/NAME --stage 3 --questions test.json --images DIR --output answers.jsonl", LOOK)  # fmt: skip
     add(app, "ask", ask, "hide-llava ask runs/NAME --image photo.jpg 'What is in the picture?'", LOOK)
+    add(app, "chat", chat, "hide-llava chat runs/NAME", LOOK)
     add(app, "score", commands.score,
         "hide-llava score --metric exact_upper --predictions predictions.jsonl --references test.json", LOOK)  # fmt: skip
     app.add_typer(typer.Typer(

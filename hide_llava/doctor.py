@@ -24,6 +24,7 @@ EXTRAS = {
     "deepspeed": "ZeRO training: pip install -e '.[train]'",
     "bitsandbytes": "4-bit base models: pip install -e '.[quant]'",
     "open_clip": "router.encoder=open_clip:…: pip install -e '.[open-clip]'",
+    "gradio": "the page of `hide-llava chat`: pip install -e '.[chat]'",
     "flash_attn": "model.attention=flash (SDPA is used without it)",
 }
 

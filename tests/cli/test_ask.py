@@ -1,14 +1,22 @@
 """`hide-llava ask` on the finished run: a person's page, a program's object, refusals before anything is loaded."""
 
+import importlib
 import io
 import json
+import re
+import runpy
+import shlex
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from hide_llava.methods.base import REGISTRY, Method
 from hide_llava.training import session
-from tests.cli.call import call, refused
+from tests.cli.call import call, refused, understood
+
+PAGE = Path(__file__).parent.parent.parent / "docs" / "ASK.md"
 
 
 @pytest.fixture
@@ -78,3 +86,44 @@ def test_a_run_that_is_not_finished(run: Path) -> None:
     refused("ask", run, "What?", "--stage", "3", says=("--stage 3", "not trained yet", "trained: 1, 2"))
     shutil.rmtree(run / "stages")
     refused("ask", run, "What?", says=("no stage of this run is trained yet",))
+
+
+# --------------------------------------------------------------------------------------------------------------- docs/ASK.md
+
+
+@pytest.fixture
+def here(finished: Path, asked: tuple[Path, str, dict], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The page, in a folder that has what its commands name."""
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "A").symlink_to(finished)
+    Image.open(asked[0]).convert("RGB").save(tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    return PAGE.read_text(encoding="utf-8")
+
+
+def test_the_pages_commands_run(here: str) -> None:
+    lines = [line for line in here.splitlines() if line.startswith("hide-llava ask ")]
+    assert len(lines) >= 3
+    for line in lines:
+        words = shlex.split(line)[1:]
+        called = call(*(word if word != "iconqa" else "task1" for word in words))
+        assert called.code == 0, called.err
+        assert ("each expert alone" in called.out) == ("--no-experts" not in words and "--json" not in words)
+    (line,) = [line for line in here.splitlines() if line.startswith("hide-llava chat ")]
+    assert understood(*shlex.split(line)[1:]).options["host"] == "127.0.0.1"
+
+
+def test_the_pages_python_runs(here: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (code,) = re.findall(r"^```python\n(.*?)^```$", here, re.DOTALL | re.MULTILINE)
+    assert len(code.strip().splitlines()) <= 10
+    (tmp_path / "page.py").write_text(code)
+    made = runpy.run_path(str(tmp_path / "page.py"))
+    assert made["model"].stage == 2 and made["answer"].routing == {"expert-01": 1.0}
+    assert "expert-01 Task 0" in capsys.readouterr().out
+
+
+def test_the_page_names_the_methods_that_have_experts(here: str) -> None:
+    (listed,) = re.findall(r"Methods with an adapter for each task have experts: (.*?)\. The others", here, re.DOTALL)
+    importlib.import_module("hide_llava.methods.all")
+    own = {cls.name for cls in REGISTRY.values() if cls.experts is not Method.experts and "hide_llava.methods." in cls.__module__}
+    assert set(re.findall(r"`(\w+)`", listed)) == own

@@ -1,0 +1,1 @@
+"""A page to talk to a finished run, served on this machine (extra `chat`: gradio)."""
