@@ -1,7 +1,7 @@
 """Option letters as VLMEvalKit reads them without a judge: its `exact_matching` policy.
 
-The rules are those of `matching_util.py` of open-compass/VLMEvalKit. The published MMBench numbers come from the same rules with ChatGPT behind them, which reads what these rules cannot. Here
-such an answer names no option.
+The rules are those of `matching_util.py` of open-compass/VLMEvalKit. The published MMBench numbers come from the same rules with
+ChatGPT behind them, which reads what these rules cannot. Here such an answer names no option.
 """
 
 from __future__ import annotations
