@@ -20,7 +20,7 @@ class Section:
     title: str
     text: str
     table: Grid | None
-    figure: Picture | None
+    figures: list[Picture]
     note: str
 
 
@@ -30,25 +30,28 @@ def write_section(
     text: str = "",
     header: Sequence[str] = (),
     rows: Sequence[Sequence[str]] = (),
-    figure: str | None = None,
+    figure: str | Sequence[str] | None = None,
     note: str = "",
+    width: int = 760,
 ) -> Path | None:
-    """Let the study in that folder take part in the report of its run; None where the folder is not RUN/results/NAME.
+    """Let the study in that folder take part in the report of its run; None where the folder does not lie in RUN/results/.
 
-    figure: the stem of FIGURE-light.png and FIGURE-dark.png in the folder. The report shows them when it is written next.
+    figure: the stem of FIGURE-light.png and FIGURE-dark.png in the folder, or several; width: in pixels, at most. The report
+    shows them when it is written next.
     """
-    results = folder.resolve().parent
-    if results.name != "results" or not (results.parent / "manifest.json").is_file():
+    results = next((above for above in folder.resolve().parents if above.name == "results"), None)
+    if results is None or not (results.parent / "manifest.json").is_file():
         return None
     table = {"header": list(header), "rows": [list(row) for row in rows]} if rows else None
-    write_json(folder / FILE, {"title": title, "text": text, "table": table, "figure": figure, "note": note})
+    write_json(folder / FILE, {"title": title, "text": text, "table": table, "figure": figure, "note": note,
+                                "width": width})  # fmt: skip
     return folder / FILE
 
 
 def read_sections(run: Path) -> tuple[list[Section], list[str]]:
     """(the sections of that run by the names of their folders, why others are left out)."""
     sections, problems = [], []
-    for file in sorted((run / "results").glob(f"*/{FILE}")):
+    for file in sorted((run / "results").rglob(FILE)):
         try:
             sections.append(_read(file))
         except (UserError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
@@ -58,15 +61,20 @@ def read_sections(run: Path) -> tuple[list[Section], list[str]]:
 
 def _read(file: Path) -> Section:
     data = read_json(file)
-    table, stem = data.get("table"), data.get("figure")
+    table, stems = data.get("table"), data.get("figure") or []
     shown = None
     if table:
         rows = [[str(cell) for cell in row] for row in table["rows"]]
         if any(len(row) != len(table["header"]) or not row for row in rows):
             raise ValueError("a row of the table has not one cell for each column")
         shown = Grid([str(cell) for cell in table["header"]], rows)
-    if stem and Path(stem).name != stem:
-        raise ValueError(f"the figure {stem!r} lies in another folder")
-    pair = [file.with_name(f"{stem}-{theme}.png") for theme in ("light", "dark")] if stem else []
-    drawn = picture(*(path.read_bytes() for path in pair), str(data["title"]), 760) if pair else None
+    stems = [stems] if isinstance(stems, str) else stems
+    drawn = [_picture(file, stem, str(data["title"]), int(data.get("width") or 760)) for stem in stems]
     return Section(str(data["title"]), str(data.get("text") or ""), shown, drawn, str(data.get("note") or ""))
+
+
+def _picture(file: Path, stem: str, title: str, width: int) -> Picture:
+    if Path(stem).name != stem:
+        raise ValueError(f"the figure {stem!r} lies in another folder")
+    light, dark = (file.with_name(f"{stem}-{theme}.png").read_bytes() for theme in ("light", "dark"))
+    return picture(light, dark, title, width)
