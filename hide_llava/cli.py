@@ -18,6 +18,7 @@ from hide_llava.launch import tell
 from hide_llava.parser import Verbs, add, flag, literal, markup, parse
 from hide_llava.studies import registry
 from hide_llava.studies.audit.command import check
+from hide_llava.studies.reproduce.command import reproduce
 
 OVERRIDES = """A configuration is benchmark= method= model= [train=] plus any key=value of the tree:
 
@@ -45,10 +46,11 @@ def verbs() -> TyperGroup:
     several("run", commands.run, f"hide-llava run {EXAMPLE}", TRAIN)
     several("train", commands.train, f"hide-llava train {EXAMPLE}", TRAIN)
     several("eval", commands.evaluate, f"hide-llava eval {EXAMPLE}\n"
-            "  hide-llava eval runs/NAME method.temperature=0.05 method.image_weight=1", TRAIN)  # fmt: skip
+            "  hide-llava eval runs/NAME method.temperature=0.05,0.1 method.image_weight=0,1 --stages last", TRAIN)  # fmt: skip
     configured("plan", commands.plan, f"hide-llava plan {EXAMPLE} --gpus 8", TRAIN)
     add(app, "report", commands.report, "hide-llava report runs/NAME", LOOK)
     add(app, "compare", commands.compare, "hide-llava compare runs/A runs/B --published --baseline runs/A", LOOK)
+    add(app, "reproduce", reproduce, "hide-llava reproduce hide runs/NAME --only top-expert --only layers", LOOK)
     add(app, "predict", commands.predict,
         "hide-llava predict runs/NAME --stage 3 --questions test.json --images DIR --output answers.jsonl", LOOK)  # fmt: skip
     add(app, "score", commands.score,
