@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 from functools import partial
@@ -16,6 +15,7 @@ from hide_llava import commands
 from hide_llava.errors import Interrupted, UserError
 from hide_llava.launch import tell
 from hide_llava.parser import Verbs, add, flag, literal, markup, parse
+from hide_llava.quiet import quiet
 from hide_llava.studies import registry
 from hide_llava.studies.audit.command import check
 from hide_llava.studies.reproduce.command import reproduce
@@ -111,23 +111,6 @@ def _study(name: str, entries: list[Any]) -> Any:
         raise UserError(f"study '{name}': the command of {entries[0].value} cannot be read: {reason}") from None
 
 
-def _quiet() -> None:
-    """Only our own lines and real warnings: not upstream's load reports and bars."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import logging as python_logging
-    import warnings
-
-    import torch
-    from transformers.utils import logging
-
-    python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, warns that it chose so
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
-
-
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `hide-llava`."""
     try:
@@ -138,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
     if asked is None:
         return
     if asked.verb != "score" and (asked.verb != "ls" or asked.options.get("what") == "methods"):
-        _quiet()  # the others do without torch's seconds
+        quiet()  # the others do without torch's seconds
 
     def stop(*_: object) -> None:
         raise Interrupted("stopped")

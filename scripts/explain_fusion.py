@@ -15,9 +15,9 @@ from pathlib import Path
 import torch
 
 from hide_llava.adapters.folding import delta
-from hide_llava.cli import _quiet
 from hide_llava.demo import reuse_stages
 from hide_llava.pipeline import Pipeline
+from hide_llava.quiet import quiet
 from hide_llava.results.matrix import last_row
 from hide_llava.results.run_reader import read_run
 from hide_llava.training.run import Run
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     args = parser.parse_args()
-    _quiet()
+    quiet()
     config = RunFolder(args.run).config
     session = Session(Run(config, args.run))
     session.restore(len(session.stages) - 1)

@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "hide_llava"
 # From the ground up; what stands in one line may not know each other. A name is a folder of the package or a file in it.
 FLOORS = (
     ("errors", "__init__"),
-    ("settings", "storage", "distributed", "precision", "launch", "presets", "parser", "plugins", "several"),
+    ("settings", "storage", "distributed", "precision", "launch", "presets", "parser", "plugins", "several",
+     "quiet"),
     ("schema", "progress", "metrics", "completion"),
     ("naming", "data"),
     ("backbones",),
@@ -21,6 +22,7 @@ FLOORS = (
     ("evaluation",),
     ("planning", "results", "preflight"),
     ("pipeline", "interop"),
+    ("parallel",),
     ("grid",),
     ("sweep", "demo", "doctor", "listing", "studies"),
     ("commands",),

@@ -86,13 +86,14 @@ class Session:
         self.recomputes = False  # whether the stage at work has gradient checkpointing (memory.py)
 
     def _begin(self, encoders: Callable[[Method], tuple[nn.Module | None, nn.Module | None]]) -> None:
-        """Put the run's method on a model without adapters. encoders: the routing and the sentence encoder for it."""
+        """Put the run's method on the model. encoders: the routing and the sentence encoder for it."""
         run = self.run
         self.method: Method = run.method(run.options, self.core, self.tasks)
         check_needs(self.method)
         self.routed = RoutedLlava(self.core, self.method, *encoders(self.method))
         set_seed(run.seed)  # before any random initialisation, so that runs repeat
         self.method.setup()
+        self._begins_bare = not self.core.names()
         self.routed.method_modules = self.method.modules
         self.widths = _widths(self.routed.encoder, self.routed.sentence_encoder)
 
@@ -112,7 +113,10 @@ class Session:
         run: a variant of this session's run, or the run of which this one is a variant: they differ in inference options only.
         """
         encoders, needs = (self.routed.encoder, self.routed.sentence_encoder), self.method.needs
-        self.core.clear()
+        self.core.unfold()
+        self.core.projectors.clear()
+        if not self._begins_bare:  # else `restore` puts the values of the stages into the adapters that are there
+            self.core.clear()
         self.core.load_projector(self.initial_projector)
         self.run, self.tasks, self.stages = run, run.method_tasks, run.stages
         self._begin(lambda method: encoders if method.needs == needs else self._encoders(method.needs))

@@ -73,7 +73,7 @@ def modality(facts: Facts) -> list[Case]:
 
 def fusion_weight(facts: Facts) -> list[Case]:
     mean = 1 / facts.tasks
-    steps = [epsilon for epsilon in (0.2, 0.4, 0.6, 0.8, 1.0, 1.2) if abs(epsilon - mean) > 0.05]
+    steps = [epsilon for epsilon in (0.5, 1.0, 1.2) if epsilon != mean]
     cases = [Case(f"ε = 1/{facts.tasks}", {"fusion_weight": None}, mean)]
     cases += [Case(f"ε = {epsilon}", {"fusion_weight": epsilon}, epsilon) for epsilon in steps]
     return sorted(cases, key=lambda case: case.at)
@@ -81,7 +81,7 @@ def fusion_weight(facts: Facts) -> list[Case]:
 
 def layers(facts: Facts) -> list[Case]:
     depth = facts.depth
-    wanted = {"none": [], "the first": [0], "the middle": [depth // 2], "the last": [depth - 1],
+    wanted = {"none": [], "the first": [0], "the last": [depth - 1],
               "the last 2": [depth - 2, depth - 1], "the upper half": list(range(depth // 2, depth)),
               "all": list(range(depth))}  # fmt: skip
     sets: dict[tuple[int, ...], str] = {}
