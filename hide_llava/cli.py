@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import sys
 from functools import partial
@@ -16,10 +15,12 @@ from hide_llava import commands
 from hide_llava.errors import Interrupted, UserError
 from hide_llava.launch import tell
 from hide_llava.parser import Verbs, add, flag, literal, markup, parse
+from hide_llava.quiet import quiet
 from hide_llava.studies import registry
 from hide_llava.studies.ask.command import ask
 from hide_llava.studies.audit.command import check
 from hide_llava.studies.chat.command import chat
+from hide_llava.studies.reproduce.command import reproduce
 
 OVERRIDES = """A configuration is benchmark= method= model= [train=] plus any key=value of the tree:
 
@@ -47,10 +48,11 @@ def verbs() -> TyperGroup:
     several("run", commands.run, f"hide-llava run {EXAMPLE}", TRAIN)
     several("train", commands.train, f"hide-llava train {EXAMPLE}", TRAIN)
     several("eval", commands.evaluate, f"hide-llava eval {EXAMPLE}\n"
-            "  hide-llava eval runs/NAME method.temperature=0.05 method.image_weight=1", TRAIN)  # fmt: skip
+            "  hide-llava eval runs/NAME method.temperature=0.05,0.1 method.image_weight=0,1 --stages last", TRAIN)  # fmt: skip
     configured("plan", commands.plan, f"hide-llava plan {EXAMPLE} --gpus 8", TRAIN)
     add(app, "report", commands.report, "hide-llava report runs/NAME", LOOK)
     add(app, "compare", commands.compare, "hide-llava compare runs/A runs/B --published --baseline runs/A", LOOK)
+    add(app, "reproduce", reproduce, "hide-llava reproduce hide runs/NAME --only top-expert --only layers", LOOK)
     add(app, "predict", commands.predict,
         "hide-llava predict runs/NAME --stage 3 --questions test.json --images DIR --output answers.jsonl", LOOK)  # fmt: skip
     add(app, "ask", ask, "hide-llava ask runs/NAME --image photo.jpg 'What is in the picture?'", LOOK)
@@ -114,23 +116,6 @@ def _study(name: str, entries: list[Any]) -> Any:
         raise UserError(f"study '{name}': the command of {entries[0].value} cannot be read: {reason}") from None
 
 
-def _quiet() -> None:
-    """Only our own lines and real warnings: not upstream's load reports and bars."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    import logging as python_logging
-    import warnings
-
-    import torch
-    from transformers.utils import logging
-
-    python_logging.getLogger("bitsandbytes").setLevel(python_logging.ERROR)
-    if not torch.cuda.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed, where installed, warns that it chose so
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers|peft")
-
-
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `hide-llava`."""
     try:
@@ -141,7 +126,7 @@ def main(argv: list[str] | None = None) -> None:
     if asked is None:
         return
     if asked.verb != "score" and (asked.verb != "ls" or asked.options.get("what") == "methods"):
-        _quiet()  # the others do without torch's seconds
+        quiet()  # the others do without torch's seconds
 
     def stop(*_: object) -> None:
         raise Interrupted("stopped")

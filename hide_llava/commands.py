@@ -35,10 +35,27 @@ def _compose(words: list[str], evaluates: bool = False) -> Any:
     `eval` takes other inference options of the method too: then it is the configuration of a variant of that run.
     """
     from hide_llava.config import compose, from_yaml
-    from hide_llava.schema import FREE
 
     if not names_a_run(words):
         return compose(words)
+    folder, options = _of_a_run(words, evaluates)
+    config = from_yaml(folder / "config.yaml", words[1:])
+    config.output = str(folder)
+    if not options:
+        return config
+    from hide_llava.training.variant import variant_of
+
+    return variant_of(folder, config)
+
+
+def _of_a_run(words: list[str], evaluates: bool) -> tuple[Path, list[str]]:
+    """(the run folder that the first word names, options of the method among the others).
+
+    Raises:
+        UserError: it is none, or a word changes what may not be changed of an existing run.
+    """
+    from hide_llava.schema import FREE
+
     folder = Path(words[0])
     if not (folder / "config.yaml").is_file():
         raise UserError(f"'{folder}' is neither key=value nor a run folder (it has no config.yaml).")
@@ -50,13 +67,7 @@ def _compose(words: list[str], evaluates: bool = False) -> Any:
         if word not in options and not key.startswith("eval.") and key not in (*FREE, "benchmark.general"):
             raise UserError(f"'{word}': of an existing run only eval.*, benchmark.general, {', '.join(FREE[1:3])} and, by "
                             "`hide-llava eval`, inference options of the method can be changed.")  # fmt: skip
-    config = from_yaml(folder / "config.yaml", words[1:])
-    config.output = str(folder)
-    if not options:
-        return config
-    from hide_llava.training.run import variant_of
-
-    return variant_of(folder, config)
+    return folder, options
 
 
 def _run_of(config: Any) -> "Run":
@@ -85,30 +96,51 @@ def evaluate(
         bool,
         typer.Option("--again", help="Answer anew what was answered with other settings; the old answers go to RUN/replaced/."),
     ] = False,
+    stages: Annotated[Literal["all", "last"], typer.Option(help="Ask after every stage, or after the last alone.")] = "all",
 ) -> None:
     """Evaluate every trained stage on every task it has seen.
 
     Given a run folder, also with other inference options of its method (HiDe: method.temperature=0.05): nothing is trained,
-    and the answers go to a variant of the run, a run folder of its own under RUN/variants/.
+    and the answers go to a variant of the run, a run folder of its own under RUN/variants/. Lists of values
+    (method.temperature=0.05,0.1 method.image_weight=0,1) make a variant of each combination, compared in RUN/results/.
     """
-    _go(overrides or [], False, True, again)
+    words = overrides or []
+    if names_a_run(words) and _grid(words, stages, again):
+        return
+    _go(words, False, True, again, stages)
 
 
-def _go(words: list[str], train: bool, evaluate: bool, again: bool = False) -> None:
+def _grid(words: list[str], stages: Literal["all", "last"], again: bool) -> bool:
+    """Whether the words name several variants of a run; then they are evaluated and compared."""
+    from hide_llava import grid
+
+    folder, _ = _of_a_run(words, True)
+    keys, configs = grid.combinations(folder, words[1:])
+    if not keys:
+        return False
+    page = grid.compared(folder, keys, grid.evaluate(folder, configs, stages, again))
+    if page is not None:
+        print(f"\n{page.with_suffix('.md').read_text(encoding='utf-8')}\nreport: {page}")
+    return True
+
+
+def _go(
+    words: list[str], train: bool, evaluate: bool, again: bool = False, stages: Literal["all", "last"] = "all"
+) -> None:
     from hide_llava import pipeline, sweep
 
     existing = names_a_run(words)
     if not existing and sweep.is_sweep(words):
-        return _sweep(words, train, evaluate)
-    done = pipeline.run(_compose(words, not train), train=train, evaluate=evaluate, existing=existing, again=again)
+        return _sweep(words, train, evaluate, stages)
+    done = pipeline.run(_compose(words, not train), train, evaluate, existing=existing, again=again, stages=stages)
     _print_run(done["run"], done["report"])
 
 
-def _sweep(words: list[str], train: bool, evaluate: bool) -> None:
+def _sweep(words: list[str], train: bool, evaluate: bool, stages: Literal["all", "last"]) -> None:
     from hide_llava.distributed import is_main
     from hide_llava.sweep import sweep
 
-    outcome = sweep(words, train=train, evaluate=evaluate)
+    outcome = sweep(words, train=train, evaluate=evaluate, stages=stages)
     if outcome.page is not None:
         print(f"\n{outcome.page.with_suffix('.md').read_text(encoding='utf-8')}\nreport: {outcome.page}")
     for folder, error in outcome.failed.items() if is_main() else ():

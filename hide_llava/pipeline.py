@@ -7,7 +7,7 @@ import copy
 import gc
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -30,6 +30,7 @@ from hide_llava.training.sequence import refuse_changed_data, train_stage
 from hide_llava.training.session import Session
 
 BASE = Stage(-1, "base", "Untouched model", (), ())  # eval/00-base: before the first stage
+Stages = Literal["all", "last"]  # after which of them the tasks are asked
 
 
 def say(text: str) -> None:
@@ -48,9 +49,13 @@ def _peak_memory() -> float | None:
 
 
 class Pipeline:
-    """The work of one run. The model is loaded when the first unfinished piece of it needs it."""
+    """The work of one run. The model is loaded when the first unfinished piece of it needs it.
 
-    def __init__(self, run: Run, existing: bool = False, again: bool = False):
+    after: the work on the same run or a variant of it that was done before; its model, and what it knows of the stages, are
+    taken over.
+    """
+
+    def __init__(self, run: Run, existing: bool = False, again: bool = False, after: Pipeline | None = None):
         self.run, self.again = run, again
         self.folder: RunFolder = run.folder
         if is_main():
@@ -58,10 +63,12 @@ class Pipeline:
         self.cells, self.scored = 0, 0  # all that were looked at, and those that were finished before
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
-        self._session: Session | None = None
-        self._at = -1  # the stage that the session stands at
+        self._session: Session | None = after and after._session
+        self._at: int | None = -1  # the stage that the session stands at; None: the session is another run's
+        if self._session is not None:
+            self._at = None
         self._restored: float | None = None  # seconds that reading the stages took, until it is noted
-        self._chains: list[str] = []  # of the stages that were checked, in order
+        self._chains: list[str] = after._chains if after else []  # of the stages that were checked, in order
         on_main(self._check_stages)
 
     def session(self, at: int) -> Session:
@@ -69,6 +76,9 @@ class Pipeline:
         if self._session is None:
             say(f"loading {self.run.model.name}")
             self._session = Session(self.run)
+            self._at = -1
+        elif self._at is None:
+            self._session.become(self.run)
             self._at = -1
         if self._at != at:
             start = time.monotonic()
@@ -108,6 +118,11 @@ class Pipeline:
         """Note in the manifest how long a piece of work took, None when it was done in several goes, and what it needed."""
         if is_main():
             self.folder.update_stage(stage, **{k: v and round(v, 2) for k, v in measured.items()})
+
+    def evaluate_stages(self, stages: Stages) -> None:
+        """Evaluate all stages, or the last alone."""
+        for stage in self.run.stages[-1:] if stages == "last" else self.run.stages:
+            self.evaluate(stage)
 
     def evaluate(self, stage: Stage) -> None:
         """All cells of a stage that are not scored yet, with the experts folded once."""
@@ -217,12 +232,13 @@ class Pipeline:
 
 def run(
     config: RunConfig, train: bool = True, evaluate: bool = True, report: bool = True, existing: bool = False,
-    again: bool = False,
+    again: bool = False, stages: Stages = "all",
 ) -> dict[str, Any]:  # fmt: skip
     """Train and evaluate the whole sequence, resuming whatever an earlier call left.
 
     `existing`: the configuration was read from the run folder, perhaps with other eval.* values. `again`: what was answered
-    with other settings is answered anew instead of refused; the old answers are kept under `replaced/`.
+    with other settings is answered anew instead of refused; the old answers are kept under `replaced/`. `stages`: after which
+    the tasks are asked.
 
     Raises:
         UserError, Interrupted: see the parts.
@@ -236,7 +252,7 @@ def run(
         say(f"this run was begun before these keys existed and goes on as it did: {', '.join(taken)}")
     for warning in preflight(work, train, evaluate):
         say(f"warning: {warning}")
-    with work.folder.lock() if is_main() else contextlib.nullcontext(), contextlib.closing(work.tracking):
+    with work.folder.lock_main(), contextlib.closing(work.tracking):
         pipeline = Pipeline(work, existing, again)
         if train and is_main():
             refuse_changed_data(work)
@@ -245,7 +261,7 @@ def run(
         for stage in work.stages:
             if train:
                 pipeline.train(stage)
-            if evaluate:
+            if evaluate and (stages == "all" or stage is work.stages[-1]):
                 pipeline.evaluate(stage)
         if pipeline.scored:
             say(f"{pipeline.scored} of {pipeline.cells} cells were scored already, and are kept")

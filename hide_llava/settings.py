@@ -14,6 +14,11 @@ from pydantic.fields import FieldInfo
 from hide_llava.errors import UserError
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+_AT_INFERENCE = "acts at inference only"
+# `temperature: Inference[float] = Field(0.1, gt=0)`: an option that decides how a trained run answers and never what is
+# trained, so that `hide-llava eval RUN method.temperature=0.05` may change it.
+Inference = Annotated[T, _AT_INFERENCE]
 Unknown = Callable[[str, str, list[str]], str]  # (prefix of the key, key, known keys) → what to say of an unknown key
 TRUTH = {"true": True, "yes": True, "y": True, "on": True, "false": False, "no": False, "n": False, "off": False}
 READ: dict[type, Callable[[str], Any]] = {int: int, float: float, bool: lambda text: TRUTH[text.lower()]}
@@ -42,9 +47,15 @@ class Settings(BaseModel):
 class MethodConfig(Settings):
     """The options of a method: a subclass, named `Config` inside the method, has a field for each.
 
-    Types and `Field(ge=…, gt=…, le=…, lt=…)` say which values are allowed. What holds between fields is checked by a
+    Types and `Field(ge=…, gt=…, le=…, lt=…)` say which values are allowed, `Inference[type]` that an option acts at inference
+    only. What holds between fields is checked by a
     `@model_validator(mode="after")` that raises ValueError("field=value: must …").
     """
+
+
+def inference_options(config: type[MethodConfig]) -> frozenset[str]:
+    """Names of the options that are marked as acting at inference only."""
+    return frozenset(name for name, field in config.model_fields.items() if _AT_INFERENCE in field.metadata)
 
 
 class Lacking(UserError):
@@ -141,8 +152,12 @@ def validated(kind: type[M], tree: dict[str, Any], unknown: Unknown, section: st
 def _place(kind: type[BaseModel], loc: Sequence[str | int]) -> tuple[list[str | int], FieldInfo]:
     """The part of an error's place that is one in the configuration (a union's branches are not), and what is there."""
     keys, field = [], FieldInfo.from_annotation(kind)
-    for key in loc:
+    for place, key in enumerate(loc):
         inner = [one for one in kinds(field.annotation) if one is not NoneType]
+        lists = [one for one in inner if get_origin(one) is list]
+        if len(inner) > 1 and len(lists) == 1 and isinstance(loc[min(place + 1, len(loc) - 1)], int):
+            field = FieldInfo.from_annotation(lists[0])  # a list or a word, of which the list is wrong inside
+            continue
         if len(inner) != 1:
             break
         if get_origin(inner[0]) in (list, dict):

@@ -25,6 +25,9 @@ from hide_llava.config import RunConfig, compose
 from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
 from hide_llava.results.comparison import write_comparison
+from hide_llava.several import values_of
+
+WHOLE = ("tasks=", "output=")  # words of which a comma is no separator
 
 
 @dataclass
@@ -54,27 +57,9 @@ def _orders(word: str) -> list[str]:
 
 
 def several(word: str, words: list[str]) -> list[str]:
-    """`method.rank=8,16` → `["method.rank=8", "method.rank=16"]`; [] for a word that says one value.
-
-    A value may have a comma of its own (a list of module names, say). So these are several values only where the word
-    as it stands is refused among the other words, and each part alone is accepted.
-    """
-    if not _has_parts(word):
-        return []
-    others = [_parts(other)[0] if _has_parts(other) else other for other in words if other is not word]
-    others = [other for other in others if not other.startswith("seeds=") and not _is_order(other)]
-    parts = _parts(word)
-    return parts if not _composes([*others, word]) and all(_composes([*others, part]) for part in parts) else []
-
-
-def _has_parts(word: str) -> bool:
-    key, equals, value = word.partition("=")
-    return bool(equals) and "," in value and value[0] not in "[{\"'" and key not in ("seeds", "task_order", "tasks", "output")
-
-
-def _parts(word: str) -> list[str]:
-    key, _, value = word.partition("=")
-    return [f"{key}={part.strip()}" for part in value.split(",")]
+    """The words that one word with a list of values stands for; [] for a word that says one value."""
+    plain = [other for other in words if not other.startswith("seeds=") and not _is_order(other)]
+    return [] if word not in plain or word.startswith(WHOLE) else values_of(word, plain, _composes)
 
 
 def _composes(words: list[str]) -> bool:
@@ -132,7 +117,7 @@ def summary_folder(words: list[str], first: RunConfig) -> Path:
     return Path(output[-1] if output else Path("runs") / "-".join([name, *varied]))
 
 
-def sweep(words: list[str], train: bool = True, evaluate: bool = True) -> Outcome:
+def sweep(words: list[str], train: bool = True, evaluate: bool = True, stages: pipeline.Stages = "all") -> Outcome:
     """Run or resume every configuration of `words`; afterwards compare those that finished.
 
     In a launch of several processes an error ends the launch, because one process cannot go on to the next run while
@@ -148,7 +133,7 @@ def sweep(words: list[str], train: bool = True, evaluate: bool = True) -> Outcom
         folder = config.run_folder()
         pipeline.say(f"=== {number} of {len(configs)}: {folder}")
         try:
-            pipeline.run(config, train, evaluate)
+            pipeline.run(config, train, evaluate, stages=stages)
             finished.append(folder)
         except Exception as error:
             if torch.distributed.is_initialized():

@@ -12,9 +12,9 @@ import argparse
 import copy
 from pathlib import Path
 
-from hide_llava.cli import _quiet
 from hide_llava.demo import reuse_stages
 from hide_llava.pipeline import Pipeline
+from hide_llava.quiet import quiet
 from hide_llava.results.matrix import last_row
 from hide_llava.results.run_reader import read_run
 from hide_llava.training.run import Run
@@ -40,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     args = parser.parse_args()
-    _quiet()
+    quiet()
     config = RunFolder(args.run).config
     for label, change in variants(Session(Run(config, args.run)).core.num_layers).items():
         changed = copy.deepcopy(config)

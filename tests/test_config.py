@@ -246,7 +246,7 @@ def test_wrong_files_name_the_file_and_the_key(text: str, fragments: tuple[str, 
         ("benchmark.tasks={a: 1}", "{'a': 1}: expected a list of mappings."),
         ("method.rank=big", "'big': expected a whole number."),
         ("method.rank=4.0", "4.0: expected a whole number."),
-        ("method.expanded_layers=top", "'top': expected a list of whole numbers."),
+        ("method.expanded_layers=top", "'top': expected a list of whole numbers or auto."),
         ("seed=abc", "'abc': expected a whole number."),
     ],
 )  # fmt: skip

@@ -10,7 +10,8 @@ PACKAGE = Path(__file__).parent.parent / "hide_llava"
 # From the ground up; what stands in one line may not know each other. A name is a folder of the package or a file in it.
 FLOORS = (
     ("errors", "__init__"),
-    ("settings", "storage", "distributed", "precision", "launch", "presets", "parser", "plugins"),
+    ("settings", "storage", "distributed", "precision", "launch", "presets", "parser", "plugins", "several",
+     "quiet"),
     ("schema", "progress", "metrics", "completion"),
     ("naming", "data"),
     ("backbones",),
@@ -20,13 +21,15 @@ FLOORS = (
     ("training",),
     ("evaluation",),
     ("planning", "results", "preflight"),
-    ("pipeline", "interop", "studies"),
-    ("sweep", "demo", "doctor", "listing"),
+    ("pipeline", "interop"),
+    ("parallel",),
+    ("grid",),
+    ("sweep", "demo", "doctor", "listing", "studies"),
     ("commands",),
     ("cli",),
 )
 # Who may take a RunConfig: those that make it, the run that resolves it, and those that a command line calls with it.
-WHOLE = ("schema", "naming", "config", "training/run", "pipeline", "sweep")
+WHOLE = ("schema", "naming", "config", "training/run", "training/variant", "pipeline", "grid", "sweep")
 
 
 def name(file: Path) -> str:

@@ -87,13 +87,13 @@ def test_a_failing_run_stops_no_other(world: Path, tmp_path: Path, monkeypatch) 
     words = [w for w in arguments(world, "zero_shot", tmp_path / "out") if not w.startswith("seed=")]
     really, begun = pipeline.run, []
 
-    def run(config, *rest):
+    def run(config, *rest, **more):
         begun.append(config.seed)
         if config.seed == 1:
             raise UserError("a file is missing.")
         if config.seed == 2:
             raise RuntimeError("out of memory")
-        return really(config, *rest)
+        return really(config, *rest, **more)
 
     monkeypatch.setattr(pipeline, "run", run)
     called = call("run", *words, "seeds=0,1,2")
@@ -128,7 +128,7 @@ def test_orders_train_in_their_order(world: Path, tmp_path: Path) -> None:
 
 
 def test_a_signal_stops_the_sweep(monkeypatch, tmp_path: Path) -> None:
-    def run(*_):
+    def run(*_, **__):
         raise Interrupted("stopped at step 3")
 
     monkeypatch.setattr(pipeline, "run", run)
@@ -139,7 +139,7 @@ def test_a_signal_stops_the_sweep(monkeypatch, tmp_path: Path) -> None:
 def test_several_processes_do_not_go_on_after_an_error(monkeypatch, tmp_path: Path) -> None:
     """One of them would start the next run while the others wait in this one."""
 
-    def run(*_):
+    def run(*_, **__):
         raise UserError("rank 0 found a damaged file.")
 
     monkeypatch.setattr(pipeline, "run", run)

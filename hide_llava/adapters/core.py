@@ -134,6 +134,19 @@ class Core:
             handle.remove()
         self._active = self._lora_layers = None
 
+    def clear(self) -> None:
+        """Back to the untouched base model: no adapter, no fold, no gate, no projector copy."""
+        self.unfold()
+        self._wrap()
+        if self.peft is not None:
+            self.peft.unload()
+        for handle in (handle for handles in self._hooks.values() for handle in handles):
+            handle.remove()
+        self.peft = self._active = self._lora_layers = None
+        self._hooks.clear()
+        self._inputs.clear()
+        self.projectors.clear()
+
     def save(self, name: str, folder: Path) -> None:
         """Write adapter `name` as a plain peft folder."""
         self._wrap()

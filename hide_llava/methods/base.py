@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from hide_llava.adapters.route import Route
 from hide_llava.backbones.base import Backbone
 from hide_llava.errors import UserError
 from hide_llava.methods.cost import Cost
+from hide_llava.methods.decided import Decision
 from hide_llava.settings import MethodConfig
 
 
@@ -78,8 +80,6 @@ class Method:
     oracle: bool = False  # True: uses the task id at inference, and is labelled so everywhere; see `is_oracle`
     trains: bool = True  # False: evaluation only
     labels: tuple[str, ...] = ()  # what must stand beside every number of it, e.g. that it is a reconstruction
-    # Options that decide how a trained run answers and never what is trained: `hide-llava eval RUN` may change them.
-    inference_options: frozenset[str] = frozenset()
     reads_parameters: bool = False  # True: `loss` or `route` reads trained parameters by value; ZeRO-3 is refused
     reads_logits: bool = False  # True: `loss` reads `output.logits`; so is a `loss` taken whose class does not say (below)
 
@@ -95,6 +95,17 @@ class Method:
     def is_oracle(cls, options: dict[str, Any]) -> bool:
         """Whether it is told the task id at inference: always, or because one of its options has the value `oracle`."""
         return cls.oracle or any(options.get(name) == "oracle" for name in cls.Config.model_fields)
+
+    @classmethod
+    def decide(cls, options: dict[str, Any], run: Path) -> dict[str, Decision]:
+        """What a finished run's studies say of options whose value leaves it to them, such as `auto`: {option: Decision}.
+
+        run: its folder. `hide-llava eval RUN` asks before it makes a variant, whose options are then all values.
+
+        Raises:
+            UserError: the study that would say it was not made, or does not say it.
+        """
+        return {}
 
     @classmethod
     def unfit(cls, options: MethodConfig, family: type[Backbone]) -> str | None:

@@ -12,10 +12,15 @@ Differences from published code and the option that restores each (docs/PROTOCOL
     routing: top1             Prism's hard choice
     anchors: reference        running mean with a random first sample and a bf16 count
     text_only: reference      text-only samples: an all-zero image counts, the question loses its first line
+
+What only studies use, both told the task id of a question:
+    routing: oracle           w_i = 1 for the question's own task
+    routing: wrong            w_i = 1 for the task learned after it; after the last one the first (its own, while it is alone)
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -31,8 +36,10 @@ from hide_llava.backbones.base import Backbone
 from hide_llava.distributed import is_main
 from hide_llava.methods.base import Context, Features, Method, MethodConfig, Route, Task, register
 from hide_llava.methods.cost import Cost
+from hide_llava.methods.decided import Decision, separate_layers
+from hide_llava.settings import Inference
 
-Routing = Literal["softmax_learned", "softmax_all", "top1", "oracle"]
+Routing = Literal["softmax_learned", "softmax_all", "top1", "oracle", "wrong"]
 Projector = Literal["shared", "frozen", "per_task"]
 
 
@@ -40,31 +47,36 @@ Projector = Literal["shared", "frozen", "per_task"]
 class HiDe(Method):
     name = "hide"
     reads_logits = False
-    inference_options = frozenset({
-        "fusion", "fusion_weight", "routing", "image_weight", "text_weight", "temperature", "expanded_layers", "slots",
-    })  # fmt: skip
 
     class Config(LoraSpec):
         rank: int = Field(8, ge=1)  # of one expert; the papers state rank × number of tasks
         alpha: float = Field(16.0, gt=0)
         init_std: float | None = Field(0.01, ge=0)
-        fusion: Literal[MODES] = "delta_sum"  # delta_sum (the paper) | factor_sum (authors' code)
-        fusion_weight: float | None = Field(1.0, ge=0)  # ε; None: 1/t, the mean of the t experts learned so far
-        routing: Routing = "softmax_learned"  # w: softmax_learned | softmax_all (slots) | top1 | oracle (task id)
-        image_weight: float = Field(0.5, ge=0)  # α, weight of the image's cosine
-        text_weight: float = Field(0.5, ge=0)  # β, weight of the text's cosine
-        temperature: float = Field(0.1, gt=0)  # τ, of the softmax over experts
-        expanded_layers: list[int] = [-1]  # decoder layers that are routed
+        fusion: Inference[Literal[MODES]] = "delta_sum"  # delta_sum (the paper) | factor_sum (authors' code)
+        fusion_weight: Inference[float | None] = Field(1.0, ge=0)  # ε; None: 1/t, the mean of the t experts learned so far
+        routing: Inference[Routing] = "softmax_learned"  # w: softmax_learned | softmax_all (slots) | top1 | oracle | wrong
+        image_weight: Inference[float] = Field(0.5, ge=0)  # α, weight of the image's cosine
+        text_weight: Inference[float] = Field(0.5, ge=0)  # β, weight of the text's cosine
+        temperature: Inference[float] = Field(0.1, gt=0)  # τ, of the softmax over experts
+        expanded_layers: Inference[list[int] | Literal["auto"]] = [-1]  # decoder layers that are routed | auto (from CKA)
         projector: Projector = "shared"  # shared (trained, carried from task to task) | frozen | per_task (mixed by w)
         anchors: Literal["exact", "reference"] = "exact"  # exact (means) | reference (the authors' running mean)
         text_only: Literal["text", "reference"] = "text"  # text (routed by text alone) | reference
-        slots: int | None = Field(None, ge=1)  # of softmax_all; None: as many as tasks (experts beyond get weight 0)
+        slots: Inference[int | None] = Field(None, ge=1)  # of softmax_all; None: as many as tasks (experts beyond get weight 0)
 
         @model_validator(mode="after")
         def _some_weight(self) -> Self:
             if self.image_weight + self.text_weight == 0:
                 raise ValueError(f"image_weight={self.image_weight}: must not be 0 together with text_weight")
             return self
+
+    @classmethod
+    def is_oracle(cls, options: dict[str, Any]) -> bool:
+        return super().is_oracle(options) or options.get("routing") == "wrong"
+
+    @classmethod
+    def decide(cls, options: dict[str, Any], run: Path) -> dict[str, Decision]:
+        return {"expanded_layers": separate_layers(run)} if options.get("expanded_layers") == "auto" else {}
 
     @classmethod
     def unfit(cls, options: MethodConfig, family: type[Backbone]) -> str | None:
@@ -162,9 +174,10 @@ class HiDe(Method):
 
     def routing_weights(self, features: Features, task: int | None = None) -> Tensor:
         """w [B, number of learned tasks] fp32 (paper: w = softmax(r / τ)); rows sum to 1 unless softmax_all."""
-        if self.config.routing == "oracle":
+        if self.config.routing in ("oracle", "wrong"):
             weights = torch.zeros(len(features.text), len(self.learned), device=features.text.device)
-            weights[:, self.learned.index(task)] = 1.0
+            further = self.config.routing == "wrong"
+            weights[:, (self.learned.index(task) + further) % len(self.learned)] = 1.0
             return weights
         logits = self.similarity(features, *self._anchors()) / self.config.temperature
         if self.config.routing == "top1":

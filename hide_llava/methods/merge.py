@@ -23,6 +23,7 @@ from pydantic import Field
 
 from hide_llava.methods.base import register
 from hide_llava.methods.experts import TaskExperts
+from hide_llava.settings import Inference
 
 DENSE = ("cat", "linear", "svd")  # these take no density
 SPARSE = ("magnitude_prune", "ties", "dare_linear", "dare_ties")
@@ -32,15 +33,14 @@ COMBINATIONS = (*DENSE, *SPARSE, *(f"{name}_svd" for name in SPARSE))
 @register
 class Merge(TaskExperts):
     name = "merge"
-    inference_options = frozenset({"combination", "weight", "density", "seed"})
     merged = "routed-merged"  # of one inference: the engine deletes it
 
     class Config(TaskExperts.Config):
         projector: Literal["frozen"] = "frozen"  # the base model's
-        combination: Literal[COMBINATIONS] = "linear"  # how the experts become one, see above
-        weight: float | None = Field(None, gt=0)  # w, of every expert; None: see above
-        density: float = Field(0.2, gt=0, le=1)  # fraction of values that survive
-        seed: int = Field(0, ge=0)  # of the random drop
+        combination: Inference[Literal[COMBINATIONS]] = "linear"  # how the experts become one, see above
+        weight: Inference[float | None] = Field(None, gt=0)  # w, of every expert; None: see above
+        density: Inference[float] = Field(0.2, gt=0, le=1)  # fraction of values that survive
+        seed: Inference[int] = Field(0, ge=0)  # of the random drop
 
     def prepare_inference(self) -> None:
         how = self.config.combination

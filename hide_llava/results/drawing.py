@@ -98,9 +98,10 @@ def png(figure: Figure, dpi: int = 160) -> bytes:
 
 
 def heat_map(
-    theme: Theme, rows: list[list[Cell]], row_names: list[str], columns: list[str], top: float, digits: int
-) -> Figure:
-    """Coloured cells with their values printed on them; None is left blank."""
+    theme: Theme, rows: list[list[Cell]], row_names: list[str], columns: list[str], top: float, digits: int,
+    bottom: float = 0.0,
+) -> Figure:  # fmt: skip
+    """Coloured cells with their values printed on them, the lightest at `bottom`, the darkest at `top`; None is left blank."""
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Rectangle
 
@@ -112,7 +113,7 @@ def heat_map(
         for j, value in enumerate(row):
             if value is None:
                 continue
-            colour = ramp(min(max(value / top, 0.0), 1.0))
+            colour = ramp(min(max((value - bottom) / (top - bottom), 0.0), 1.0))
             axes.add_patch(Rectangle((j + 0.02, i + 0.03), 0.96, 0.94, facecolor=colour, linewidth=0))
             text = f"{value:.{digits}f}"
             axes.text(j + 0.5, i + 0.52, text, ha="center", va="center", fontsize=10, color=ink_on(colour))

@@ -57,7 +57,7 @@ class Row:
     @property
     def finished(self) -> list[StoredRun]:
         """The runs that count: those evaluated to the end, or all when none is."""
-        return [run for run in self.runs if not _unfinished(run)] or self.runs
+        return [run for run in self.runs if not run.unfinished] or self.runs
 
     def aggregates(self, references: References) -> dict[str, Stat | None]:
         values = [aggregates(run.matrix, references) for run in self.finished]
@@ -223,16 +223,14 @@ def row_notes(row: Row, table: Table) -> list[str]:
         found.append(
             f"mean ± sd over {len(row.finished)} runs (seeds {seeds}; {orders or 1} task order{'s' * (orders > 1)})"
         )
-    for run in filter(_unfinished, row.runs):
+    for run in (run for run in row.runs if run.unfinished):
         state = f"unfinished, {run.evaluated_stages} of {len(run.manifest['stages'])} stages evaluated"
         found.append(state if len(row.runs) == 1 else f"{run.path.name}: {state}, not in the mean")
+    if any(run.last_alone for run in row.finished):
+        found.append("asked after the last stage only")
     if row.conditions:
         found.append(f"not the same in every row: {words(row.conditions)}")
     return list(dict.fromkeys(found + [label for run in row.runs for label in run.labels()]))
-
-
-def _unfinished(run: StoredRun) -> bool:
-    return run.evaluated_stages < len(run.manifest["stages"])
 
 
 def _benchmark(run: StoredRun) -> str:

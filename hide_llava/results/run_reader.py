@@ -119,10 +119,21 @@ class StoredRun:
         return len(self.manifest["stages"])
 
     @property
+    def last_alone(self) -> bool:
+        """Whether every task was asked after the last stage, and none after another (`eval --stages last`)."""
+        *before, last = self.manifest["stages"]
+        whole = all((last["name"], task) in self.cells for task in last.get("eval_tasks") or [])
+        return bool(before) and whole and all(stage == last["name"] for stage, _ in self.cells)
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether there are stages that have yet to be evaluated."""
+        return self.evaluated_stages < len(self.manifest["stages"]) and not self.last_alone
+
+    @property
     def current(self) -> AccuracyMatrix:
         """The matrix aggregates are taken from: whole when finished, else the stages that are fully evaluated."""
-        n = self.evaluated_stages
-        return self.matrix if n == len(self.matrix.stages) else self.matrix.prefix(n)
+        return self.matrix.prefix(self.evaluated_stages) if self.unfinished else self.matrix
 
     def all_cells(self) -> list[tuple[str, CellScore]]:
         """(stage title, cell) in the order of stages, then tasks of the matrix, never trained ones, general ones."""

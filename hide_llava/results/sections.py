@@ -31,27 +31,29 @@ def write_section(
     text: str = "",
     header: Sequence[str] = (),
     rows: Sequence[Sequence[str]] = (),
-    figure: str | Mapping[str, str] | None = None,
+    figure: str | Sequence[str] | Mapping[str, str] | None = None,
     note: str = "",
+    width: int | None = None,
 ) -> Path | None:
-    """Let the study in that folder take part in the report of its run; None where the folder is not RUN/results/NAME.
+    """Let the study in that folder take part in the report of its run; None where the folder does not lie in RUN/results/.
 
-    figure: the stem of FIGURE-light.png and FIGURE-dark.png in the folder, or the stems of several with their titles. The
-    report shows them when it is written next.
+    figure: the stem of FIGURE-light.png and FIGURE-dark.png in the folder, or the stems of several, with their titles or
+    without. width: in pixels, at most; None: as large as they were drawn. The report shows them when it is written next.
     """
-    results = folder.resolve().parent
-    if results.name != "results" or not (results.parent / "manifest.json").is_file():
+    results = next((above for above in folder.resolve().parents if above.name == "results"), None)
+    if results is None or not (results.parent / "manifest.json").is_file():
         return None
     table = {"header": list(header), "rows": [list(row) for row in rows]} if rows else None
     drawn = dict(figure) if isinstance(figure, Mapping) else figure
-    write_json(folder / FILE, {"title": title, "text": text, "table": table, "figure": drawn, "note": note})
+    data = {"title": title, "text": text, "table": table, "figure": drawn, "note": note, "width": width}
+    write_json(folder / FILE, data)
     return folder / FILE
 
 
 def read_sections(run: Path) -> tuple[list[Section], list[str]]:
     """(the sections of that run by the names of their folders, why others are left out)."""
     sections, problems = [], []
-    for file in sorted((run / "results").glob(f"*/{FILE}")):
+    for file in sorted((run / "results").rglob(FILE)):
         try:
             sections.append(_read(file))
         except (UserError, KeyError, TypeError, ValueError, AttributeError, OSError) as error:
@@ -68,14 +70,15 @@ def _read(file: Path) -> Section:
         if any(len(row) != len(table["header"]) or not row for row in rows):
             raise ValueError("a row of the table has not one cell for each column")
         shown = Grid([str(cell) for cell in table["header"]], rows)
-    titles = {named: ""} if isinstance(named, str) else dict(named)
-    drawn = [(str(titles[stem]), _drawn(file, stem, str(titles[stem] or data["title"]))) for stem in titles]
+    names = [named] if isinstance(named, str) else named
+    titles = dict(names) if isinstance(names, dict) else dict.fromkeys(names, "")
+    drawn = [(str(title), _drawn(file, stem, str(title or data["title"]), data.get("width"))) for stem, title in titles.items()]
     return Section(str(data["title"]), str(data.get("text") or ""), shown, drawn, str(data.get("note") or ""))
 
 
-def _drawn(file: Path, stem: str, alt: str) -> Picture:
+def _drawn(file: Path, stem: str, alt: str, width: int | None) -> Picture:
     if Path(stem).name != stem:
         raise ValueError(f"the figure {stem!r} lies in another folder")
     pair = [file.with_name(f"{stem}-{theme}.png").read_bytes() for theme in ("light", "dark")]
     wide = int.from_bytes(pair[0][16:20], "big") if pair[0].startswith(PNG) else 0  # pixels, 1.6 to one of the page
-    return picture(*pair, alt, min(760, round(wide / 1.6)) or 760)
+    return picture(*pair, alt, int(width or min(760, round(wide / 1.6)) or 760))

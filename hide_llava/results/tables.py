@@ -95,6 +95,8 @@ def facts(run: StoredRun) -> list[tuple[str, str]]:
 def state_note(run: StoredRun) -> str:
     """One sentence when the aggregates do not cover the whole benchmark, else ""."""
     done, n = run.evaluated_stages, len(run.manifest["stages"])
+    if run.last_alone:
+        return f"Asked after the last of {n} stages only: Last is that of a finished run, and nothing else is known."
     if done == n:
         return ""
     return f"Unfinished run: aggregates cover the first {done} of {n} stages and compare with no finished run."

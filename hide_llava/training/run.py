@@ -28,7 +28,7 @@ from hide_llava.errors import UserError, nearest
 from hide_llava.methods.base import Method, Stage, Task
 from hide_llava.methods.registry import method_class, method_config, plugins
 from hide_llava.schema import FREE, EvalConfig, ImageConfig, ModelConfig, RunConfig, TrainConfig, flatten
-from hide_llava.settings import MethodConfig
+from hide_llava.settings import MethodConfig, inference_options
 from hide_llava.storage import read_json, write_json, write_text
 from hide_llava.training.batching import BatchPlan, plan_batches
 from hide_llava.training.run_folder import RunFolder, refuse_foreign, stage_name
@@ -71,6 +71,7 @@ class Run:
         self.data, self.model_root = config.data_folder(), config.model_folder()
         self.method: type[Method] = method_class(config.method["name"])
         self.options = method_config(config.method)
+        self._refuse_undecided(config.method)
         self.trains, self.oracle = self.method.trains, self.method.is_oracle(config.method)
         self.common = Common(config.benchmark, config.eval, self.data, config.limit, config.seed,
                              config.train.on_bad_sample, config.caption.tokenizer, self.family.several)  # fmt: skip
@@ -97,6 +98,13 @@ class Run:
             UserError: it is no run folder, or its configuration is damaged.
         """
         return cls(RunFolder(folder).config, folder)
+
+    def _refuse_undecided(self, options: dict[str, Any]) -> None:
+        """Raises UserError for an option that only a variant of a finished run can leave to that run's studies."""
+        for name in self.method.decide(options, self.folder.trained_in):
+            path = self.folder.path
+            raise UserError(f"method.{name}={options[name]}: a study of the finished run decides it, so it is no option of the "
+                            f"run itself; give `hide-llava eval {path} method.{name}={options[name]}`.")  # fmt: skip
 
     def _check_family(self) -> None:
         """Raises UserError for options that do not go with the model's family."""
@@ -186,7 +194,7 @@ class Run:
 
     def training_part(self) -> dict[str, Any]:
         """The values that decide what is trained, by their names in the configuration; the model by the hash of its files."""
-        aside = tuple(f"method.{name}" for name in self.method.inference_options)
+        aside = tuple(f"method.{name}" for name in inference_options(self.method.Config))
         found: dict[str, Any] = {"model_sha256": self.model_sha256()}
         for key, value in flatten(self._config.model_dump()).items():
             if key in aside or any(key == part or (part[-1] == "." and key.startswith(part)) for part in ASIDE):
@@ -333,37 +341,6 @@ def _skips_now(old: dict[str, Any], new: dict[str, Any]) -> bool:
 
 def _named(task: BenchmarkTask) -> dict[str, str]:
     return {"id": task.id, "title": task.title, "metric": task.metric}
-
-
-def variant_of(folder: Path, config: RunConfig) -> RunConfig:
-    """Make `config` a variant of the run in `folder`: other inference options on the same stages.
-
-    It is a run folder under `variants/` of that run, named by the options, without stages of its own. A configuration that
-    differs in none of them stays that of the run itself.
-
-    Raises:
-        UserError: an option that decides what is trained.
-    """
-    run = RunFolder(RunFolder(folder).trained_in.resolve())
-    options = method_class(config.method["name"]).inference_options
-    # a method's own file may have moved: its content is compared when it is read
-    changed = {k: v for k, v in config.method.items() if v != run.config.method.get(k) and k != "file"}
-    for key in changed.keys() - options:
-        may = f"; of a finished run these can be changed: {', '.join(sorted(options))}" if options else ""
-        raise UserError(f"method.{key} decides what is trained, so it needs a run of its own{may}.")
-    config.output = str(run.path)
-    if not changed:
-        return config
-    name = "+".join(f"{k}={_short(v)}" for k, v in sorted(changed.items()))
-    variant = run.path / "variants" / name
-    config.output = str(variant)
-    if not (variant / "variant.json").is_file():
-        write_json(variant / "variant.json", {"of": "../..", "changes": changed})
-    return config
-
-
-def _short(value: Any) -> str:
-    return "[" + ",".join(map(str, value)) + "]" if isinstance(value, list) else str(value).replace("/", "_")
 
 
 def git_commit() -> str | None:

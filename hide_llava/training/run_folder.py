@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hide_llava.config import from_yaml
+from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Stage
 from hide_llava.schema import RunConfig
@@ -83,6 +84,10 @@ class RunFolder:
                     f"{self.path}: another process is working on this run; wait for it or stop it."
                 ) from None
             yield
+
+    def lock_main(self) -> contextlib.AbstractContextManager[None]:
+        """`lock`, held by the main process for all of a launch."""
+        return self.lock() if is_main() else contextlib.nullcontext()
 
 
 def stage_name(stage: Stage) -> str:

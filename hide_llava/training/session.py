@@ -81,24 +81,46 @@ class Session:
         self.run = run
         self.backbone = backbone or self._loaded()
         self.core = Core(self.backbone)
+        self.initial_projector = self.core.projector_state()
         self.tasks, self.stages = run.method_tasks, run.stages
+        self._begin(lambda method: self._encoders(method.needs))
+        self.recomputes = False  # whether the stage at work has gradient checkpointing (memory.py)
+
+    def _begin(self, encoders: Callable[[Method], tuple[nn.Module | None, nn.Module | None]]) -> None:
+        """Put the run's method on the model. encoders: the routing and the sentence encoder for it."""
+        run = self.run
         self.method: Method = run.method(run.options, self.core, self.tasks)
         check_needs(self.method)
-        needs = self.method.needs
+        self.routed = RoutedLlava(self.core, self.method, *encoders(self.method))
+        set_seed(run.seed)  # before any random initialisation, so that runs repeat
+        self.method.setup()
+        self._begins_bare = not self.core.names()
+        self.routed.method_modules = self.method.modules
+        self.widths = _widths(self.routed.encoder, self.routed.sentence_encoder)
+
+    def _encoders(self, needs: frozenset[str]) -> tuple[nn.Module | None, nn.Module | None]:
+        run = self.run
         by_clip = {"clip_text"} if "sentence" in needs and run.model.sentence == "clip" else set()
 
         def sentences(clip: nn.Module | None = None) -> nn.Module:
             return sentence_encoder(run.model.sentence, run.model_root, self.backbone, clip)
 
         encoder = routing_encoder(run.encoder, self.backbone, needs | by_clip, sentences)
-        sentence = sentences(encoder) if "sentence" in needs else None
-        self.routed = RoutedLlava(self.core, self.method, encoder, sentence)
-        self.initial_projector = self.core.projector_state()
-        set_seed(run.seed)  # before any random initialisation, so that runs repeat
-        self.method.setup()
-        self.routed.method_modules = self.method.modules
-        self.widths = _widths(encoder, sentence)
-        self.recomputes = False  # whether the stage at work has gradient checkpointing (memory.py)
+        return encoder, sentences(encoder) if "sentence" in needs else None
+
+    def become(self, run: Run) -> None:
+        """Be what a new session of `run` would be, on the model and the encoders that are loaded; `restore` follows.
+
+        run: a variant of this session's run, or the run of which this one is a variant: they differ in inference options only.
+        """
+        encoders, needs = (self.routed.encoder, self.routed.sentence_encoder), self.method.needs
+        self.core.unfold()
+        self.core.projectors.clear()
+        if not self._begins_bare:  # else `restore` puts the values of the stages into the adapters that are there
+            self.core.clear()
+        self.core.load_projector(self.initial_projector)
+        self.run, self.tasks, self.stages = run, run.method_tasks, run.stages
+        self._begin(lambda method: encoders if method.needs == needs else self._encoders(method.needs))
 
     def _loaded(self) -> Backbone:
         """Raises UserError for a model that was downloaded just now and is of another family than was thought."""

@@ -16,6 +16,7 @@ from hide_llava.evaluation import binding
 from hide_llava.evaluation.predict import predict
 from hide_llava.methods.base import REGISTRY
 from hide_llava.pipeline import run
+from hide_llava.settings import inference_options
 from tests.tiny import configuration, write_world
 
 TASKS = "tasks=[task0,task1]"
@@ -237,7 +238,7 @@ def words_of(options: dict) -> list[str]:
 
 
 def test_every_inference_option_is_tried() -> None:
-    declared = {name: cls.inference_options for name, cls in REGISTRY.items() if cls.inference_options}
+    declared = {name: inference_options(cls.Config) for name, cls in REGISTRY.items() if inference_options(cls.Config)}
     assert {name: set(options) for name, options in OPTIONS.items()} == {n: set(o) for n, o in declared.items()}
     for name, options in OPTIONS.items():
         default = REGISTRY[name].Config()

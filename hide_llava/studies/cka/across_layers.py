@@ -21,7 +21,9 @@ from hide_llava.studies.cka.estimators import (
     median_sigma2,
 )
 from hide_llava.studies.cka.representations import asked, probe_of, represent
+from hide_llava.training.lineage import chain_of
 from hide_llava.training.run import Run
+from hide_llava.training.run_folder import stage_name
 from hide_llava.training.session import Session
 
 RESAMPLES, PERMUTATIONS, LEVEL = 100, 20, 0.95
@@ -47,7 +49,8 @@ class LayerCka:
 
 @dataclass
 class CkaReport:
-    """`models`: titles of the stages compared; `prompts`: task title and split -> number of prompts."""
+    """`models`: titles of the stages compared; `prompts`: task title and split -> number of prompts; `weights`: what
+    `stage.json` of the last of those stages calls its weights and all before them."""
 
     run: str
     models: list[str]
@@ -57,6 +60,7 @@ class CkaReport:
     kernel: str
     legacy: bool
     layers: list[LayerCka]
+    weights: str = ""
 
 
 def analyse(
@@ -88,7 +92,8 @@ def analyse(
     layers = [legacy_layer(k, group) if legacy else one_layer(k, group, kernel) for k, group in enumerate(sets)]
     titles = [session.stages[t].title for t in chosen]
     prompts = {f"{probe.task.title} ({probe.split})": len(probe.questions) for probe in probes}
-    return CkaReport(run.name, titles, prompts, activation, pooling, kernel, legacy, layers)
+    weights = chain_of(session.run.folder.stage(stage_name(session.stages[chosen[-1]])))
+    return CkaReport(run.name, titles, prompts, activation, pooling, kernel, legacy, layers, weights)
 
 
 def _stages(session: Session, run: Path, stage: int, tasks: list[str] | None) -> list[int]:
