@@ -46,6 +46,7 @@ class Chromium:
     """
 
     def __init__(self, profile: Path, timeout: float = 60.0):
+        command = [program(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self.timeout, self.number, self.rest = timeout, 0, b""
         self.answers: dict[int, dict[str, Any]] = {}
         self.requests: list[str] = []
@@ -53,7 +54,6 @@ class Chromium:
         self.session: str | None = None
         ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in self._pipes()]  # above 3 and 4, which the browser takes
         heard, self.speak, self.hear, spoken = ends
-        command = [program(), *FLAGS, f"--user-data-dir={profile}", "about:blank"]
         self.process = subprocess.Popen(
             ["bash", "-c", f'exec "$@" 3<&{heard} 4>&{spoken}', "chromium", *command],
             pass_fds=(heard, spoken), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
