@@ -12,7 +12,7 @@ from hide_llava.results.run_reader import read_run
 from scripts.prepare_general import main as prepare
 from tests.benchmarks import published_files as published
 from tests.cli.call import call, content, refused
-from tests.tiny import arguments
+from tests.tiny import arguments, write_world_of
 
 PAGE = (Path(__file__).parents[2] / "docs" / "GENERAL_ABILITY.md").read_text(encoding="utf-8")
 
@@ -117,3 +117,15 @@ def test_a_limit_keeps_the_rotations_of_a_question_together(files: Path, tmp_pat
 
 def test_h_score_by_hand() -> None:
     assert h_score(90, 60) == pytest.approx(72) and h_score(0, 60) == 0 and h_score(None, 60) is None
+
+
+def test_a_model_that_reads_several_pictures_is_asked_mmmu(files: Path, tmp_path: Path) -> None:
+    """By its published rule, the questions with three pictures too; the other models take what --pictures first writes."""
+    world = write_world_of("qwen2_5_vl", tmp_path / "qwen")
+    shutil.copytree(files / "general" / "MMMU", world / "general" / "MMMU")
+    called = call("run", *arguments(world, "zero_shot", tmp_path / "run", "benchmark.general=[mmmu]"))
+    assert called.code == 0, called.err
+    found = score(tmp_path / "run", "01-zero-shot", "mmmu")
+    assert found["n_scored"] == 3 and {"subject:Math", "domain:Art and Design", "drawn"} <= found["legacy"].keys()
+    rows = (tmp_path / "run" / "eval" / "01-zero-shot" / "mmmu" / "predictions.jsonl").read_text().splitlines()
+    assert len(rows) == 3 and all(json.loads(row)["token_ids"] for row in rows)
