@@ -73,7 +73,7 @@ def modality(facts: Facts) -> list[Case]:
 
 def fusion_weight(facts: Facts) -> list[Case]:
     mean = 1 / facts.tasks
-    steps = [epsilon for epsilon in (0.5, 1.0, 1.2) if epsilon != mean]
+    steps = [epsilon for epsilon in (0.3, 0.6, 1.0, 1.2) if epsilon != mean]
     cases = [Case(f"ε = 1/{facts.tasks}", {"fusion_weight": None}, mean)]
     cases += [Case(f"ε = {epsilon}", {"fusion_weight": epsilon}, epsilon) for epsilon in steps]
     return sorted(cases, key=lambda case: case.at)
