@@ -83,7 +83,7 @@ def test_the_page_names_every_inference_option(called: dict[str, Called]) -> Non
 
 def test_a_grid_loads_one_model_and_trains_nothing(called: dict[str, Called], place: Path) -> None:
     out = called[grid_line(called)].out
-    assert out.count("loading tiny") == 1 and "training" not in re.sub(r"Training, s|training all", "", out)
+    assert out.count("loading tiny") == 1 and ": training" not in out
     # the second was answered by the command before, the fifth is the run itself
     assert re.findall(r"=== (\d+ of 9)", out) == [f"{k} of 9" for k in (1, 3, 4, 6, 7, 8, 9)]
     folders = [path for path in (place / "runs/A/variants").iterdir() if "image_weight" in path.name]
@@ -155,7 +155,8 @@ def test_auto_is_a_list_that_says_where_it_is_from(called: dict[str, Called], pl
     variant = place / "runs/A/variants/expanded_layers=[1]"
     about = json.loads((variant / "variant.json").read_text())
     decided = about["decided"]["expanded_layers"]
-    assert about["changes"] == {"expanded_layers": [1]} and decided["value"] == [1] and decided["source"] == "results/cka/cka.json"
+    assert about["changes"] == {"expanded_layers": [1]}
+    assert (decided["value"], decided["source"]) == ([1], "results/cka/cka.json")
     assert "0.400 [0.300, 0.500] in layers [1]" in decided["because"] and len(decided["sha256"]) == 64
     assert read_run(variant).manifest["variant"] == about
     assert "expanded_layers:\n  - 1\n" in (variant / "config.yaml").read_text()
@@ -264,10 +265,9 @@ def square(pieces: list, told) -> None:
 
 def test_work_is_shared_by_processes() -> None:
     told: list[str] = []
-    parallel.share(square, [1, 2, 3, 4], 2, told.append)
-    assert told == ["4", "16"]  # of the other process; this one says its own itself
-    with pytest.raises(UserError, match="-2 is below zero"):
-        parallel.share(square, [1, -2], 2, told.append)
+    with pytest.raises(UserError, match="-4 is below zero"):
+        parallel.share(square, [1, 2, 3, -4], 2, told.append)
+    assert told == ["4"]  # of the other process; this one says its own itself
 
 
 def test_how_many_processes() -> None:
