@@ -32,7 +32,7 @@ LANES = {
                     "training/test_uneven.py", "training/test_other_families.py"),
     "slow": ("methods/test_contract.py", "methods/test_every_backbone.py", "simulated_cuda/", "test_every_preset.py",
              "benchmarks/test_every_benchmark.py", "test_perf_smoke.py",
-             "test_docs.py", "test_examples.py", "test_scripts.py", "training/test_plan.py",
+             "test_docs.py", "test_examples.py", "test_grid.py", "test_scripts.py", "training/test_plan.py",
              "evaluation/test_binding.py",
              "cli/test_bad_input.py", "cli/test_own_file.py", "cli/test_verbs.py", "audit/test_memory.py"),
 }  # fmt: skip

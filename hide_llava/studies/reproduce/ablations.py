@@ -73,7 +73,7 @@ def modality(facts: Facts) -> list[Case]:
 
 def fusion_weight(facts: Facts) -> list[Case]:
     mean = 1 / facts.tasks
-    steps = [epsilon for epsilon in (0.5, 1.0, 1.2) if epsilon != mean]
+    steps = [epsilon for epsilon in (0.3, 0.6, 1.0, 1.2) if epsilon != mean]
     cases = [Case(f"ε = 1/{facts.tasks}", {"fusion_weight": None}, mean)]
     cases += [Case(f"ε = {epsilon}", {"fusion_weight": epsilon}, epsilon) for epsilon in steps]
     return sorted(cases, key=lambda case: case.at)
@@ -86,7 +86,7 @@ def layers(facts: Facts) -> list[Case]:
               "all": list(range(depth))}  # fmt: skip
     sets: dict[tuple[int, ...], str] = {}
     for name, some in wanted.items():
-        if all(layer >= 0 for layer in some):
+        if all(layer >= 0 for layer in some) and (len(some) < depth or name == "all"):
             sets.setdefault(tuple(some), name)
     return [Case(name, {"expanded_layers": facts.layers(list(some))}) for some, name in sets.items()]
 

@@ -12,7 +12,7 @@ from hide_llava.studies.reproduce.variants import Row
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-SCORE = "score after the last task (percent)"
+LEAST = 5.0  # points that an axis of scores is high at least, so that noise does not look like a trend
 
 
 def by_task(theme: Theme, rows: list[Row]) -> Figure:
@@ -22,7 +22,7 @@ def by_task(theme: Theme, rows: list[Row]) -> Figure:
     return figure
 
 
-def _bars(axes: Any, theme: Theme, rows: list[Row]) -> None:
+def _bars(axes: Any, theme: Theme, rows: list[Row], letters: float = SMALL) -> None:
     run = rows[0].run
     tasks = run.matrix.tasks
     names = [*(cut(run.task_title(task), 14) for task in tasks), "mean"]
@@ -33,6 +33,7 @@ def _bars(axes: Any, theme: Theme, rows: list[Row]) -> None:
         axes.bar(places, [value or 0.0 for value in heights], 0.92 * width, color=theme.series[k % len(theme.series)],
                  label=row.case.name)  # fmt: skip
     axes.set_xticks([j + 0.3 * (j == len(tasks)) for j in range(len(names))], names)
+    axes.tick_params(axis="x", labelsize=letters)
     axes.grid(axis="y", color=theme.grid, linewidth=0.6)
     labelled(axes, theme, y="score (percent)")
     legend(axes, theme, loc="lower left", bbox_to_anchor=(0, 1), ncols=min(len(rows), 4))
@@ -52,6 +53,8 @@ def _curve(axes: Any, theme: Theme, rows: list[Row], axis: str, own: float | Non
     for k, (name, values) in enumerate(series):
         axes.plot(places, [float("nan") if v is None else v for v in values], color=theme.series[k], marker=MARKERS[k],
                   markersize=3.5, linewidth=1.2, label=name)  # fmt: skip
+    low, high = axes.get_ylim()
+    axes.set_ylim(min(low, (low + high) / 2 - LEAST / 2), max(high, (low + high) / 2 + LEAST / 2))
     if own is not None:
         axes.axvline(own, color=theme.muted, linewidth=0.8, linestyle=(0, (4, 3)), label="this run")
     axes.set_xticks(places, [f"{place:.2g}" for place in places])
@@ -64,7 +67,7 @@ def routed_by(theme: Theme, rows: list[Row], axis: str, own: float | None) -> Fi
     """Left: text, image and both for each task. Right: the mean against the weight of the image."""
     figure, (left, right) = panels(theme, DOUBLE, 2.3, (2.4, 1.0))
     named = [row for row in rows if not row.case.name.startswith("α")]
-    _bars(left, theme, named)
+    _bars(left, theme, named, SMALL - 1)
     _curve(right, theme, rows, axis, own)
     return figure
 

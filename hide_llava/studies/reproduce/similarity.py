@@ -52,7 +52,7 @@ def draw(theme: Theme, found: Found) -> Figure:
     left.xaxis.get_major_locator().set_params(integer=True)
     left.grid(axis="y", color=theme.grid, linewidth=0.6)
     labelled(left, theme, "decoder layer, from 0", "CKA")
-    legend(left, theme, loc="lower left")
+    legend(left, theme, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     for axes, layer in zip(maps, shown):
         _map(axes, theme, layers[layer], [cut(model, 10) for model in found["models"]], axes is maps[0])
     return figure

@@ -29,7 +29,7 @@ def write_ablation(name: str, rows: list[Row], folder: Path) -> str:
     write_text(folder / f"{name}.tex", tables.latex(rows, caption, f"tab:{name}", sized))
     save(_drawn(name, rows), folder, name)
     header, texts = tables.shown(rows, sized)
-    note = " ".join(filter(None, [_labels(rows), FILES.format(name)]))
+    note = ". ".join(filter(None, [_labels(rows), FILES.format(name)]))
     write_section(folder, f"{HEADING}{_lower(ablation.title)}", ablation.reading, header, texts, name, note, 760)
     return _markdown(ablation.title, header, texts, _labels(rows))
 
