@@ -64,6 +64,7 @@ def verbs() -> TyperGroup:
     add(app, "preview", commands.preview, "hide-llava preview benchmark=mini-ucit tasks=[iconqa] model=mini --limit 3", DATA)
     configured("doctor", commands.doctor, "hide-llava doctor", SETUP)
     add(app, "ls", commands.ls, "hide-llava ls methods", SETUP)
+    add(app, "export", commands.export, "hide-llava export runs/NAME --stage 3 --to hf --output exports/NAME", LOOK)
     add(app, "import", commands.import_,
         "hide-llava import hide-reference --checkpoint Task1 --base LLAVA --clip CLIP --out RUN", SETUP)  # fmt: skip
     add(app, "demo", commands.demo, "hide-llava demo", SETUP)

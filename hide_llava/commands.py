@@ -290,25 +290,66 @@ def ls(
     print(listing(what))
 
 
+def export(
+    run: RunFolder,
+    stage: Annotated[int, typer.Option(metavar="N", help="The run as it was after this stage; 1 = after the first task.")],
+    to: Annotated[Literal["peft", "hf", "vllm"], typer.Option(help="Adapters; a whole folder; a base with adapters for vLLM.")],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
+    dtype: Annotated[
+        Literal["float32", "bfloat16", "float16"] | None, typer.Option(show_default="the run's", help="Number format.")
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="NAME", show_default="the run's", help="What adapters name as their base model.")
+    ] = None,
+    push: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Then upload it to the Hugging Face hub, private if new.")
+    ] = None,
+) -> None:
+    """Write a stage for other programs, and prove that it answers as the run does.
+
+    What was written is loaded again without this package; its logits of two prompts must be the run's, and not the base
+    model's. README.md says how it is loaded, export.json what was compared.
+    """
+    from hide_llava.interop.export import export
+
+    print(f"exported to {export(run, stage, to, output, dtype, base, push)}; see its README.md")
+
+
 def import_(
-    kind: Annotated[Literal["hide-reference"], typer.Argument(help="Whose checkpoints.", show_default=False)],
-    checkpoint: Annotated[list[Path], typer.Option(metavar="DIR", help="A TaskN folder; repeat for several.")],
-    base: Annotated[Path, typer.Option(metavar="DIR", help="The LLaVA folder it was trained from.")],
-    clip: Annotated[Path, typer.Option(metavar="DIR", help="The CLIP folder.")],
+    kind: Annotated[
+        Literal["lora", "moelora", "smolora", "hide-mcitlib", "hide-reference"],
+        typer.Argument(help="Whose checkpoints.", show_default=False),
+    ],
+    checkpoint: Annotated[list[Path], typer.Option(metavar="DIR", help="A task's folder; repeat for several, in their order.")],
+    base: Annotated[Path, typer.Option(metavar="DIR", help="The model folder it was trained from.")],
     out: Annotated[Path, typer.Option(metavar="DIR", help="The run folder to write.")],
-    preset: Annotated[str, typer.Option(metavar="NAME", help="The method's preset.")] = "hide-official",
+    clip: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The CLIP folder, for HiDe, SMoLoRA and original-format bases.")
+    ] = None,
+    preset: Annotated[str | None, typer.Option(metavar="NAME", show_default="the kind's", help="The method's preset.")] = None,
     benchmark: Annotated[
         str | None, typer.Option(metavar="NAME", show_default="task-1 … task-E", help="Where tasks and titles come from.")
     ] = None,
     slots: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="Routing slots; the published code used 6 whatever E was.")
+        int | None, typer.Option(min=1, metavar="N", help="Routing slots of HiDe; the published code used 6 whatever E was.")
     ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Only say what is there and whether it fits; write nothing.")] = False,
 ) -> None:
-    """Import checkpoints of other code as a run."""
-    from hide_llava.interop.hide_reference import import_run
+    """Import checkpoints of other code as a run.
 
-    path = import_run(checkpoint, base, clip, out, preset, benchmark, slots).path
-    print(f"imported into {path}; try: hide-llava predict {path} --stage N --questions FILE --images DIR --output FILE")
+    lora: LLaVA's own script, peft, or sequential fine-tuning of CoIN and MCITlib. moelora: CoIN's and MCITlib's. smolora:
+    SMoLoRA's. hide-reference, hide-mcitlib: HiDe's authors' and MCITlib's. Every tensor is used, or the import is refused.
+    """
+    from hide_llava.interop.importing import import_checkpoints
+
+    run, lines = import_checkpoints(kind, checkpoint, base, out, clip, preset, benchmark, slots, check)
+    for line in lines:
+        print(line)
+    if run is None:
+        print(f"fits {base}; nothing was written. Without --check: {out}")
+    else:
+        ask = f"hide-llava predict {run.path} --stage N --questions FILE --images DIR --output FILE"
+        print(f"imported into {run.path}; try: {ask}")
 
 
 def demo(

@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
@@ -44,6 +45,8 @@ class Core:
         self._fused: FusedLayers | None = None  # while it answers: what stands for peft's layers
         self.answering = False  # between `fuse` and `unfold`
         self.kept: dict[str, float] = {}  # module name → share of its update that the folded weight would hold
+        self.apart = False  # whether `fold` leaves every weight alone: its sum is then an adapter, exact and in fp32
+        self.sums: list[tuple[list[str], list[float], str]] = []  # of each `fold`: adapters, weights, mode
 
     # ---- what there is -------------------------------------------------------------------------------------------
     @property
@@ -133,7 +136,9 @@ class Core:
 
     def save(self, name: str, folder: Path) -> None:
         """Write adapter `name` as a plain peft folder."""
+        self._wrap()
         peft_folder.write(self.peft, name, folder)
+        self._back()
 
     def load(self, name: str, folder: Path) -> None:
         """Add or overwrite adapter `name` from a plain peft folder.
@@ -159,6 +164,18 @@ class Core:
         model, and rounding it here would make a restarted run another run."""
         for key, parameter in self.projector.named_parameters():
             replace_values(parameter, state[key])
+
+    def weights(self) -> dict[str, Tensor]:
+        """The model's weights by upstream's names, as they are now, folded or not; without adapters."""
+        self._wrap()
+        found = {k.replace(".base_layer.", "."): v for k, v in self.llava.state_dict().items() if ".lora_" not in k}
+        self._back()
+        return found
+
+    @property
+    def standing(self) -> list[str]:
+        """Adapters that hold what `fold` did not put into the weights."""
+        return list(self._standing)
 
     # ---- routing -------------------------------------------------------------------------------------------------
     @contextlib.contextmanager
@@ -208,6 +225,13 @@ class Core:
             self.llava.set_submodule(path, layer)
         self._active = self._fused = None
 
+    def _back(self) -> None:
+        """What stood before `_wrap`."""
+        if self.answering:
+            self.fuse()
+        else:
+            self.follow(self.route)
+
     def _hook(self, name: str) -> None:
         """Put the gate of adapter `name` between its A and B, reading the route at call time."""
         handles = self._hooks[name] = []
@@ -246,11 +270,12 @@ class Core:
         """
         self.known(names, "fold")
         self._wrap()
+        self.sums.append((names, weights, mode))
         unfolded = []
         for path, index, module in self.layers(names[0]):
             if index in skip_layers:
                 continue
-            if module.get_base_layer().weight.is_floating_point():
+            if module.get_base_layer().weight.is_floating_point() and not self.apart:
                 self.kept[path] = self.folds.fold(module, names, weights, mode)
                 if self.kept[path] >= ENOUGH:
                     self._folded[path] = module
@@ -289,6 +314,7 @@ class Core:
             dtype = (
                 weight.dtype if weight.is_floating_point() else self.llava.dtype
             )  # one compute dtype; the authors' adapters stay fp32
+            dtype = torch.float32 if self.apart else dtype
             m.lora_A[name].weight.data, m.lora_B[name].weight.data = (f.detach().to(dtype) for f in factors[path])
         return rank
 
@@ -326,6 +352,7 @@ class Core:
         self.answering = False
         self._folded.clear()
         self._standing.clear()
+        self.sums.clear()
         self.kept.clear()
         self.folds.unfold(keep)
         self.follow(Route())

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import ModelOutput
 
 from hide_llava.backbones.decode import Seen, end_tokens
-from hide_llava.data.reader import Reader
+from hide_llava.data.reader import ROUTING_PIXELS, Reader
+from hide_llava.errors import UserError
 from hide_llava.schema import ModelConfig
 
 if TYPE_CHECKING:
@@ -176,6 +178,33 @@ class Backbone(ABC):
 
         seen: called with each token as soon as it is known, and perhaps with padding behind the end of a row.
         """
+
+    @classmethod
+    def plain(cls, sample: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+        """A question's sample as arguments of the forward of `model`, upstream's own class of this family; a batch of one."""
+        inputs = {"input_ids": sample["input_ids"], "attention_mask": torch.ones_like(sample["input_ids"]), **sample["types"]}
+        inputs = {name: value[None] for name, value in inputs.items()}
+        pixels = {name: value for name, value in (sample["pixels"] or {}).items() if name != ROUTING_PIXELS}
+        return {**inputs, **{k: v.to(model.dtype) if v.is_floating_point() else v for k, v in pixels.items()}}
+
+    def complete(self, source: Path) -> bool:
+        """Whether transformers alone loads the folder that this model is from, with the token ids of `write_processor`."""
+        return True
+
+    def write(self, folder: Path, source: Path, weights: dict[str, Tensor], transform: str) -> None:
+        """Write a folder that transformers alone loads: this model with other weights, and all that reads a prompt.
+
+        folder: new or empty. source: the folder that this model was loaded from. weights: of `Core.weights`, in the dtype in
+        which they are written. transform: of pictures, as in `reader`.
+
+        Raises:
+            UserError: the family does not say how it is written.
+        """
+        raise UserError(f"a model of the family {self.title} cannot be exported: its backbone has no write().")
+
+    def write_processor(self, folder: Path, source: Path, transform: str) -> None:
+        """Of `write`, what reads a prompt: tokenizer, picture settings, chat template."""
+        raise UserError(f"a model of the family {self.title} cannot be exported: its backbone has no write_processor().")
 
     def logits(self, states: Tensor) -> Tensor:
         """Hidden states of the decoder's last layer [..., d] → logits [..., V]."""

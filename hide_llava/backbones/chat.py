@@ -32,7 +32,7 @@ from hide_llava.backbones.base import TARGETS, Backbone, Ready, Vision, divided
 from hide_llava.backbones.chat_reader import BLANK, ChatReader
 from hide_llava.backbones.decode import Seen, Told
 from hide_llava.backbones.loading import device_of, dtype_of, load_weights, set_attention
-from hide_llava.backbones.processors import Limit, load_processor, stop_ids
+from hide_llava.backbones.processors import Limit, load_processor, stop_ids, write_processor
 from hide_llava.backbones.quantized import quantize
 from hide_llava.data.turns import IGNORE
 from hide_llava.errors import UserError
@@ -287,6 +287,16 @@ class ChatBackbone(Backbone):
             end = next((place for place, token in enumerate(row) if token in ends), len(row) - 1)
             answers.append(row[: end + 1])
         return answers
+
+    # ---- as a folder -------------------------------------------------------------------------------------------------
+    def write(self, folder: Path, source: Path, weights: dict[str, Tensor], transform: str) -> None:
+        self.model.save_pretrained(folder, state_dict=dict(weights))
+        self.write_processor(folder, source, transform)
+
+    def write_processor(self, folder: Path, source: Path, transform: str) -> None:
+        """The source's own files; an image budget is written into the picture settings."""
+        write_processor(self.processor, folder, source)
+
 
 
 def in_own_dtype(part: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:

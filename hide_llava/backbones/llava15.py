@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import LlavaForConditionalGeneration, PreTrainedModel, PreTrainedTokenizerFast
 
 from hide_llava.backbones.base import TARGETS, Backbone, Ready, Vision, divided
 from hide_llava.backbones.decode import Seen, greedy
 from hide_llava.backbones.vicuna import IMAGE_TOKEN
 from hide_llava.schema import ModelConfig
+from hide_llava.storage import read_json
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -136,6 +137,28 @@ class Llava15(Backbone):
     ) -> list[list[int]]:  # fmt: skip
         embeds, mask = ready.inputs["inputs_embeds"], ready.attention_mask
         return greedy(self.model, embeds, mask, max_new_tokens, leave, static, seen)
+
+    @classmethod
+    def plain(cls, sample: dict[str, Any], model: PreTrainedModel) -> dict[str, Any]:
+        inputs = super().plain(sample, model)
+        ids = inputs["input_ids"]
+        return {**inputs, "input_ids": ids.masked_fill(ids == IMAGE_TOKEN, model.config.image_token_id)}
+
+    def complete(self, source: Path) -> bool:
+        """If it is in the layout of llava-hf: there `<image>` is the first id behind the text's."""
+        settings = read_json(source / "config.json")
+        return settings.get("image_token_index", settings.get("image_token_id")) == len(self.tokenizer)
+
+    def write(self, folder: Path, source: Path, weights: dict[str, Tensor], transform: str) -> None:
+        """In the layout of llava-hf, whichever the source's is."""
+        from hide_llava.backbones.write_hf import write_hf
+
+        write_hf(self.model, self.tokenizer, folder, self.preprocessor, weights, transform)
+
+    def write_processor(self, folder: Path, source: Path, transform: str) -> None:
+        from hide_llava.backbones.write_hf import write_processor
+
+        write_processor(self.model, self.tokenizer, folder, self.preprocessor, transform)
 
 
 def mixed(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,8 +28,10 @@ from transformers.image_utils import SizeDict
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
 from hide_llava.errors import UserError
-from hide_llava.storage import read_json
+from hide_llava.storage import read_json, write_json
 
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
+OWN = ("config.json", "generation_config.json", "README.md", ".gitattributes")  # that a folder with other weights has of its own
 THINK = ("<think>", "</think>")
 
 
@@ -116,6 +119,31 @@ def load_processor(folder: Path, budget: ImageBudget | None = None, limit: Limit
     if budget is not None:
         keep_to(budget, limit or LIMITS.get("mistral3" if pixtral else kind), kind, processor, folder)
     return processor
+
+
+def write_processor(processor: ProcessorMixin, folder: Path, source: Path) -> None:
+    """Copy what a model folder has beside its weights and configurations: tokenizer, picture settings, template, licence.
+
+    The picture settings are the processor's if it was set to an image budget; their class keeps the name that the source has.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.is_file() and file.suffix not in WEIGHTS and file.name not in OWN and not file.name.endswith(".index.json"):
+            shutil.copyfile(file, folder / file.name)
+    image = processor.image_processor
+    plain = _image_processor(source, _parsed(source, _config(source).get("model_type")))
+    if image.to_dict() == plain.to_dict():
+        return
+    settings = folder / "processor_config.json"
+    stored = read_json(settings) if settings.is_file() else {}
+    kind = (stored.pop("image_processor", None) or {}).get("image_processor_type")
+    if settings.is_file():
+        write_json(settings, stored)
+    file = folder / "preprocessor_config.json"
+    kind = kind or (read_json(file).get("image_processor_type") if file.is_file() else None)
+    image.save_pretrained(folder)
+    if kind is not None:
+        write_json(file, {**read_json(file), "image_processor_type": kind})
 
 
 def match_grids(config: PreTrainedConfig, processor: ProcessorMixin) -> None:

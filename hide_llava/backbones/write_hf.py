@@ -15,15 +15,29 @@ from typing import Any
 
 import torch
 from tokenizers import AddedToken, Tokenizer
+from torch import Tensor
 from transformers import (
     CLIPImageProcessorPil,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    LlavaImageProcessorPil,
     PreTrainedTokenizerFast,
 )
 
+from hide_llava.backbones.vicuna import SYSTEM
 from hide_llava.errors import UserError
+from hide_llava.storage import read_json, write_text
 
+# `build_prompt` of vicuna.py as a chat template; a message is a string, or a list of pictures and text.
+TEMPLATE = (
+    "{{ '" + SYSTEM.replace("'", "\\'") + " ' }}{% for message in messages %}"
+    "{{ {'user': 'USER: ', 'assistant': 'ASSISTANT: '}[message['role']] }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for piece in message['content'] if piece['type'] == 'image' %}{{ '<image>\n' }}{% endfor %}"
+    "{% for piece in message['content'] if piece['type'] == 'text' %}{{ piece['text'] }}{% endfor %}{% endif %}"
+    "{{ {'user': ' ', 'assistant': '</s>'}[message['role']] }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
 EXTRA_ROWS = 64  # what llava-hf adds to the vocabulary: 32,000 → 32,064
 
 
@@ -32,12 +46,16 @@ def write_hf(
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     preprocessor: Path | Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    transform: str = "crop",
 ) -> None:
     """Write `model` as a folder that plain `from_pretrained` loads, in the layout of llava-hf.
 
     The vocabulary V grows by 64 rows, each the mean of the others, for `<image>` = V and `<pad>` = V + 1.
     `preprocessor` is a folder with preprocessor_config.json or that file's content; by default CLIP's for the tower's
-    image size. `folder` must not exist or be empty; it appears complete or not at all. `model` is not changed.
+    image size. `weights` are written in place of the model's own, by the same names. `transform`: pictures are cropped, as
+    llava-hf's folders say, or padded to a square, as LLaVA-1.5 was trained. The chat template is the prompt of vicuna.py.
+    `folder` must not exist or be empty; it appears complete or not at all. `model` is not changed.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -45,8 +63,8 @@ def write_hf(
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
-        _widened(model).save_pretrained(temporary)
-        _write_processor(model, tokenizer, temporary, preprocessor)
+        _widened(model, weights).save_pretrained(temporary)
+        write_processor(model, tokenizer, temporary, preprocessor, transform)
         if folder.exists():
             folder.rmdir()
         temporary.rename(folder)
@@ -54,14 +72,16 @@ def write_hf(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _widened(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
-    """The model with EXTRA_ROWS more vocabulary rows, sharing all other tensors with `model`."""
+def _widened(
+    model: LlavaForConditionalGeneration, weights: Mapping[str, Tensor] | None
+) -> LlavaForConditionalGeneration:
+    """The model with EXTRA_ROWS more vocabulary rows, sharing all other tensors with `weights` (None: with `model`)."""
     config = LlavaConfig.from_dict(model.config.to_dict())
     vocabulary = model.config.text_config.vocab_size
     config.text_config.vocab_size = vocabulary + EXTRA_ROWS
     config.image_token_index = vocabulary
     config.text_config.pad_token_id = vocabulary + 1
-    weights = dict(model.state_dict())
+    weights = dict(model.state_dict() if weights is None else weights)
     for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
         rows = weights[name][:vocabulary]
         mean = rows.float().mean(0, keepdim=True).to(rows.dtype)
@@ -75,12 +95,18 @@ def _widened(model: LlavaForConditionalGeneration) -> LlavaForConditionalGenerat
     return wide
 
 
-def _write_processor(
+def write_processor(
     model: LlavaForConditionalGeneration,
     tokenizer: PreTrainedTokenizerFast,
     folder: Path,
     preprocessor: Path | Mapping[str, Any] | None,
+    transform: str = "crop",
 ) -> None:
+    """Of `write_hf`, what reads a prompt: tokenizer, picture settings, chat template.
+
+    Raises:
+        UserError: the tokenizer is not the model's.
+    """
     backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
     backend.add_tokens([AddedToken(text, normalized=False, special=True) for text in ("<image>", "<pad>")])
     vocabulary = model.config.text_config.vocab_size
@@ -97,7 +123,8 @@ def _write_processor(
         clean_up_tokenization_spaces=False,
     )
     converted.save_pretrained(folder)
-    _image_processor(model, preprocessor).save_pretrained(folder)
+    _image_processor(model, preprocessor, transform).save_pretrained(folder)
+    write_text(folder / "chat_template.jinja", TEMPLATE)
     settings = {
         "processor_class": "LlavaProcessor",
         "image_token": "<image>",
@@ -109,11 +136,14 @@ def _write_processor(
 
 
 def _image_processor(
-    model: LlavaForConditionalGeneration, preprocessor: Path | Mapping[str, Any] | None
-) -> CLIPImageProcessorPil:
+    model: LlavaForConditionalGeneration, preprocessor: Path | Mapping[str, Any] | None, transform: str
+) -> CLIPImageProcessorPil | LlavaImageProcessorPil:
     if preprocessor is None:
         size = model.config.vision_config.image_size
-        return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+        preprocessor = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     if not isinstance(preprocessor, Mapping):
-        preprocessor = json.loads((Path(preprocessor) / "preprocessor_config.json").read_text(encoding="utf-8"))
-    return CLIPImageProcessorPil(**{key: value for key, value in preprocessor.items() if not key.endswith("_type")})
+        preprocessor = read_json(Path(preprocessor) / "preprocessor_config.json")
+    settings = {key: value for key, value in preprocessor.items() if not key.endswith("_type")}
+    if transform == "crop":
+        return CLIPImageProcessorPil(**settings)
+    return LlavaImageProcessorPil(**{**settings, "do_pad": True})

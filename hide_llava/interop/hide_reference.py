@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,9 @@ from peft import LoraConfig
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hide_llava.config import RunConfig, compose
 from hide_llava.errors import UserError
-from hide_llava.storage import publish, read_json, save_state, write_json
+from hide_llava.interop.foreign import Base, configuration, unpickle, write_adapter
+from hide_llava.storage import publish, read_json, save_state
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder, stage_name
 
@@ -49,16 +48,6 @@ class Checkpoint:
     counts: dict[str, Tensor]
 
 
-def _unpickle(path: Path) -> dict[str, Tensor]:
-    """A `.bin` of tensors, weights only; anything else in it is refused."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; this is not a reference task folder.") from None
-    except Exception as error:
-        raise UserError(f"{path}: not a plain tensor file ({' '.join(str(error).split())[:160]}).") from None
-
-
 def read_checkpoint(folder: Path) -> Checkpoint:
     """Read and check one task folder.
 
@@ -89,7 +78,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 def _read_adapter(path: Path, slots: int, rank: int) -> dict[int, dict[tuple[int, str, str], Tensor]]:
     experts: dict[int, dict[tuple[int, str, str], Tensor]] = {i: {} for i in range(slots)}
-    for key, tensor in _unpickle(path).items():
+    for key, tensor in unpickle(path).items():
         match = ADAPTER_KEY.match(key)
         if match is None or PROJECTIONS.get(match["proj"]) != match["block"]:
             raise UserError(f"{path}: unknown key {key}.")
@@ -114,7 +103,7 @@ def _read_adapter(path: Path, slots: int, rank: int) -> dict[int, dict[tuple[int
 def _read_others(path: Path) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     projector: dict[str, Tensor] = {}
     found: dict[tuple[str, str], dict[int, Tensor]] = {}
-    for key, tensor in _unpickle(path).items():
+    for key, tensor in unpickle(path).items():
         match = OTHER_KEY.match(key)
         if match is None:
             raise UserError(f"{path}: unknown key {key}.")
@@ -146,7 +135,9 @@ def import_run(
     read = sorted((read_checkpoint(Path(c)) for c in checkpoints), key=lambda c: c.task)
     _same_run(read)
     last = read[-1]
-    run = Run(_configuration(last, base, clip, out, preset, benchmark, slots))
+    overrides = [f"method={preset}", f"method.rank={last.rank}", f"method.alpha={last.scale * last.rank}",
+                 f"method.slots={slots or last.expert_num}"]  # fmt: skip
+    run = Run(configuration(overrides, last.expert_num, base, clip, out, benchmark))
     if not run.family.recorded:
         raise UserError(f"--base {base}: is {run.family.title}; the authors' checkpoints are of LLaVA-1.5.")
     target = run.open({"imported_from": [c.folder.name for c in read], "count_reliable": False})
@@ -177,44 +168,45 @@ def _same_run(read: list[Checkpoint]) -> None:
                 raise UserError(f"{earlier.folder} and {later.folder}: expert {slot} differs, so they are not one run.")
 
 
-def _configuration(
-    last: Checkpoint, base: Path, clip: Path, out: Path, preset: str, benchmark: str | None, slots: int | None
-) -> RunConfig:
-    overrides = [
-        f"method={preset}", f"method.rank={last.rank}", f"method.alpha={last.scale * last.rank}",
-        f"method.slots={slots or last.expert_num}", f"output={json.dumps(str(out))}",
-    ]  # fmt: skip
-    if benchmark is None:
-        folder = out.parent / f".{out.name}.import"
-        tasks = [{"id": f"task-{i + 1}", "title": f"Task {i + 1}", "train": "unknown.json", "test": "unknown.json",
-                  "metric": "exact_upper"} for i in range(last.expert_num)]  # fmt: skip
-        write_json(folder / "benchmark.yaml", {"benchmark": {"name": "imported", "tasks": tasks}})
-        benchmark = str(folder / "benchmark.yaml")
-    model = out.parent / f".{out.name}.import" / "model.yaml"
-    write_json(model, {"model": {"name": base.name, "path": str(base.resolve()), "clip": str(clip.resolve())}})
-    try:
-        return compose([f"benchmark={benchmark}", f"model={model}", *overrides])
-    finally:
-        for file in model.parent.iterdir():
-            file.unlink()
-        model.parent.rmdir()
+def described(checkpoints: list[Path], base: Path, clip: Path) -> list[str]:
+    """What is in task folders, in lines, after it was compared with the base.
+
+    Raises:
+        UserError: as of `import_run`; or a linear of the base has another shape.
+    """
+    read = sorted((read_checkpoint(Path(c)) for c in checkpoints), key=lambda c: c.task)
+    _same_run(read)
+    model, lines = Base(base, clip), []
+    for one in read:
+        for slot, expert in one.experts.items():
+            placed = {(_path(model, layer, p, one.folder), side): t for (layer, p, side), t in expert.items()}
+            model.check(one.folder / f"adapter_model.bin, slot {slot}", placed, one.rank)
+        model.check_projector(one.folder / "non_lora_trainables.bin", one.projector)
+        lines.append(
+            f"{one.folder.name}: task {one.task + 1} of {one.expert_num}, {len(one.experts)} learned experts of rank {one.rank}, "
+            f"scale {one.scale:g}, on {one.layers} layers; {len(one.projector)} tensors of the projector; anchors of image and "
+            "text; left out: unlearned slots and the routers, which that code never uses"
+        )
+    return lines
+
+
+def _path(model: Base, layer: int, projection: str, folder: Path) -> str:
+    name = model.places.get((layer, f"{PROJECTIONS[projection]}.{projection}"))
+    if name is None:
+        raise UserError(f"{folder}: has an expert on {projection} of layer {layer}, which {model.folder} does not have.")
+    return name
 
 
 def _write_adapter(checkpoint: Checkpoint, slot: int, folder: Path) -> None:
     """Expert `slot` as a plain peft LoRA of rank r and alpha = scale · r."""
-    folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        f"base_model.model.model.language_model.layers.{layer}.{PROJECTIONS[p]}.{p}.lora_{side}.weight": t.float().contiguous()
-        for (layer, p, side), t in checkpoint.experts[slot].items()
-    }
-    save_file(tensors, folder / "adapter_model.safetensors")
+    home = "model.language_model.layers"
+    tensors = {(f"{home}.{layer}.{PROJECTIONS[p]}.{p}", side): t for (layer, p, side), t in checkpoint.experts[slot].items()}
     targets = (
         r".*language_model\.layers\.\d+\.(self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj))"
     )
-    LoraConfig(
-        r=checkpoint.rank, lora_alpha=checkpoint.scale * checkpoint.rank, lora_dropout=0.05, target_modules=targets,
-        task_type="CAUSAL_LM", inference_mode=True,
-    ).save_pretrained(folder)  # fmt: skip
+    config = LoraConfig(r=checkpoint.rank, lora_alpha=checkpoint.scale * checkpoint.rank, lora_dropout=0.05,
+                        target_modules=targets, task_type="CAUSAL_LM")  # fmt: skip
+    write_adapter(folder, config, tensors)
 
 
 def _method_state(checkpoint: Checkpoint, arithmetic: str) -> dict[str, Any]:

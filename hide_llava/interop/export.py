@@ -1,0 +1,96 @@
+"""A stage of a run for others: as peft adapters, as a plain transformers folder, or as vLLM takes it (docs/EXPORT.md)."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import shutil
+import uuid
+from pathlib import Path
+
+from hide_llava import __version__
+from hide_llava.backbones.loading import resolve
+from hide_llava.errors import UserError
+from hide_llava.interop import hub, proof
+from hide_llava.interop.exporting import Export
+from hide_llava.interop.model_card import card
+from hide_llava.storage import sha256, write_json, write_text
+from hide_llava.training.lineage import chains
+from hide_llava.training.run import Run
+from hide_llava.training.run_folder import RunFolder, stage_name
+from hide_llava.training.session import Session
+
+PACKAGES = ("torch", "transformers", "peft", "safetensors")
+
+
+def export(
+    run: Path, stage: int, to: str, output: Path, dtype: str | None = None, base: str | None = None, push: str | None = None
+) -> Path:
+    """Write the run as it was after `stage` (from 1) to the folder `output`, which is new or empty.
+
+    to: peft, hf or vllm. dtype: of the written weights; None: the run's. base: what the base model is called for whoever
+    loads an adapter; None: what the run calls it. push: OWNER/NAME on the hub.
+
+    Raises:
+        UserError: nothing that can be exported so, or the export does not answer as the run; nothing is left then.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise UserError(f"{output}: exists and is not an empty folder; choose another --output, or delete it.")
+    if push is not None:
+        hub.check_token(push)
+    config = RunFolder(run).config
+    config.model.dtype = dtype or config.model.dtype
+    of_run = Run(config, run)
+    of_run.check_stage(stage)
+    _check(of_run, stage)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        _write(of_run, stage, to, temporary, output, base)
+        if output.exists():
+            output.rmdir()
+        os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    if push is not None:
+        print(f"pushed: {hub.push(output, push)}")
+    return output
+
+
+def _check(run: Run, stage: int) -> None:
+    if run.model.quantization != "none":
+        raise UserError(
+            f"{run.folder.path}: its base model is in {run.model.quantization}, whose weights no plain folder holds, and on the "
+            f"unquantised base its adapters answer otherwise; take the peft folders in {run.folder.path}/stages as they are."
+        )
+    if not run.trains or not run.stages[stage - 1].train:
+        raise UserError(f"{run.folder.path}: nothing was trained in stage {stage}, so there is nothing to export but the base.")
+
+
+def _write(run: Run, stage: int, to: str, temporary: Path, output: Path, base: str | None) -> None:
+    from hide_llava.interop import export_hf, export_peft, export_vllm
+
+    session = Session(run)
+    asked = proof.samples(session, run.common.settings(None)["image_transform"])
+    model = run.model.path
+    named = base or (model if is_hub_id(model) else str(resolve(model, run.model_root).resolve()))
+    made = Export(run, stage, temporary, output, session, named, asked, proof.of_base(session, asked))
+    weights = chains([run.folder.stage(stage_name(s)) for s in run.stages[:stage]], run.training_part())[-1]
+    {"hf": export_hf.write, "peft": export_peft.write, "vllm": export_vllm.write}[to](made)
+    about = {
+        "to": to, "run": run.folder.path.name, "stage": stage, "stage_name": stage_name(run.stages[stage - 1]),
+        "method": run.method.name, "preset": run.preset, "options": run.options.model_dump(), "benchmark": run.benchmark.name,
+        "tasks": [run.tasks[i].id for s in run.stages[:stage] for i in s.train], "seed": run.seed,
+        "model": run.model.path, "model_sha256": run.model_sha256(), "weights_sha256": weights, "base": made.base,
+        "dtype": str(made.dtype).removeprefix("torch."), "image_transform": made.transform if run.family.transforms else None,
+        "versions": {"hide_llava": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "modules": made.modules, "prompts": made.prompts,
+        "files": {str(p.relative_to(temporary)): sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()},
+    }  # fmt: skip
+    write_json(temporary / "export.json", about)
+    write_text(temporary / "README.md", card(run, about, made.source, made.notes))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it looks like OWNER/NAME and not like a path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "package:")) and not Path(name).is_dir()

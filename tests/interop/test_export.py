@@ -1,0 +1,324 @@
+"""An exported stage, loaded by transformers and peft alone, answers as the run does: the same greedy ids, in fp32."""
+
+import importlib.util
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from peft import PeftModel
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from hide_llava.adapters import peft_folder
+from hide_llava.adapters.route import Route
+from hide_llava.errors import UserError
+from hide_llava.interop import hub, proof
+from hide_llava.interop.export import export
+from hide_llava.interop.export_vllm import RANKS
+from hide_llava.interop.model_card import licence_of
+from hide_llava.training.run import Run
+from hide_llava.training.session import Session
+from tests.cli.call import call, content, refused
+from tests.interop.worlds import STAGE, answers, asked, generated, trained
+from tests.tiny import write_world, write_world_of
+
+KINDS = ("llava", "qwen2_5_vl")
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("worlds")
+    return {kind: write_world(root / kind, 4) if kind == "llava" else write_world_of(kind, root / kind, 4) for kind in KINDS}
+
+
+@pytest.fixture(scope="module")
+def runs(worlds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("runs")
+    made = {f"lora-{kind}": trained(worlds[kind], "lora", root / f"lora-{kind}") for kind in KINDS}
+    made |= {f"hide-{kind}": trained(worlds[kind], "hide", root / f"hide-{kind}") for kind in KINDS}
+    return made
+
+
+def exported(run: Path, to: str, out: Path, *more: str) -> dict:
+    called = call("export", run, "--stage", "2", "--to", to, "--output", out, *more)
+    assert called.code == 0, called.err
+    assert f"exported to {out}" in called.out and [p.name for p in out.parent.iterdir() if p.name[0] == "."] == []
+    about = json.loads((out / "export.json").read_text())
+    assert all(p["difference"] < 1e-4 < 1e-3 < p["effect"] and p["next"] for rows in about["prompts"].values() for p in rows)
+    return about
+
+
+def plain(folder: Path) -> torch.nn.Module:
+    return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+# ----------------------------------------------------------------------------------------------------------- whole folders
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_folded_model_answers_as_the_run(kind: str, runs: dict, worlds: dict, tmp_path: Path) -> None:
+    run = runs[f"lora-{kind}"]
+    about = exported(run, "hf", tmp_path / "out")
+    family, samples = asked(run, worlds[kind])
+    assert generated(plain(tmp_path / "out"), family, samples) == answers(run)
+    files = set(content(tmp_path / "out")) - {"export.json", "README.md"}
+    assert files == set(about["files"]) and about["weights_sha256"] == json.loads(
+        (run / "stages" / STAGE / "stage.json").read_text())["chain"]  # fmt: skip
+
+
+def test_the_plain_processor_reads_as_the_run(runs: dict, worlds: dict, tmp_path: Path) -> None:
+    """The same ids and the same pixels from an image file and a question, by AutoProcessor and the chat template."""
+    run = runs["lora-llava"]
+    exported(run, "hf", tmp_path / "out")
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    family, samples = asked(run, worlds["llava"])
+    model = plain(tmp_path / "out")
+    rows = json.loads((worlds["llava"] / "data" / "task1" / "test.json").read_text())
+    for row, sample in zip(rows[:3], samples):
+        chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["text"]}]}]
+        picture = Image.open(worlds["llava"] / "data" / row["image"]).convert("RGB")
+        made = processor(text=processor.apply_chat_template(chat, add_generation_prompt=True), images=picture,
+                         return_tensors="pt")  # fmt: skip
+        ours = family.plain(sample, model)
+        assert torch.equal(made["input_ids"], ours["input_ids"]) and torch.equal(made["pixel_values"], ours["pixel_values"])
+
+
+def test_a_variant_that_folds_all_layers(runs: dict, worlds: dict, tmp_path: Path) -> None:
+    """What the refusal of a routed run says to do instead."""
+    run = Path(shutil.copytree(runs["hide-llava"], tmp_path / "run"))
+    says = refused("export", run, "--stage", "2", "--to", "hf", "--output", tmp_path / "out",
+                   says=("for every sample", "--to peft", "method.expanded_layers=[]"))  # fmt: skip
+    assert not (tmp_path / "out").exists() and f"{run}/variants/expanded_layers=[]" in says
+    assert call("eval", run, "method.expanded_layers=[]").code == 0
+    variant = run / "variants" / "expanded_layers=[]"
+    exported(variant, "hf", tmp_path / "out")
+    family, samples = asked(variant, worlds["llava"])
+    assert generated(plain(tmp_path / "out"), family, samples) == answers(variant)
+
+
+@pytest.mark.nightly
+def test_an_image_budget_is_written(worlds: dict, tmp_path: Path) -> None:
+    """A model that was trained on smaller pictures reads smaller pictures."""
+    run = trained(worlds["qwen2_5_vl"], "lora", tmp_path / "run", "model.image.max_pixels=3200", "tasks=[task0]")
+    assert call("export", run, "--stage", "1", "--to", "hf", "--output", tmp_path / "out").code == 0
+    settings = json.loads((tmp_path / "out" / "preprocessor_config.json").read_text())
+    source = json.loads((worlds["qwen2_5_vl"] / "qwen2_5_vl" / "preprocessor_config.json").read_text())
+    assert settings["size"]["longest_edge"] < source["size"]["longest_edge"]
+    assert settings["image_processor_type"] == source["image_processor_type"]
+
+
+# ---------------------------------------------------------------------------------------------------------------- adapters
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_adapter_answers_in_plain_peft(kind: str, runs: dict, worlds: dict, tmp_path: Path) -> None:
+    run, out = runs[f"lora-{kind}"], tmp_path / "out"
+    about = exported(run, "peft", out)
+    stage = run / "stages" / STAGE
+    assert (out / "adapter_model.safetensors").read_bytes() == (stage / "adapter" / "adapter_model.safetensors").read_bytes()
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == about["base"]
+    base = plain(Path(about["base"]))
+    assert base.load_state_dict(load_file(out / "projector.safetensors"), strict=False).unexpected_keys == []
+    model = PeftModel.from_pretrained(base, str(out))
+    family, samples = asked(run, worlds[kind])
+    assert generated(base, family, samples, model) == answers(run)
+
+
+@pytest.mark.nightly
+def test_experts_that_are_summed_become_one_adapter(worlds: dict, tmp_path: Path) -> None:
+    run = trained(worlds["llava"], "olora", tmp_path / "run", "method.rank=4", "method.alpha=8")
+    exported(run, "peft", tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["r"] == 8 == config["lora_alpha"]
+
+
+def test_an_expert_for_each_task(worlds: dict, tmp_path: Path) -> None:
+    """`individual`, whose experts have projectors of their own: each answers its own task."""
+    run = trained(worlds["llava"], "individual", tmp_path / "run")
+    about = exported(run, "peft", tmp_path / "out")
+    assert list(about["prompts"]) == ["expert-01", "expert-02"]
+    base = plain(tmp_path / "out" / "base")
+    folder = tmp_path / "out" / "experts" / "expert-02"
+    base.load_state_dict(load_file(folder / "projector.safetensors"), strict=False)
+    model = PeftModel.from_pretrained(base, str(folder))
+    family, samples = asked(run, worlds["llava"])
+    assert generated(base, family, samples, model) == answers(run)
+    refused("export", run, "--stage", "2", "--to", "vllm", "--output", tmp_path / "v", says=("a projector of its own",))
+    refused("export", run, "--stage", "2", "--to", "hf", "--output", tmp_path / "h", says=("told the task",))
+
+
+def loader(folder: Path) -> ModuleType:
+    place = importlib.util.spec_from_file_location("written_load", folder / "load.py")
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_loader_routes_as_hide(kind: str, runs: dict, worlds: dict, tmp_path: Path) -> None:
+    """Weights, greedy ids and, of LLaVA-1.5, the text from a file; an expert alone is plain peft's too."""
+    run, world, out = runs[f"hide-{kind}"], worlds[kind], tmp_path / "out"
+    exported(run, "peft", out)
+    assert "hide_llava" not in (out / "load.py").read_text()
+    model = loader(out).load(out)
+    family, samples = asked(run, world)
+    rows = [json.loads(row) for row in (run / "eval" / STAGE / "task1" / "predictions.jsonl").read_text().splitlines()]
+    questions = json.loads((world / "data" / "task1" / "test.json").read_text())
+    for sample, row, question in zip(samples, rows, questions):
+        pictures = [Image.open(world / "data" / question["image"]).convert("RGB")] if "image" in question else []
+        inputs = family.plain(sample, model.base)
+        model.w = model.route([question["text"]], inputs.get("pixel_values"), pictures)
+        assert model.w[0].tolist() == pytest.approx(list(row["routing"].values()), abs=2e-5)
+        assert generated(model.base, family, [sample], model.model) == [row["token_ids"]]
+    if kind == "llava":
+        assert model.answer(world / "data" / questions[0]["image"], questions[0]["text"], 6) == rows[0]["text"]
+    session = Session(Run.at(run))
+    session.restore(1)
+    session.routed.eval()
+    sample = proof.samples(session, "pad")[0]
+    with session.core.routed(Route(["expert-01"])), torch.no_grad():
+        batch = proof.batch_of(session, sample)
+        vision = session.backbone.see(batch)
+        ours = session.backbone.run(session.backbone.ready(batch, vision, {}, None, None, False)).logits[0]
+    base = plain(out / "base" if (out / "base").is_dir() else world / kind)
+    base.load_state_dict(load_file(out / "projector.safetensors"), strict=False)
+    expert = PeftModel.from_pretrained(base, str(out / "experts" / "expert-01"))
+    theirs = proof.of_plain(base, family, [sample], expert)[0][:, : ours.shape[1]]
+    torch.testing.assert_close(theirs, ours.float(), atol=1e-4, rtol=1e-4)
+
+
+# -------------------------------------------------------------------------------------------------------------------- vLLM
+
+
+def in_vllm(key: str) -> str:
+    """The name that vLLM gives the module of a tensor: the prefix off, then as it names the base's weights."""
+    return key.removeprefix("base_model.model.").split(".lora_")[0].replace("model.language_model.", "language_model.model.", 1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_vllm_takes(kind: str, runs: dict, tmp_path: Path) -> None:
+    """A base with projector and fused layers, an adapter of the last layer for each expert, names and ranks that it knows."""
+    out = tmp_path / "out"
+    about = exported(runs[f"hide-{kind}"], "vllm", out)
+    assert list(about["modules"].values()) == [7, 7]
+    depth = 2 if kind == "llava" else 3
+    for name in ("expert-01", "expert-02"):
+        keys = load_file(out / "adapters" / name / "adapter_model.safetensors")
+        modules = {in_vllm(key) for key in keys}
+        assert {m.rpartition(".")[0] for m in modules} == {
+            f"language_model.model.layers.{depth - 1}.{b}" for b in ("self_attn", "mlp")}  # fmt: skip
+        config = json.loads((out / "adapters" / name / "adapter_config.json").read_text())
+        assert config["bias"] == "none" and not config["use_dora"] and config["modules_to_save"] is None
+    text = (out / "README.md").read_text()
+    assert f"vllm serve {out}/base --enable-lora --max-lora-rank 8 --max-loras 2 --lora-modules expert-01=" in text
+    assert "vLLM itself was not run" in text and 8 in RANKS
+
+
+@pytest.mark.nightly
+def test_one_adapter_for_vllm(runs: dict, worlds: dict, tmp_path: Path) -> None:
+    exported(runs["lora-llava"], "vllm", tmp_path / "out")
+    base = plain(tmp_path / "out" / "base")
+    model = PeftModel.from_pretrained(base, str(tmp_path / "out" / "adapters" / "lora"))
+    family, samples = asked(runs["lora-llava"], worlds["llava"])
+    assert generated(base, family, samples, model) == answers(runs["lora-llava"])
+
+
+# ---------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_what_cannot_be_exported(worlds: dict, runs: dict, tmp_path: Path) -> None:
+    run = trained(worlds["llava"], "moelora", tmp_path / "run", "method.rank=8", "method.experts=2", "tasks=[task0]")
+    words = ("--stage", "1", "--output", tmp_path / "out")
+    for to in ("hf", "peft", "vllm"):
+        refused("export", run, "--to", to, *words, says=("moelora", "hide-llava predict"))
+    lora = Path(shutil.copytree(runs["lora-llava"], tmp_path / "lora"))
+    refused("export", lora, "--to", "hf", "--stage", "7", "--output", tmp_path / "out", says=("stages 1 to 2",))
+    config = lora / "config.yaml"
+    config.write_text(config.read_text().replace("quantization: none", "quantization: 4bit"))
+    refused("export", lora, "--to", "hf", *words, says=("4bit", "no plain folder holds"))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "mine.txt").write_text("mine")
+    refused("export", lora, "--to", "hf", "--stage", "1", "--output", tmp_path / "full", says=("not an empty folder",))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "lora", "run"]
+
+
+def test_an_export_that_does_nothing_is_refused() -> None:
+    """And one whose logits are others, or no numbers."""
+    ours, other = torch.randn(5, 8), torch.randn(5, 8)
+    twice = lambda t: [t, t]  # noqa: E731
+    assert len(proof.compared(twice(ours), twice(ours + 1e-6), twice(other), torch.float32, "it")) == 2
+    with pytest.raises(UserError, match="base model's"):
+        proof.compared(twice(ours), twice(ours), twice(ours), torch.float32, "it")
+    with pytest.raises(UserError, match="base model's"):
+        proof.compared(twice(ours), twice(ours + 1e-5), twice(ours + 1e-5), torch.float32, "it")
+    with pytest.raises(UserError, match="away from the run's"):
+        proof.compared(twice(ours), twice(other), twice(other), torch.float32, "it")
+    with pytest.raises(UserError, match="away from the run's"):
+        proof.compared(twice(ours), twice(ours * torch.nan), twice(other), torch.float32, "it")
+
+
+def test_a_failed_proof_leaves_nothing(runs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another program would load in silence: an adapter whose names belong to nothing."""
+
+    def misnamed(peft: PeftModel, name: str, folder: Path) -> None:
+        write(peft, name, folder)
+        file = folder / "adapter_model.safetensors"
+        save_file({k.replace("language_model", "text_model"): v for k, v in load_file(file).items()}, file)
+
+    write = peft_folder.write
+    monkeypatch.setattr(peft_folder, "write", misnamed)
+    with pytest.raises(UserError, match="belong to no linear"):
+        export(runs["lora-qwen2_5_vl"], 2, "peft", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --------------------------------------------------------------------------------------------------------------------- hub
+
+
+class Hub:
+    """Records what it is asked, as `HfApi`."""
+
+    calls: list[tuple] = []
+
+    def create_repo(self, repo: str, private: bool, exist_ok: bool) -> None:
+        self.calls.append(("create", repo, private, exist_ok))
+
+    def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> str:
+        self.calls.append(("upload", repo_id, sorted(p.name for p in folder_path.iterdir())))
+        return f"https://huggingface.co/{repo_id}/commit/1"
+
+
+def test_push(runs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only with a token, to a private repository, everything that was written; without one nothing is begun."""
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    words = ("export", runs["lora-qwen2_5_vl"], "--stage", "2", "--to", "peft", "--output", tmp_path / "out", "--push")
+    refused(*words, "me/mine", says=("no token", "hf auth login"))
+    refused(*words, "mine", says=("OWNER/NAME",))
+    assert not (tmp_path / "out").exists()
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "stub")
+    monkeypatch.setattr("huggingface_hub.HfApi", Hub)
+    called = call(*words, "me/mine")
+    assert called.code == 0 and "pushed: https://huggingface.co/me/mine/commit/1" in called.out
+    (create, upload) = Hub.calls
+    assert create == ("create", "me/mine", True, True) and "README.md" in upload[2] and "adapter_model.safetensors" in upload[2]
+    monkeypatch.setattr(Hub, "create_repo", lambda *_, **__: 1 / 0)
+    with pytest.raises(UserError, match="finished in"):
+        hub.push(tmp_path / "out", "me/mine")
+
+
+def test_the_card(runs: dict, tmp_path: Path) -> None:
+    """Results, provenance and the base's licence, where it states one."""
+    run = Path(shutil.copytree(runs["lora-qwen2_5_vl"], tmp_path / "run"))
+    exported(run, "peft", tmp_path / "out", "--base", "Qwen/Qwen2.5-VL-3B-Instruct")
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert text.startswith("---\nbase_model: Qwen/Qwen2.5-VL-3B-Instruct\n") and "2. Task 1" in text
+    assert "states no licence" in text and json.loads((tmp_path / "out" / "export.json").read_text())["weights_sha256"] in text
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+    (tmp_path / "README.md").write_text("---\nlicense: llama2\ntags: []\n---\n# A model\n")
+    assert licence_of(tmp_path) == "llama2" and licence_of(tmp_path / "nowhere") is None
