@@ -30,8 +30,7 @@ def predict(
     """
     folder = RunFolder(run)
     config = folder.config
-    config.model.dtype = dtype or config.model.dtype
-    of_run = Run(config, run)
+    of_run = Run(config, run, dtype)
     stages = of_run.stages
     of_run.check_stage(stage)
     rows = load_questions(questions, images)

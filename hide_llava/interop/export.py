@@ -38,9 +38,7 @@ def export(
         raise UserError(f"{output}: exists and is not an empty folder; choose another --output, or delete it.")
     if push is not None:
         hub.check_token(push)
-    config = RunFolder(run).config
-    config.model.dtype = dtype or config.model.dtype
-    of_run = Run(config, run)
+    of_run = Run(RunFolder(run).config, run, dtype)
     of_run.check_stage(stage)
     _check(of_run, stage)
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from hide_llava.adapters.route import Route
 from hide_llava.errors import UserError
 from hide_llava.interop import proof
 from hide_llava.interop.exporting import Export
+from hide_llava.interop.model_card import LOADING
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import stage_name
 
@@ -34,10 +35,12 @@ def write(made: Export) -> None:
     made.modules = {"tensors": len(model.state_dict()), "changed": changed}
     theirs = proof.of_plain(model, family, made.asked)
     made.prompts = {"model": proof.as_rows(proof.compared(ours, theirs, made.bare, made.dtype, made.name))}
-    made.notes.append(
-        "This is a whole model: the experts and the trained projector are part of its weights. Greedy answers are the run's; "
-        "`generation_config.json` says greedy, with the tokens that end an answer."
-    )
+    made.notes += [
+        "This is a whole model: the experts and the trained projector are part of its weights.",
+        LOADING["hf"].format(here=made.final, dtype=str(made.dtype).removeprefix("torch.")),
+        "`generation_config.json` says greedy, with the tokens that end an answer; what the base model's said of sampling and "
+        "penalties is left out, as it is in the run.",
+    ]
 
 
 def refuse_oracle(run: Run) -> None:

@@ -14,10 +14,9 @@ LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*", "license*")
 
 LOADING = {
     "hf": """```python
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 model = AutoModelForImageTextToText.from_pretrained("{here}", dtype="{dtype}")
-processor = AutoProcessor.from_pretrained("{here}")
 ```""",
     "peft": """```python
 from peft import PeftModel
@@ -49,9 +48,21 @@ def card(run: Run, about: dict[str, Any], source: Path, notes: list[str]) -> str
         f"`{about['base']}` trained with the method `{about['preset']}` on {len(about['tasks'])} tasks of "
         f"`{about['benchmark']}`, one after the other: {', '.join(about['tasks'])}."
     )
-    parts = ["\n".join(head), title, trained, "## How to load it", *notes, "## Results", results(run), "## Proof", proof(about),
-             "## Where it comes from", provenance(about), "## Licence", licences(source, licence)]  # fmt: skip
+    parts = [
+        "\n".join(head), title, trained, "## How to load it", *notes, prompts(about), "## Results", results(run), "## Proof",
+        proof(about), "## Where it comes from", provenance(about), "## Licence", licences(source, licence),
+    ]  # fmt: skip
     return "\n\n".join(parts) + "\n"
+
+
+def prompts(about: dict[str, Any]) -> str:
+    """What reads a question as the run did."""
+    here = "its `base/`" if about["to"] == "vllm" else "this folder"
+    text = f"Prompts are those of `AutoProcessor.from_pretrained` of {here}, with its chat template"
+    if about["image_transform"] is None:
+        return f"{text}; answers are greedy."
+    how = {"pad": "padded to a square", "crop": "cropped to a square"}[about["image_transform"]]
+    return f"{text}, which is LLaVA-1.5's with its system prompt; pictures are {how}, as the run was asked. Answers are greedy."
 
 
 def results(run: Run) -> str:

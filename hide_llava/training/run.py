@@ -53,14 +53,18 @@ class Run:
     method_tasks: the trained tasks, as a method sees them. trains: whether the method does. oracle: whether it is told the
     task id at inference. model, train, eval, benchmark: sections of the configuration. encoder: `router.encoder`.
 
+    A model that answers in another number format than it was trained in is given it apart (dtype).
+
     Raises:
         UserError: the method trains, but no task has a training file.
     """
 
-    def __init__(self, config: RunConfig, folder: Path | None = None):
+    def __init__(self, config: RunConfig, folder: Path | None = None, dtype: str | None = None):
         self._config = config
         self.folder = RunFolder(folder or config.run_folder())
         self.seed, self.model, self.train, self.eval = config.seed, config.model, config.train, config.eval
+        if dtype is not None:  # what was trained was trained in the configuration's
+            self.model = config.model.model_copy(update={"dtype": dtype})
         self.benchmark, self.preset, self.encoder = config.benchmark, config.method["preset"], config.router.encoder
         self.data, self.model_root = config.data_folder(), config.model_folder()
         self.method: type[Method] = method_class(config.method["name"])

@@ -20,7 +20,7 @@ from tests.cli.conftest import edit
 from tests.golden_reference import GOLDEN
 from tests.tiny import arguments
 
-VERBS = ("run", "train", "eval", "plan", "doctor", "report", "predict", "score", "preview", "ls", "import", "demo")
+VERBS = ("run", "train", "eval", "plan", "doctor", "report", "predict", "score", "preview", "ls", "export", "import", "demo")
 
 
 def rows_of(file: Path) -> list[dict]:
@@ -114,6 +114,11 @@ def test_predict(finished: Path, world: Path, tmp_path: Path) -> None:
         assert one["routing"] == pytest.approx(four["routing"], abs=1e-5)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["four.jsonl", "one.jsonl"]
     assert content(finished) == before
+
+
+def test_predict_in_another_number_format(finished: Path, world: Path, tmp_path: Path) -> None:
+    rows = predict(finished, world, tmp_path / "half.jsonl", "--dtype", "bfloat16", "--max-new-tokens", "2")
+    assert all(1 <= len(row["token_ids"]) <= 2 for row in rows)
 
 
 def test_predict_goes_on_and_never_mixes(finished: Path, world: Path, tmp_path: Path) -> None:

@@ -2,7 +2,10 @@
 
 import importlib.util
 import json
+import os
+import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -23,33 +26,9 @@ from hide_llava.interop.model_card import licence_of
 from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 from tests.cli.call import call, content, refused
-from tests.interop.worlds import STAGE, answers, asked, generated, trained
-from tests.tiny import write_world, write_world_of
+from tests.interop.worlds import KINDS, STAGE, about, answers, asked, exported, generated, trained
 
-KINDS = ("llava", "qwen2_5_vl")
-
-
-@pytest.fixture(scope="module")
-def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("worlds")
-    return {kind: write_world(root / kind, 4) if kind == "llava" else write_world_of(kind, root / kind, 4) for kind in KINDS}
-
-
-@pytest.fixture(scope="module")
-def runs(worlds: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    root = tmp_path_factory.mktemp("runs")
-    made = {f"lora-{kind}": trained(worlds[kind], "lora", root / f"lora-{kind}") for kind in KINDS}
-    made |= {f"hide-{kind}": trained(worlds[kind], "hide", root / f"hide-{kind}") for kind in KINDS}
-    return made
-
-
-def exported(run: Path, to: str, out: Path, *more: str) -> dict:
-    called = call("export", run, "--stage", "2", "--to", to, "--output", out, *more)
-    assert called.code == 0, called.err
-    assert f"exported to {out}" in called.out and [p.name for p in out.parent.iterdir() if p.name[0] == "."] == []
-    about = json.loads((out / "export.json").read_text())
-    assert all(p["difference"] < 1e-4 < 1e-3 < p["effect"] and p["next"] for rows in about["prompts"].values() for p in rows)
-    return about
+OTHERS_NIGHTLY = [pytest.param(kind, marks=[] if kind == "llava" else pytest.mark.nightly) for kind in KINDS]
 
 
 def plain(folder: Path) -> torch.nn.Module:
@@ -60,23 +39,40 @@ def plain(folder: Path) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_folded_model_answers_as_the_run(kind: str, runs: dict, worlds: dict, tmp_path: Path) -> None:
-    run = runs[f"lora-{kind}"]
-    about = exported(run, "hf", tmp_path / "out")
+def test_a_folded_model_answers_as_the_run(kind: str, runs: dict, worlds: dict, shared: Callable) -> None:
+    run, out = runs[f"lora-{kind}"], shared(f"lora-{kind}", "hf")
     family, samples = asked(run, worlds[kind])
-    assert generated(plain(tmp_path / "out"), family, samples) == answers(run)
-    files = set(content(tmp_path / "out")) - {"export.json", "README.md"}
-    assert files == set(about["files"]) and about["weights_sha256"] == json.loads(
-        (run / "stages" / STAGE / "stage.json").read_text())["chain"]  # fmt: skip
+    assert generated(plain(out), family, samples) == answers(run)
+    assert set(content(out)) - {"export.json", "README.md"} == set(about(out)["files"])
+    stage = json.loads((run / "stages" / STAGE / "stage.json").read_text())
+    assert about(out)["weights_sha256"] == stage["chain"]
+    assert generated(run_code(out, "hf").model, family, samples[:1]) == answers(run)[:1]
 
 
-def test_the_plain_processor_reads_as_the_run(runs: dict, worlds: dict, tmp_path: Path) -> None:
+def run_code(out: Path, name: str) -> ModuleType:
+    """What the Python of an export's README makes, run as it is printed."""
+    (code,) = re.findall(r"^```python\n(.*?)^```$", (out / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    file, before = out.parent / f"{name}.py", Path.cwd()
+    file.write_text(code)
+    os.chdir(out.parent.parent)  # where the export was called
+    try:
+        return module_of(file)
+    finally:
+        os.chdir(before)
+
+
+def module_of(file: Path) -> ModuleType:
+    place = importlib.util.spec_from_file_location(f"written_{file.stem}", file)
+    module = importlib.util.module_from_spec(place)
+    place.loader.exec_module(module)
+    return module
+
+
+def test_the_plain_processor_reads_as_the_run(runs: dict, worlds: dict, shared: Callable) -> None:
     """The same ids and the same pixels from an image file and a question, by AutoProcessor and the chat template."""
-    run = runs["lora-llava"]
-    exported(run, "hf", tmp_path / "out")
-    processor = AutoProcessor.from_pretrained(tmp_path / "out")
-    family, samples = asked(run, worlds["llava"])
-    model = plain(tmp_path / "out")
+    out = shared("lora-llava", "hf")
+    processor, model = AutoProcessor.from_pretrained(out), plain(out)
+    family, samples = asked(runs["lora-llava"], worlds["llava"])
     rows = json.loads((worlds["llava"] / "data" / "task1" / "test.json").read_text())
     for row, sample in zip(rows[:3], samples):
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": row["text"]}]}]
@@ -115,17 +111,16 @@ def test_an_image_budget_is_written(worlds: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_adapter_answers_in_plain_peft(kind: str, runs: dict, worlds: dict, tmp_path: Path) -> None:
-    run, out = runs[f"lora-{kind}"], tmp_path / "out"
-    about = exported(run, "peft", out)
-    stage = run / "stages" / STAGE
-    assert (out / "adapter_model.safetensors").read_bytes() == (stage / "adapter" / "adapter_model.safetensors").read_bytes()
-    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == about["base"]
-    base = plain(Path(about["base"]))
-    assert base.load_state_dict(load_file(out / "projector.safetensors"), strict=False).unexpected_keys == []
-    model = PeftModel.from_pretrained(base, str(out))
+def test_an_adapter_answers_in_plain_peft(kind: str, runs: dict, worlds: dict, shared: Callable) -> None:
+    """By the lines of its README; the file is the stage's own."""
+    run, out = runs[f"lora-{kind}"], shared(f"lora-{kind}", "peft")
+    stage = run / "stages" / STAGE / "adapter" / "adapter_model.safetensors"
+    assert (out / "adapter_model.safetensors").read_bytes() == stage.read_bytes()
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == about(out)["base"]
+    made = run_code(out, "peft")
+    assert isinstance(made.model, PeftModel)
     family, samples = asked(run, worlds[kind])
-    assert generated(base, family, samples, model) == answers(run)
+    assert generated(made.base, family, samples, made.model) == answers(run)
 
 
 @pytest.mark.nightly
@@ -136,11 +131,12 @@ def test_experts_that_are_summed_become_one_adapter(worlds: dict, tmp_path: Path
     assert config["r"] == 8 == config["lora_alpha"]
 
 
+@pytest.mark.nightly
 def test_an_expert_for_each_task(worlds: dict, tmp_path: Path) -> None:
     """`individual`, whose experts have projectors of their own: each answers its own task."""
     run = trained(worlds["llava"], "individual", tmp_path / "run")
-    about = exported(run, "peft", tmp_path / "out")
-    assert list(about["prompts"]) == ["expert-01", "expert-02"]
+    exported(run, "peft", tmp_path / "out")
+    assert list(about(tmp_path / "out")["prompts"]) == ["expert-01", "expert-02"]
     base = plain(tmp_path / "out" / "base")
     folder = tmp_path / "out" / "experts" / "expert-02"
     base.load_state_dict(load_file(folder / "projector.safetensors"), strict=False)
@@ -151,20 +147,12 @@ def test_an_expert_for_each_task(worlds: dict, tmp_path: Path) -> None:
     refused("export", run, "--stage", "2", "--to", "hf", "--output", tmp_path / "h", says=("told the task",))
 
 
-def loader(folder: Path) -> ModuleType:
-    place = importlib.util.spec_from_file_location("written_load", folder / "load.py")
-    module = importlib.util.module_from_spec(place)
-    place.loader.exec_module(module)
-    return module
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_loader_routes_as_hide(kind: str, runs: dict, worlds: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", OTHERS_NIGHTLY)
+def test_the_loader_routes_as_hide(kind: str, runs: dict, worlds: dict, shared: Callable) -> None:
     """Weights, greedy ids and, of LLaVA-1.5, the text from a file; an expert alone is plain peft's too."""
-    run, world, out = runs[f"hide-{kind}"], worlds[kind], tmp_path / "out"
-    exported(run, "peft", out)
+    run, world, out = runs[f"hide-{kind}"], worlds[kind], shared(f"hide-{kind}", "peft")
     assert "hide_llava" not in (out / "load.py").read_text()
-    model = loader(out).load(out)
+    model = module_of(out / "load.py").load(out)
     family, samples = asked(run, world)
     rows = [json.loads(row) for row in (run / "eval" / STAGE / "task1" / "predictions.jsonl").read_text().splitlines()]
     questions = json.loads((world / "data" / "task1" / "test.json").read_text())
@@ -194,17 +182,21 @@ def test_the_loader_routes_as_hide(kind: str, runs: dict, worlds: dict, tmp_path
 # -------------------------------------------------------------------------------------------------------------------- vLLM
 
 
+def written_as(out: Path) -> str:
+    """The folder as its README calls it: as it was given on the command line."""
+    return f"exports/{out.name}" if out.parent.name == "exports" else str(out)
+
+
 def in_vllm(key: str) -> str:
     """The name that vLLM gives the module of a tensor: the prefix off, then as it names the base's weights."""
     return key.removeprefix("base_model.model.").split(".lora_")[0].replace("model.language_model.", "language_model.model.", 1)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_what_vllm_takes(kind: str, runs: dict, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", OTHERS_NIGHTLY)
+def test_what_vllm_takes(kind: str, shared: Callable) -> None:
     """A base with projector and fused layers, an adapter of the last layer for each expert, names and ranks that it knows."""
-    out = tmp_path / "out"
-    about = exported(runs[f"hide-{kind}"], "vllm", out)
-    assert list(about["modules"].values()) == [7, 7]
+    out = shared(f"hide-{kind}", "vllm")
+    assert about(out)["modules"] == {"expert-01": 7, "expert-02": 7}
     depth = 2 if kind == "llava" else 3
     for name in ("expert-01", "expert-02"):
         keys = load_file(out / "adapters" / name / "adapter_model.safetensors")
@@ -214,7 +206,7 @@ def test_what_vllm_takes(kind: str, runs: dict, tmp_path: Path) -> None:
         config = json.loads((out / "adapters" / name / "adapter_config.json").read_text())
         assert config["bias"] == "none" and not config["use_dora"] and config["modules_to_save"] is None
     text = (out / "README.md").read_text()
-    assert f"vllm serve {out}/base --enable-lora --max-lora-rank 8 --max-loras 2 --lora-modules expert-01=" in text
+    assert f"vllm serve {written_as(out)}/base --enable-lora --max-lora-rank 8 --max-loras 2 --lora-modules expert-01=" in text
     assert "vLLM itself was not run" in text and 8 in RANKS
 
 
@@ -228,6 +220,15 @@ def test_one_adapter_for_vllm(runs: dict, worlds: dict, tmp_path: Path) -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------------- refusals
+
+
+def test_another_number_format(runs: dict, tmp_path: Path) -> None:
+    """In bf16 the tiny run's large updates are held by the weights, or its refusal says what to do."""
+    words = ("export", runs["lora-llava"], "--stage", "2", "--to", "hf", "--output", tmp_path / "out", "--dtype", "bfloat16")
+    called = call(*words)
+    assert called.code == 0, called.err
+    assert about(tmp_path / "out")["dtype"] == "bfloat16" == json.loads((tmp_path / "out" / "config.json").read_text())["dtype"]
+    assert {t.dtype for t in load_file(tmp_path / "out" / "model.safetensors").values()} == {torch.bfloat16}
 
 
 def test_what_cannot_be_exported(worlds: dict, runs: dict, tmp_path: Path) -> None:
@@ -261,6 +262,7 @@ def test_an_export_that_does_nothing_is_refused() -> None:
         proof.compared(twice(ours), twice(ours * torch.nan), twice(other), torch.float32, "it")
 
 
+@pytest.mark.filterwarnings("ignore:Found missing adapter keys")
 def test_a_failed_proof_leaves_nothing(runs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What another program would load in silence: an adapter whose names belong to nothing."""
 
@@ -292,8 +294,11 @@ class Hub:
         return f"https://huggingface.co/{repo_id}/commit/1"
 
 
-def test_push(runs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only with a token, to a private repository, everything that was written; without one nothing is begun."""
+def test_push_and_card(runs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only with a token, to a private repository, everything that was written; without one nothing is begun.
+
+    The card has results, provenance and the base's licence, where that states one.
+    """
     monkeypatch.delenv("HF_TOKEN", raising=False)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
     words = ("export", runs["lora-qwen2_5_vl"], "--stage", "2", "--to", "peft", "--output", tmp_path / "out", "--push")
@@ -302,23 +307,16 @@ def test_push(runs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert not (tmp_path / "out").exists()
     monkeypatch.setattr("huggingface_hub.get_token", lambda: "stub")
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
-    called = call(*words, "me/mine")
+    called = call(*words, "me/mine", "--base", "Qwen/Qwen2.5-VL-3B-Instruct")
     assert called.code == 0 and "pushed: https://huggingface.co/me/mine/commit/1" in called.out
     (create, upload) = Hub.calls
     assert create == ("create", "me/mine", True, True) and "README.md" in upload[2] and "adapter_model.safetensors" in upload[2]
     monkeypatch.setattr(Hub, "create_repo", lambda *_, **__: 1 / 0)
     with pytest.raises(UserError, match="finished in"):
         hub.push(tmp_path / "out", "me/mine")
-
-
-def test_the_card(runs: dict, tmp_path: Path) -> None:
-    """Results, provenance and the base's licence, where it states one."""
-    run = Path(shutil.copytree(runs["lora-qwen2_5_vl"], tmp_path / "run"))
-    exported(run, "peft", tmp_path / "out", "--base", "Qwen/Qwen2.5-VL-3B-Instruct")
-    text = (tmp_path / "out" / "README.md").read_text()
+    text, config = ((tmp_path / "out" / name).read_text() for name in ("README.md", "adapter_config.json"))
     assert text.startswith("---\nbase_model: Qwen/Qwen2.5-VL-3B-Instruct\n") and "2. Task 1" in text
-    assert "states no licence" in text and json.loads((tmp_path / "out" / "export.json").read_text())["weights_sha256"] in text
-    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
-    assert config["base_model_name_or_path"] == "Qwen/Qwen2.5-VL-3B-Instruct"
+    assert "states no licence" in text and about(tmp_path / "out")["weights_sha256"] in text
+    assert json.loads(config)["base_model_name_or_path"] == "Qwen/Qwen2.5-VL-3B-Instruct"
     (tmp_path / "README.md").write_text("---\nlicense: llama2\ntags: []\n---\n# A model\n")
     assert licence_of(tmp_path) == "llama2" and licence_of(tmp_path / "nowhere") is None

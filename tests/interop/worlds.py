@@ -14,6 +14,7 @@ from hide_llava.training.session import Session
 from tests.cli.call import call
 from tests.tiny import arguments
 
+KINDS = ("llava", "qwen2_5_vl")
 STAGE = "02-task1"  # what is exported; two tasks are enough
 
 
@@ -53,3 +54,15 @@ def generated(
         stop = next((i for i, token in enumerate(made) if token in ends), len(made) - 1)
         found.append(made[: stop + 1])
     return found
+
+
+def about(out: Path) -> dict:
+    return json.loads((out / "export.json").read_text())
+
+
+def exported(run: Path, to: str, out: Path, *more: str) -> None:
+    called = call("export", run, "--stage", "2", "--to", to, "--output", out, *more)
+    assert called.code == 0, called.err
+    assert f"exported to {out}" in called.out and [p.name for p in out.parent.iterdir() if p.name[0] == "."] == []
+    prompts = about(out)["prompts"]
+    assert all(p["difference"] < 1e-4 < 1e-3 < p["effect"] and p["next"] for rows in prompts.values() for p in rows)
