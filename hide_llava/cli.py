@@ -69,6 +69,7 @@ def verbs() -> TyperGroup:
     configured("doctor", commands.doctor, "hide-llava doctor", SETUP)
     add(app, "ls", commands.ls, "hide-llava ls methods", SETUP)
     add(app, "export", commands.export, "hide-llava export runs/NAME --stage 3 --to hf --output exports/NAME", LOOK)
+    add(app, "lmms-tasks", commands.lmms_tasks, "hide-llava lmms-tasks runs/NAME --output lmms-tasks", LOOK)
     add(app, "import", commands.import_,
         "hide-llava import hide-reference --checkpoint Task1 --base LLAVA --clip CLIP --out RUN", SETUP)  # fmt: skip
     add(app, "demo", commands.demo, "hide-llava demo", SETUP)

@@ -355,6 +355,32 @@ def export(
     print(f"exported to {export(run, stage, to, output, dtype, base, push)}; see its README.md")
 
 
+def lmms_tasks(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", autocompletion=complete, help="A run folder, or benchmark= and data_root=."),
+    ],
+    output: Annotated[Path, typer.Option(metavar="DIR", help="The folder to write.")],
+) -> None:
+    """Write a benchmark's tasks for lmms-eval, with our question files and scorers.
+
+    `lmms-eval --include_path DIR` finds them; they name questions and pictures where they lie.
+    """
+    from hide_llava.config import compose_data
+    from hide_llava.interop.lmms_tasks import write
+    from hide_llava.training.run import Run
+
+    if names_a_run(words):
+        if len(words) > 1:
+            raise UserError("lmms-tasks takes a run folder, or benchmark= and data_root=; not both.")
+        run = Run.at(Path(words[0]))
+    else:
+        run = _run_of(compose_data(words))
+        run.prepare()
+    *names, group = write(run, output)
+    print(f"{output}: {len(names)} tasks for lmms-eval, {', '.join(names)}; all of them: {group}")
+
+
 def import_(
     kind: Annotated[
         Literal["lora", "moelora", "smolora", "hide-mcitlib", "hide-reference"],

@@ -284,14 +284,20 @@ def score_cell(task: BenchmarkTask, folder: Path) -> dict[str, Any]:
     """Score the complete answers of a cell and write `score.json`, which also says all that the score depends on."""
     questions, in_file = task.questions()
     predictions = folder / "predictions.jsonl"
-    rows, labels = task.mix_answers(read_part(predictions))
+    result = scored_rows(task, read_part(predictions), questions, in_file)
+    result |= {**read_json(folder / "settings.json"), **scored_with(task), "predictions_sha256": sha256(predictions)}
+    write_json(folder / "score.json", result)
+    return result
+
+
+def scored_rows(task: BenchmarkTask, rows: list[dict[str, Any]], questions: list[dict[str, Any]], in_file: int) -> dict[str, Any]:
+    """The score of answers to these questions, in their order, with all that must stand beside it; in_file: how many the
+    task's question file holds."""
+    rows, labels = task.mix_answers(rows)
     labels += task.score_labels(len(questions), in_file)
     options = task.score_options(partial=len(questions) < in_file)
     result = score(task.metric, rows, questions, task.reference_file, options)
-    result |= {**read_json(folder / "settings.json"), **scored_with(task)}
-    result |= {"labels": [*labels, *result["labels"]], "predictions_sha256": sha256(predictions)}
-    write_json(folder / "score.json", result)
-    return result
+    return result | {"labels": [*labels, *result["labels"]]}
 
 
 def oracle_task(session: Session, task: BenchmarkTask) -> int | None:
