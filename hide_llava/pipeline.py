@@ -140,7 +140,7 @@ class Pipeline:
             self._took(name, restore_seconds=self._restored, fold_seconds=time.monotonic() - begun)
             self._restored = None
             self._report_folding(name, session.core.kept)
-            cells = [cell_of(session, wanted[task], self.folder.cell(name, task), settings, f"{name} on {task}")
+            cells = [cell_of(session, wanted[task], self.folder.cell(name, task), settings, f"{name} on {task}", stage.index + 1)
                      for task, settings in todo.items()]  # fmt: skip
 
             def scored(cell: Cell, result: dict[str, Any]) -> None:

@@ -137,6 +137,8 @@ class EvalConfig(Settings):
     num_workers: int | None = None  # None: on a GPU as many as there are cores for this process, at most 8; 0 on a CPU
     shrink_batches: bool | None = None  # rows that have ended leave; None: in fp32 on a CPU (docs/SCALE.md)
     static_cache: bool = False  # keys and values in a buffer of fixed size; not measured on a GPU
+    backend: Literal["own", "vllm"] = "own"  # vllm: a server of the run's export answers (docs/OTHER_HARNESSES.md)
+    vllm_url: str = "http://127.0.0.1:8000/v1"  # `{stage}` in it becomes the stage's number
     general: bool = True  # also ask the benchmark's `general` tasks after every stage
     general_base: bool = False  # and once of the untouched model, so that their loss is known (docs/GENERAL_ABILITY.md)
     protocol: Literal["clean", "legacy"] = "clean"  # legacy: with the faults of published code, where a task has some
@@ -185,7 +187,7 @@ SECTIONS: dict[str, type[Settings]] = {
 # What a run did that was begun before the key existed: its config.yaml does not say it.
 BEFORE = {"benchmark.image_orientation": "ignore", "train.label_masks": "reference", "train.warmup": "reference"}
 # Keys that may differ between two calls of one run: they cannot change a result
-FREE = ("output", "data_root", "model_root", "eval.batch_size", "eval.num_workers", "train.num_workers",
+FREE = ("output", "data_root", "model_root", "eval.batch_size", "eval.num_workers", "eval.vllm_url", "train.num_workers",
         "train.save_steps", "train.logging_steps", "train.report_to", "train.gradient_checkpointing", "model.device",
         "model.family", "method.file")  # fmt: skip
 # Keys of a task that stand above the training recipe's of the same name.
@@ -195,7 +197,7 @@ TASK_RECIPE = ("epochs", "global_batch_size")
 def as_stored(settings: dict[str, Any]) -> dict[str, Any]:
     """Settings read from a file, with what they mean where they were stored before a setting existed."""
     before = {key.partition(".")[2]: value for key, value in BEFORE.items() if key.startswith("benchmark.")}
-    return {**before, **settings}
+    return {**before, "backend": "own", **settings}
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

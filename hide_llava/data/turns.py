@@ -38,6 +38,19 @@ def asked_after(before: Sequence[Turn], text: str, images: int) -> list[Turn]:
     return turns
 
 
+def interleaved(text: str, images: int) -> list[str | None]:
+    """A question in pieces, None for each picture: one picture stands first, as LLaVA puts it; several stand where the text has
+    them, without the newlines around, or all in front."""
+    pieces = text.split(IMAGE_TEXT)
+    if images < 2 or len(pieces) == 1:
+        return [*[None] * images, routing_text(text) if len(pieces) > 1 else text]
+    found: list[str | None] = []
+    for number, piece in enumerate(pieces):
+        found += [None] if number else []
+        found += [piece.strip("\n")] if piece.strip() else []
+    return found
+
+
 def last_line(text: str) -> str:
     """Of a question, where instruction-tuning data say what form the answer should have; "" of an empty one."""
     return text.rstrip().rpartition("\n")[2]

@@ -43,7 +43,7 @@ def answered_with(run: Run, task: BenchmarkTask | None, weights: str | None) -> 
         **settings, "weights_sha256": weights, "model_sha256": run.model_sha256(),
         "dtype": str(dtype_of(model)).removeprefix("torch."), "device": device_of(model).type,
         "attention": attention_of(model), "tf32": model.tf32, "shrink_batches": shrinks(run),
-        "static_cache": run.eval.static_cache, "versions": _versions(ANSWERING),
+        "static_cache": run.eval.static_cache, "backend": run.eval.backend, "versions": _versions(ANSWERING),
     }  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from hide_llava.distributed import ranks
 from hide_llava.errors import UserError
 from hide_llava.evaluation.batches import automatic_batch_size, within_memory
 from hide_llava.evaluation.binding import refuse_other, scored_with, shrinks, stored_settings
+from hide_llava.evaluation.vllm import VLLM, serve
 from hide_llava.metrics import score
 from hide_llava.progress import Progress
 from hide_llava.storage import read_json, sha256, write_bytes, write_json, write_jsonl, writing
@@ -37,7 +38,8 @@ class Cell:
     """Questions to answer into `folder`, and what they are answered with.
 
     settings: of `answered_with`; they say transform, length and suffix. batch_size: None takes that of the answers which are
-    there already, else what fits into memory. index: what an oracle is told. task: None for questions that are not scored.
+    there already, else what fits into memory. index: what an oracle is told. stage: its number, from 1. task: None for
+    questions that are not scored.
     """
 
     folder: Path
@@ -47,6 +49,7 @@ class Cell:
     batch_size: int | None = None
     label: str = "answers"
     index: int | None = None
+    stage: int = 0
     task: BenchmarkTask | None = None
     seconds: float = 0.0  # that answering took
 
@@ -65,15 +68,17 @@ def answer(
 
     Batches are cut once from the length-sorted list and never change, so that an answer cannot depend on where an
     earlier attempt stopped; their size is part of what the answers were made with. Every process appends its batches to
-    a part file; parts are merged when all is answered.
+    a part file; parts are merged when all is answered. With `eval.backend=vllm` a server answers (`evaluation.vllm`).
 
     Raises:
         UserError: an image is missing or unreadable, a part file is damaged before its last line, or the folder holds
             answers made with other settings.
     """
-    begun = [_Begun(session, cell) for cell in cells]
+    begun = [Begun(session, cell) for cell in cells]
     if ranks()[1] > 1:
         torch.distributed.barrier()  # nobody writes while another still reads
+    if session.run.eval.backend == VLLM and any(one.mine for one in begun):
+        serve(session, begun)
     batches = [[(place, q) for q in batch] for place, one in enumerate(begun) for batch in one.mine]
     workers = min(automatic_workers(session.core.llava.device) if workers is None else workers, len(batches))
     pinned = workers > 0 and session.core.llava.device.type == "cuda"
@@ -95,12 +100,13 @@ def automatic_workers(device: torch.device) -> int:
     return max(1, min(WORKERS, len(os.sched_getaffinity(0)) // processes))
 
 
-class _Begun:
+class Begun:
     """A cell on whose questions work begins, or goes on."""
 
     def __init__(self, session: Session, cell: Cell):
         self.session, self.cell = session, cell
         self.rank, self.world = ranks()
+        self.rows = self._rows  # answers a batch; replaced where a server does
         self.known = stored_settings(cell.folder) or {}
         self.done = {json.dumps(row["question_id"]) for part in parts(cell.folder) for row in read_part(part)}
         settings = cell.settings
@@ -108,7 +114,8 @@ class _Begun:
         self.reader = session.reader(settings["image_transform"])
         self.data = QuestionDataset(self.questions, cell.images, self.reader, settings["image_orientation"])
         size = cell.batch_size or self.known.get("batch_size") or automatic_batch_size(session.core.llava, self._length)
-        self.settings = {**settings, "batch_size": size}
+        served = {"vllm": self.known["vllm"]} if "vllm" in self.known else {}
+        self.settings = {**settings, "batch_size": size, **served}
         order = sorted(range(len(self.questions)), key=lambda i: (-len(self.questions[i]["text"]), i))
         batches = [order[i : i + size] for i in range(0, len(order), size)]
         self.mine = [b for i, b in enumerate(batches) if i % self.world == self.rank and not all(map(self._is_done, b))]
@@ -133,7 +140,7 @@ class _Begun:
             Progress(cell.label, sum(map(len, self.mine)), "question") as progress,
         ):  # fmt: skip
             for batch in batches:
-                rows = within_memory(self._rows, batch)
+                rows = within_memory(self.rows, batch)
                 fresh = [row for row in rows if json.dumps(row["question_id"]) not in self.done]
                 file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in fresh))
                 file.flush()
@@ -147,6 +154,10 @@ class _Begun:
         if self.world > 1:
             torch.distributed.barrier()
         cell.seconds = time.monotonic() - begun
+
+    def batch(self, places: Iterable[int]) -> dict[str, Any]:
+        """Questions of the cell, collated."""
+        return collated([self.data[place] for place in places])
 
     def _rows(self, batch: dict[str, Any]) -> list[dict[str, Any]]:
         return answer_batch(self.session, batch, self.cell.settings["max_new_tokens"], self.cell.index)
@@ -236,11 +247,11 @@ def merge(folder: Path, questions: list[dict[str, Any]]) -> None:
         part.unlink()
 
 
-def cell_of(session: Session, task: BenchmarkTask, folder: Path, settings: dict[str, Any], label: str) -> Cell:
-    """The cell of a task in `folder`; settings: of `answered_with`."""
+def cell_of(session: Session, task: BenchmarkTask, folder: Path, settings: dict[str, Any], label: str, stage: int) -> Cell:
+    """The cell of a task in `folder`; settings: of `answered_with`; stage: its number, from 1."""
     questions, _ = task.questions()
     return Cell(folder, questions, task.question_images, settings, session.run.eval.batch_size, label,
-                oracle_task(session, task), task)  # fmt: skip
+                oracle_task(session, task), stage, task)  # fmt: skip
 
 
 def evaluate_cells(session: Session, cells: list[Cell], scored: Callable[[Cell, dict[str, Any]], None]) -> None:
@@ -284,8 +295,11 @@ def score_cell(task: BenchmarkTask, folder: Path) -> dict[str, Any]:
     """Score the complete answers of a cell and write `score.json`, which also says all that the score depends on."""
     questions, in_file = task.questions()
     predictions = folder / "predictions.jsonl"
+    settings = read_json(folder / "settings.json")
     result = scored_rows(task, read_part(predictions), questions, in_file)
-    result |= {**read_json(folder / "settings.json"), **scored_with(task), "predictions_sha256": sha256(predictions)}
+    if settings.get("backend") == VLLM:
+        result["labels"].append(f"answered by vLLM {settings['vllm']['version']}")
+    result |= {**settings, **scored_with(task), "predictions_sha256": sha256(predictions)}
     write_json(folder / "score.json", result)
     return result
 

@@ -30,6 +30,7 @@ def predict(
     """
     folder = RunFolder(run)
     config = folder.config
+    config.eval.backend = "own"  # whatever answered the run's own cells
     of_run = Run(config, run, dtype)
     stages = of_run.stages
     of_run.check_stage(stage)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from hide_llava.benchmarks.files import BenchmarkTask, stored_tasks
 from hide_llava.data.images import taken
-from hide_llava.data.turns import IMAGE_TEXT, routing_text
+from hide_llava.data.turns import IMAGE_TEXT, interleaved, routing_text
 from hide_llava.errors import UserError
 from hide_llava.evaluation.cells import scored_rows
 from hide_llava.interop.lmms_requests import OWN
@@ -35,15 +35,10 @@ def doc_to_text(doc: Doc) -> str:
 
 
 def doc_to_messages(doc: Doc) -> list[dict[str, Any]]:
-    """One turn; each picture where the question has a place for it, or all in front."""
-    images, text = doc_to_visual(doc), doc["prompt"]
-    if len(images) < 2 or IMAGE_TEXT not in text:
-        content = [*({"type": "image", "url": one} for one in images), {"type": "text", "text": doc_to_text(doc)}]
-        return [{"role": "user", "content": content}]
-    first, *rest = text.split(IMAGE_TEXT)
-    content = [{"type": "text", "text": first}] if first else []
-    for image, part in zip(images, rest):
-        content += [{"type": "image", "url": image}, *([{"type": "text", "text": part}] if part else [])]
+    """One turn, each picture where the question has a place for it."""
+    images = iter(doc_to_visual(doc))
+    pieces = interleaved(doc["prompt"], len(doc["images"]))
+    content = [{"type": "image", "url": next(images)} if p is None else {"type": "text", "text": p} for p in pieces]
     return [{"role": "user", "content": content}]
 
 

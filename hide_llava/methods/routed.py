@@ -113,6 +113,12 @@ class RoutedLlava(nn.Module):
         zeros = [self.core.backbone.blank()]
         return self.encoder.image(self.see({"pixels": zeros}), zeros)[0]
 
+    @torch.no_grad()
+    def route_of(self, batch: dict[str, Any]) -> Route:
+        """The route that a batch takes when it is answered, without reading its prompts."""
+        vision = self.see(batch) if "clip_image" in self.method.needs else None
+        return self.method.route(batch, self.features(batch, vision), False)
+
     def prepare(
         self, batch: dict[str, Any], train: bool, route: Route | None = None
     ) -> tuple[Ready, Features, Route]:
