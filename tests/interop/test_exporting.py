@@ -271,10 +271,10 @@ def test_a_failed_proof_leaves_nothing(runs: dict, tmp_path: Path, monkeypatch: 
         file = folder / "adapter_model.safetensors"
         save_file({k.replace("language_model", "text_model"): v for k, v in load_file(file).items()}, file)
 
-    write = peft_folder.write
+    trained, write = runs["lora-qwen2_5_vl"], peft_folder.write  # trained before anything is misnamed
     monkeypatch.setattr(peft_folder, "write", misnamed)
     with pytest.raises(UserError, match="belong to no linear"):
-        export(runs["lora-qwen2_5_vl"], 2, "peft", tmp_path / "out")
+        export(trained, 2, "peft", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
