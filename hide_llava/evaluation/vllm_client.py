@@ -1,6 +1,6 @@
 """Questions to a server that speaks vLLM's OpenAI-compatible API, one request each, over HTTP.
 
-As of vLLM's `vllm/entrypoints/openai/` (`models/serving.py`, `chat_completion/protocol.py`) and `vllm/entrypoints/serve/`, 0.33.
+As of vLLM 0.33, its modules `vllm.entrypoints.openai.chat_completion.protocol` and `vllm.entrypoints.serve.engine.protocol`.
 """
 
 from __future__ import annotations

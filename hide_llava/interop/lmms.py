@@ -1,7 +1,7 @@
 """What the entry point `lmms_eval.models` of this package names: `lmms-eval --model hide_llava` finds the model by it.
 
 lmms-eval is not needed to import anything else of this package, and this module is only imported by it (its
-`lmms_eval/models/registry_v2.py`, 0.7).
+module `lmms_eval.models.registry_v2`, 0.7).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The model that `lmms-eval --model hide_llava --model_args run=RUN,stage=N` evaluates (docs/OTHER_HARNESSES.md).
 
-It needs lmms-eval. As of its `lmms_eval/api/model.py` and `lmms_eval/models/chat/`, 0.7: a request is (context, document →
+It needs lmms-eval. As of its modules `lmms_eval.api.model` and `lmms_eval.models.chat`, 0.7: a request is (context, document →
 messages, options, number of the document, task, split), and answers go back in the order of the requests.
 """
 

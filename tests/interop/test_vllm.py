@@ -1,38 +1,74 @@
 """`eval.backend=vllm`, end to end against a stub that answers with the run's own exports; vLLM itself is not run here."""
 
 import json
+import os
+import re
+import shlex
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
+from hide_llava.adapters.route import Route
+from hide_llava.errors import UserError
+from hide_llava.evaluation.vllm import Served
+from hide_llava.evaluation.vllm_client import Client
 from tests.cli.call import call, refused
 from tests.interop.vllm_stub import VERSION, Engine, Reply, served, stages
 
 FIRST, SECOND = "01-task0", "02-task1"
+PAGE = Path(__file__).parent.parent.parent / "docs" / "OTHER_HARNESSES.md"
 
 
-def exports(run: Path, to: str, root: Path) -> dict[str, Engine]:
-    """The run after each of its two stages, exported and served."""
-    for stage in ("1", "2"):
-        called = call("export", run, "--stage", stage, "--to", to, "--output", root / stage)
-        assert called.code == 0, called.err
-    return {stage: Engine(root / stage) for stage in ("1", "2")}
+def printed(verb: str, method: str) -> list[list[str]]:
+    """The words of the page's command lines of that verb, about the run of that method."""
+    blocks = re.findall(r"^```sh\n(.*?)^```$", PAGE.read_text().split("## vLLM\n")[1], re.DOTALL | re.MULTILINE)
+    lines = [shlex.split(line.split("  #")[0]) for block in blocks for line in block.splitlines()]
+    return [words[1:] for words in lines if words[:3] == ["hide-llava", verb, f"runs/{method}"]]
+
+
+def as_printed(folder: Path, lines: list[list[str]]) -> None:
+    before = Path.cwd()
+    os.chdir(folder)
+    try:
+        for line in lines:
+            called = call(*line)
+            assert called.code == 0, f"{line}: {called.err}"
+    finally:
+        os.chdir(before)
+
+
+def engines(runs: dict, method: str, folder: Path) -> dict[str, Engine]:
+    """A run after each of its two stages, exported as the page says, and answering."""
+    (folder / "runs").mkdir()
+    (folder / "runs" / method).symlink_to(runs[f"{method}-llava"])
+    as_printed(folder, printed("export", method))
+    return {stage: Engine(folder / "exports" / f"{method}-{stage}") for stage in ("1", "2")}
 
 
 @pytest.fixture(scope="module")
 def lora(runs: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
-    return exports(runs["lora-llava"], "hf", tmp_path_factory.mktemp("lora"))
+    return engines(runs, "lora", tmp_path_factory.mktemp("lora"))
 
 
 @pytest.fixture(scope="module")
-def hard(runs: dict, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Engine]]:
-    """A run of HiDe and its exports with hard routing, answered by our own path too."""
-    run = Path(shutil.copytree(runs["hide-llava"], tmp_path_factory.mktemp("hard") / "run"))
-    assert call("eval", run, "method.routing=top1").code == 0
-    variant = run / "variants" / "routing=top1"
-    return run, exports(variant, "vllm", run.parent / "exports")
+def hide(runs: dict, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Engine]:
+    return engines(runs, "hide", tmp_path_factory.mktemp("hide"))
+
+
+@pytest.fixture
+def ports(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Ports 8001 and 8002 of the page are stages of the server at an address."""
+
+    def at(address: str) -> None:
+        monkeypatch.setattr("hide_llava.evaluation.vllm.Client",
+                            lambda url: Client(re.sub(r"^http://127.0.0.1:800(\d)/v1$", rf"{address}/\1/v1", url)))  # fmt: skip
+
+    return at
 
 
 @pytest.fixture
@@ -67,9 +103,11 @@ def assert_same(one: Path, other: Path) -> None:
         assert mine["score"] == theirs["score"] and mine["verdicts"] == theirs["verdicts"]
 
 
-def test_a_folded_method(runs: dict, again: Path, url: str, lora: dict[str, Engine]) -> None:
-    called = call("eval", again, "eval.backend=vllm", url)
-    assert called.code == 0, called.err
+def test_a_folded_method(runs: dict, again: Path, url: str, lora: dict[str, Engine], ports: Callable) -> None:
+    (again.parent / "runs").mkdir()
+    (again.parent / "runs" / "lora").symlink_to(again)
+    ports(url.split("=")[1].removesuffix("/{stage}/v1"))
+    as_printed(again.parent, printed("eval", "lora"))
     assert_same(again, runs["lora-llava"])
     found = score(again, SECOND, "task1")
     assert found["backend"] == "vllm" and found["vllm"]["version"] == VERSION
@@ -94,25 +132,25 @@ def test_a_cell_of_before_the_backend_was_known(runs: dict, tmp_path: Path, url:
     refused("eval", run, "eval.backend=vllm", url, says=("backend: 'own' there, 'vllm' now",))
 
 
-def test_a_hard_routed_method_names_an_adapter_for_each_question(hard: tuple[Path, dict[str, Engine]]) -> None:
-    run, engines = hard
-    variant = run / "variants" / "routing=top1"
-    own = Path(shutil.copytree(run, run.parent / "own")) / "variants" / "routing=top1"
-    shutil.rmtree(variant / "eval")
-    with served(stages(engines)) as address:
-        called = call("eval", run, "method.routing=top1", "eval.backend=vllm", f"eval.vllm_url={address}/{{stage}}/v1")
-    assert called.code == 0, called.err
+def test_a_hard_routed_method_names_an_adapter_for_each_question(
+    runs: dict, hide: dict[str, Engine], tmp_path: Path, ports: Callable
+) -> None:
+    for name in ("runs/hide", "own"):
+        shutil.copytree(runs["hide-llava"], tmp_path / name)
+    assert call("eval", tmp_path / "own", "method.routing=top1").code == 0
+    with served(stages(hide)) as address:
+        ports(address)
+        as_printed(tmp_path, printed("eval", "hide"))
+    variant, own = tmp_path / "runs/hide/variants/routing=top1", tmp_path / "own/variants/routing=top1"
     assert_same(variant, own)
-    chosen = {row["question_id"]: max(row["routing"], key=row["routing"].get) for row in rows(variant, SECOND, "task0")}
-    asked = [request["model"] for request in engines["2"].requests]
-    assert set(asked) <= {"expert-01", "expert-02"} and set(chosen.values()) <= set(asked)
+    chosen = {max(row["routing"], key=row["routing"].get) for task in ("task0", "task1") for row in rows(variant, SECOND, task)}
+    assert {request["model"] for request in hide["2"].requests} == chosen <= {"expert-01", "expert-02"}
 
 
-def test_soft_routing_is_refused(runs: dict, hard: tuple[Path, dict[str, Engine]], tmp_path: Path) -> None:
+def test_soft_routing_is_refused(runs: dict, hide: dict[str, Engine], tmp_path: Path) -> None:
     run = Path(shutil.copytree(runs["hide-llava"], tmp_path / "run"))
-    shutil.rmtree(run / "eval" / SECOND)
-    shutil.rmtree(run / "eval" / FIRST)
-    with served(stages(hard[1])) as address:
+    shutil.rmtree(run / "eval")
+    with served(stages(hide)) as address:
         refused("eval", run, "eval.backend=vllm", f"eval.vllm_url={address}/{{stage}}/v1",
                 says=("adds several experts", "one adapter with weight 1", "method.routing=top1"))  # fmt: skip
     assert not (run / "eval" / SECOND).exists()  # of one expert alone nothing is weighed: the first stage was answered
@@ -162,14 +200,58 @@ def test_a_server_that_stops_is_gone_on_with(again: Path, runs: dict, lora: dict
     assert_same(again, runs["lora-llava"])
 
 
-def test_an_adapter_that_is_not_served(hard: tuple[Path, dict[str, Engine]], tmp_path: Path) -> None:
-    run = Path(shutil.copytree(hard[0], tmp_path / "run"))
-    shutil.rmtree(run / "variants" / "routing=top1" / "eval", ignore_errors=True)
+def test_an_adapter_that_is_not_served(runs: dict, hide: dict[str, Engine], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(runs["hide-llava"], tmp_path / "run"))
 
     def bare(path: str, request: dict | None) -> Reply:
-        status, found = hard[1]["1"](path, request)
+        status, found = hide["1"](path, request)
         return status, {**found, "data": found["data"][:1]} if path == "/v1/models" else found
 
     with served(stages({"1": bare})) as address:
         refused("eval", run, "method.routing=top1", "eval.backend=vllm", f"eval.vllm_url={address}/{{stage}}/v1",
                 says=("not the adapter expert-01", "--lora-modules"))  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------- which served model answers a row
+
+
+def at(oracle: bool = False, adapters: tuple[str, ...] = ("expert-01", "expert-02"), method: str = "hide") -> Served:
+    """A server that was never asked: only `names` is looked at."""
+    made = Served.__new__(Served)
+    run = SimpleNamespace(preset=method, oracle=oracle, method=SimpleNamespace(name=method))
+    made.session = SimpleNamespace(run=run, core=SimpleNamespace(standing=["kept"]))
+    made.base, made.adapters, made.client = "base", list(adapters), SimpleNamespace(url="URL")
+    return made
+
+
+ONE_HOT = {"expert-01": torch.tensor([1.0, 0.0]), "expert-02": torch.tensor([0.0, 1.0])}
+GATE = torch.eye(2)
+
+
+@pytest.mark.parametrize(("server", "route", "names"), [
+    (at(), Route(["routed"], {"routed": GATE}, weights=ONE_HOT), ["expert-01", "expert-02"]),
+    (at(), Route([], weights={"expert-01": torch.tensor([0.4, 0.5])}), ["base", "base"]),  # reported, but all is folded
+    (at(adapters=("lora",), method="lora"), Route(["kept"]), ["lora", "lora"]),
+    (at(adapters=(), method="lora"), Route(), ["base", "base"]),
+    (at(oracle=True), Route([], weights=ONE_HOT), ["expert-01", "expert-02"]),  # the task's expert is folded here
+    (at(oracle=True, adapters=()), Route([], weights=ONE_HOT), ["base", "base"]),
+])  # fmt: skip
+def test_who_is_asked(server: Served, route: Route, names: list[str]) -> None:
+    assert server.names(route, 2) == names
+
+
+def gate(*_: Any) -> torch.Tensor:
+    return GATE
+
+
+@pytest.mark.parametrize(("route", "says"), [
+    (Route(["routed"], {"routed": GATE}, weights={k: torch.tensor([0.5, 0.5]) for k in ONE_HOT}), "adds several experts"),
+    (Route(["routed"], {"routed": gate}, weights=ONE_HOT), "for each token or input"),
+    (Route(["moelora"], {"moelora": GATE}), "for each token or input"),
+    (Route(prompts=torch.zeros(2, 1, 4)), "inserts prompts"),
+    (Route(projectors=ONE_HOT, weights=ONE_HOT), "mixes projectors"),
+    (Route(["routed"], {"routed": GATE}, weights={"expert-03": torch.ones(2)}), "not the adapter expert-03"),
+])  # fmt: skip
+def test_what_no_request_says(route: Route, says: str) -> None:
+    with pytest.raises(UserError, match=says):
+        at().names(route, 2)
