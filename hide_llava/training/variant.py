@@ -33,8 +33,9 @@ def variant_of(folder: Path, config: RunConfig) -> RunConfig:
     run, method = RunFolder(RunFolder(folder).trained_in.resolve()), method_class(config.method["name"])
     options, decided = inference_options(method.Config), _decided(method, config, run)
     config.method |= {name: decision.value for name, decision in decided.items()}
+    own = run.config.method
     # a method's own file may have moved: its content is compared when it is read
-    changed = {k: v for k, v in config.method.items() if v != run.config.method.get(k) and k != "file"}
+    changed = {k: v for k, v in config.method.items() if v != own.get(k) and k != "file"}
     for key in changed.keys() - options:
         may = f"; of a finished run these can be changed: {', '.join(sorted(options))}" if options else ""
         raise UserError(f"method.{key} decides what is trained, so it needs a run of its own{may}.")
