@@ -11,9 +11,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from hide_llava.cli import _quiet
 from hide_llava.config import compose
 from hide_llava.pipeline import run, say
+from hide_llava.quiet import quiet
 from hide_llava.results.aggregates import avg, last
 from hide_llava.results.run_reader import read_run
 
@@ -25,7 +25,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/select"))
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     args, rest = parser.parse_known_args()
-    _quiet()
+    quiet()
     rows = []
     for method in args.methods:
         for rate in args.rates:

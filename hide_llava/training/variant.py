@@ -59,9 +59,9 @@ def _decided(method: type[Method], config: RunConfig, run: RunFolder) -> dict[st
     """What the run's studies say of the options that are left to them.
 
     Raises:
-        UserError: of `Method.decide`, or because the stages that were looked at are not there any more.
+        UserError: of `Method.decided_by_studies`, or because the stages that were looked at are not there any more.
     """
-    found = method.decide(config.method, run.path)
+    found = method.decided_by_studies(config.method, run.path)
     if found:
         there = {chain_of(stage) for stage in (run.path / "stages").iterdir() if (stage / "method.json").is_file()}
         for name, decision in found.items():

@@ -8,13 +8,14 @@ import sys
 from pathlib import Path
 
 import tests.methods.extra  # noqa: F401
-from hide_llava.cli import _quiet, main
+from hide_llava.cli import main
 from hide_llava.config import compose
 from hide_llava.pipeline import run
+from hide_llava.quiet import quiet
 
 if __name__ == "__main__":
     if sys.argv[1] == "each":
-        _quiet()
+        quiet()
         for words in json.loads(Path(sys.argv[2]).read_text()):
             run(compose(words), report=False)
     else:

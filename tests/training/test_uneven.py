@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from hide_llava.cli import _quiet
 from hide_llava.config import compose
 from hide_llava.pipeline import run
+from hide_llava.quiet import quiet
 from hide_llava.training.sequence import Interrupted
 from tests.methods.test_contract import assert_same, comparable, tensors_of
 from tests.stops import stopped_after
@@ -40,7 +40,7 @@ def train(words: list[str], stops: list[int], times: int | None = None) -> None:
 
 
 if __name__ == "__main__":
-    _quiet()
+    quiet()
     for job in json.loads(Path(sys.argv[1]).read_text()):
         train(*job)
 
