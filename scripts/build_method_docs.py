@@ -103,7 +103,7 @@ def type_of(kind: object) -> str:
     """`int | None`, `dict[str, float]`, and `str` where it is one of several."""
     if get_origin(kind) in (list, dict):
         return f"{get_origin(kind).__name__}[{', '.join(map(type_of, get_args(kind)))}]"
-    names = ("str" if get_origin(one) is Literal else one.__name__ for one in kinds(kind))
+    names = ("str" if get_origin(one) is Literal else type_of(one) if get_origin(one) else one.__name__ for one in kinds(kind))
     return " | ".join(names).replace("NoneType", "None")
 
 

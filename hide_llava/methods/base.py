@@ -97,7 +97,7 @@ class Method:
         return cls.oracle or any(options.get(name) == "oracle" for name in cls.Config.model_fields)
 
     @classmethod
-    def decisions(cls, options: dict[str, Any], run: Path) -> dict[str, Decision]:
+    def decided_by_studies(cls, options: dict[str, Any], run: Path) -> dict[str, Decision]:
         """What a finished run's studies say of options whose value leaves it to them, such as `auto`: {option: Decision}.
 
         run: its folder. `hide-llava eval RUN` asks before it makes a variant, whose options are then all values.

@@ -75,7 +75,7 @@ class HiDe(Method):
         return super().is_oracle(options) or options.get("routing") == "wrong"
 
     @classmethod
-    def decisions(cls, options: dict[str, Any], run: Path) -> dict[str, Decision]:
+    def decided_by_studies(cls, options: dict[str, Any], run: Path) -> dict[str, Decision]:
         return {"expanded_layers": separate_layers(run)} if options.get("expanded_layers") == "auto" else {}
 
     @classmethod

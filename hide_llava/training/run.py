@@ -101,7 +101,7 @@ class Run:
 
     def _refuse_undecided(self, options: dict[str, Any]) -> None:
         """Raises UserError for an option that only a variant of a finished run can leave to that run's studies."""
-        for name in self.method.decisions(options, self.folder.trained_in):
+        for name in self.method.decided_by_studies(options, self.folder.trained_in):
             path = self.folder.path
             raise UserError(f"method.{name}={options[name]}: a study of the finished run decides it, so it is no option of the "
                             f"run itself; give `hide-llava eval {path} method.{name}={options[name]}`.")  # fmt: skip

@@ -33,8 +33,9 @@ def variant_of(folder: Path, config: RunConfig) -> RunConfig:
     run, method = RunFolder(RunFolder(folder).trained_in.resolve()), method_class(config.method["name"])
     options, decided = inference_options(method.Config), _decided(method, config, run)
     config.method |= {name: decision.value for name, decision in decided.items()}
+    own = run.config.method
     # a method's own file may have moved: its content is compared when it is read
-    changed = {k: v for k, v in config.method.items() if v != run.config.method.get(k) and k != "file"}
+    changed = {k: v for k, v in config.method.items() if v != own.get(k) and k != "file"}
     for key in changed.keys() - options:
         may = f"; of a finished run these can be changed: {', '.join(sorted(options))}" if options else ""
         raise UserError(f"method.{key} decides what is trained, so it needs a run of its own{may}.")
@@ -58,9 +59,9 @@ def _decided(method: type[Method], config: RunConfig, run: RunFolder) -> dict[st
     """What the run's studies say of the options that are left to them.
 
     Raises:
-        UserError: of `Method.decisions`, or because the stages that were looked at are not there any more.
+        UserError: of `Method.decided_by_studies`, or because the stages that were looked at are not there any more.
     """
-    found = method.decisions(config.method, run.path)
+    found = method.decided_by_studies(config.method, run.path)
     if found:
         there = {chain_of(stage) for stage in (run.path / "stages").iterdir() if (stage / "method.json").is_file()}
         for name, decision in found.items():
