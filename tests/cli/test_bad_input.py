@@ -191,7 +191,7 @@ def test_wrong_words(more: tuple, says: tuple, words: Words) -> None:
         ("infer runs/x", "Did you mean 'predict'?"),
         ("trian benchmark=ucit", "Did you mean 'train'?"),
         ("compar runs/a runs/b", "Did you mean 'compare'?"),
-        ("xyzzy", "there is no verb 'xyzzy'. Known: analyze, check, compare"),
+        ("xyzzy", "there is no verb 'xyzzy'. Known: analyze, ask, chat, check, compare"),
         ("benchmark=ucit method=hide", "the verb is missing, for example: hide-llava run benchmark=ucit method=hide"),
         ("predict runs/x --stage 1", "the following arguments are required: --questions, --images, --output"),
         ("predict runs/x --stage one", "argument --stage: 'one' is not a whole number"),
