@@ -93,7 +93,7 @@ def represent(session: Session, probes: list[Probe], activation: str, pooling: s
         for batch in (batch for probe in probes for batch in batches(session, probe, size)):
             ready, _, _ = session.routed.prepare(batch, True)
             mask = ready.attention_mask
-            session.backbone.run(ready)
+            session.backbone.run(ready, logits_to_keep=1)
             done += len(mask)
             bar.at(done)
     finally:

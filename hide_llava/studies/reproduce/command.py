@@ -22,7 +22,7 @@ def reproduce(
     ],
     only: Annotated[list[Only] | None, typer.Option(help="This alone; may be repeated.", show_default="all")] = None,
     stages: Annotated[Literal["all", "last"], typer.Option(help="Ask after every stage (for Avg), or the last alone.")] = "last",
-    samples: Annotated[int, typer.Option(min=4, metavar="N", help="Prompts of each task for CKA, where it is measured.")] = 20,
+    samples: Annotated[int, typer.Option(min=4, metavar="N", help="Prompts of each task for CKA, where it is measured.")] = 10,
     again: Annotated[bool, typer.Option("--again", help="Answer anew what was answered with other settings.")] = False,
 ) -> None:  # fmt: skip
     """Draw the figures of the HiDe paper for a finished run.
