@@ -209,7 +209,11 @@ class Session:
 
     # ---- training and inference mode ---------------------------------------------------------------------------------
     def begin_stage(self, stage: Stage, context: Context) -> None:
-        """Seed, let the method add what it trains, and make exactly that trainable, in `adapter_dtype`."""
+        """Seed, let the method add what it trains, and make exactly that trainable, in `adapter_dtype`.
+
+        Each parameter gets memory of its own: one that still lies in a mapped file may be unaligned there, and its sums then come
+        out otherwise in their last bit than in a session that goes on with this stage.
+        """
         set_seed(self.run.seed + stage.index)
         self.core.unfold()
         self.method.before_task(self.tasks[stage.train[0]], context)
@@ -218,7 +222,7 @@ class Session:
         self.routed.requires_grad_(False)
         for group in self.method.params():
             for parameter in group["params"]:
-                parameter.data = parameter.data.to(getattr(torch, self.run.train.adapter_dtype))
+                parameter.data = parameter.data.to(getattr(torch, self.run.train.adapter_dtype), copy=True)
                 parameter.requires_grad_(True)
 
     def cast_inputs(self, on: bool) -> None:

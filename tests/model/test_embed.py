@@ -132,6 +132,18 @@ def test_prompts_receive_gradients() -> None:
 # ------------------------------------------------------------------------------------------------------------ one pass
 
 
+def test_what_is_trained_is_aligned_in_memory(world: Path, tmp_path: Path) -> None:
+    """Wherever it lay in a mapped file, so that a stage that is gone on with in a new session sums in the same order."""
+    session = Session(Run(configuration(world, "hide", tmp_path / "run")))
+    for parameter in session.core.projector.parameters():
+        place = torch.empty(parameter.numel() + 1)[1:].view_as(parameter)  # 4 bytes behind one
+        parameter.data = place.copy_(parameter.data)
+    session.begin_stage(session.stages[0], Context(widths=session.widths))
+    trained = [p for group in session.method.params() for p in group["params"]]
+    assert {id(p) for p in session.core.projector.parameters()} <= {id(p) for p in trained}
+    assert all(p.data_ptr() % 64 == 0 for p in trained)
+
+
 @pytest.mark.parametrize("method", ["hide", "lora"])
 def test_the_tower_runs_once(method: str, world: Path, tmp_path: Path) -> None:
     """Once per training forward and once per generate call, routing features included."""
