@@ -64,9 +64,7 @@ class Pipeline:
         if torch.distributed.is_initialized():
             torch.distributed.barrier()
         self._session: Session | None = after and after._session
-        self._at: int | None = -1  # the stage that the session stands at; None: the session is another run's
-        if self._session is not None:
-            self._at = None
+        self._at = -1  # the stage that the session stands at
         self._restored: float | None = None  # seconds that reading the stages took, until it is noted
         self._chains: list[str] = after._chains if after else []  # of the stages that were checked, in order
         on_main(self._check_stages)
@@ -77,7 +75,7 @@ class Pipeline:
             say(f"loading {self.run.model.name}")
             self._session = Session(self.run)
             self._at = -1
-        elif self._at is None:
+        elif self._session.run is not self.run:
             self._session.become(self.run)
             self._at = -1
         if self._at != at:
