@@ -225,6 +225,7 @@ class Pipeline:
             return None
         from hide_llava.results.report import write_report
 
+        self.run.note_places()
         return write_report(self.folder.path)
 
 

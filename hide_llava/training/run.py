@@ -239,6 +239,14 @@ class Run:
         write_text(folder.path / "config.yaml", to_yaml(self._config))
         return folder
 
+    def note_places(self) -> None:
+        """Note in the folder where the data and the models lie now: whatever is said of the run later looks there."""
+        stored = self.folder.config
+        here = (self._config.data_root, self._config.model_root)
+        if (stored.data_root, stored.model_root) != here:
+            stored.data_root, stored.model_root = here
+            write_text(self.folder.path / "config.yaml", to_yaml(stored))
+
     def _add_general(self, stored: RunConfig) -> None:
         """Note the tests of general ability that the run is asked for the first time: nothing that is trained depends on them."""
         known, manifest = {entry.id for entry in stored.benchmark.general}, self.folder.manifest
