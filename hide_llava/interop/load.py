@@ -45,9 +45,10 @@ class Hide(torch.nn.Module):
     def route(self, questions, pixels=None, pictures=()):
         """Weights w [B, experts]. pixels: LLaVA-1.5's pixel_values. pictures: for other models, whose CLIP looks for itself."""
         rule, cos = self.rule, torch.nn.functional.cosine_similarity
-        told = [self.words(q, return_tensors="pt", truncation=True, max_length=rule["text_length"]) for q in questions]
+        here, anchors = self.clip.device, {name: value.to(self.clip.device) for name, value in self.anchors.items()}
+        told = [self.words(q, return_tensors="pt", truncation=True, max_length=rule["text_length"]).to(here) for q in questions]
         text = torch.cat([self.clip.text_model(**t).pooler_output for t in told])
-        scores = (rule["image_weight"] + rule["text_weight"]) * cos(text[:, None], self.anchors["text"][None], dim=-1)
+        scores = (rule["image_weight"] + rule["text_weight"]) * cos(text[:, None], anchors["text"][None], dim=-1)
         if pixels is None and not pictures:
             assert rule["text_only"] == "text", "this run routes questions without a picture by a text that only it knows"
         else:
@@ -56,12 +57,12 @@ class Hide(torch.nn.Module):
                 squares = [ImageOps.pad(p, (max(p.size),) * 2, color=grey) for p in pictures]
                 pixels = self.square(squares, return_tensors="pt")["pixel_values"]
             tower = self.clip.vision_model if rule["tower"] == "clip" else self.base.model.vision_tower
-            states = tower(pixels.to(tower.dtype)).last_hidden_state[:, 0].float()
+            states = tower(pixels.to(here, tower.dtype)).last_hidden_state[:, 0].float()
             norm = tower.post_layernorm
             seen = torch.nn.functional.layer_norm(states, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-            image = cos(self.clip.visual_projection(seen)[:, None], self.anchors["image"][None], dim=-1)
-            both = rule["image_weight"] * image + rule["text_weight"] * cos(text[:, None], self.anchors["text"][None], dim=-1)
-            scores = torch.where(self.anchors["image_known"].bool(), both, scores)
+            image = cos(self.clip.visual_projection(seen)[:, None], anchors["image"][None], dim=-1)
+            both = rule["image_weight"] * image + rule["text_weight"] * cos(text[:, None], anchors["text"][None], dim=-1)
+            scores = torch.where(anchors["image_known"].bool(), both, scores)
         if rule["routing"] == "top1":
             return torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1])[:, : len(rule["experts"])].float()
         return (scores / rule["temperature"]).softmax(1)[:, : len(rule["experts"])]
