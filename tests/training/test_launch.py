@@ -1,6 +1,7 @@
 """Several processes: two simulated machines, a rank that dies, evaluation cut over 1, 2 and 3 processes."""
 
 import json
+import shutil
 import socket
 import time
 from pathlib import Path
@@ -10,6 +11,7 @@ from safetensors.torch import load_file
 
 from hide_llava.pipeline import run
 from hide_llava.training.run_folder import RunFolder
+from tests.cli.call import call
 from tests.tiny import arguments, configuration
 from tests.torchrun import COMMAND_LINE, launch, start
 
@@ -95,3 +97,14 @@ def test_sharded_evaluation_writes_the_same_files(processes: int, world: Path, a
         ours = json.loads((folder / file.relative_to(alone)).read_text())
         assert ours["score"] == json.loads(file.read_text())["score"]
     assert not list(folder.rglob("part-*.jsonl"))
+
+
+def test_a_grid_of_variants_by_two_processes(alone: Path, tmp_path: Path) -> None:
+    here, there = (Path(shutil.copytree(alone, tmp_path / name / "run")) for name in ("here", "there"))
+    grid = ("method.temperature=0.05,0.5", "method.fusion=factor_sum", "--stages", "last")
+    called = call("eval", here, *grid)
+    assert called.code == 0, called.err
+    done = launch(COMMAND_LINE, "eval", str(there), *grid)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(answers(here)) == 6 + 2 * 3 and answers(there) == answers(here)
+    assert len(list(there.rglob("variants.csv"))) == 1
