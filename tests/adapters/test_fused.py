@@ -73,12 +73,20 @@ def test_the_same_function_as_pefts_layers(name: str, answers: Callable) -> None
 
 @pytest.mark.parametrize("name", METHODS)
 def test_as_exact_in_bf16(name: str, answers: Callable) -> None:
-    """The distance of bf16 logits from those in fp32, against that of peft's layers. `individual` folds: its sum W + Δ is
-    rounded once more, as that of every folded method."""
+    """The distance of bf16 logits from those in fp32, against that of peft's layers."""
+    assert in_bf16(name, answers) <= 1.1  # one draw: the CPU's order of summation moves it by ± 7 %
+
+
+def test_as_exact_in_bf16_on_average(answers: Callable) -> None:
+    """`individual` folds: its sum W + Δ is rounded once more, as that of every folded method."""
+    ratios = [in_bf16(name, answers) for name in METHODS if name != "individual"]
+    assert sum(ratios) / len(ratios) <= 1.02, ratios
+
+
+def in_bf16(name: str, answers: Callable) -> float:
     exact = answers(name, "float32")["wrapped"][0]
-    half = answers(name, "bfloat16")
-    wrapped, fused = ((half[kind][0] - exact).norm() for kind in ("wrapped", "fused"))
-    assert fused <= (1.1 if name == "individual" else 1.05) * wrapped  # one draw: ± 5 %
+    wrapped, fused = ((answers(name, "bfloat16")[kind][0] - exact).norm() for kind in ("wrapped", "fused"))
+    return float(fused / wrapped) if wrapped else float(fused == 0)
 
 
 @pytest.mark.parametrize("kind", ["trained", "concatenated"])

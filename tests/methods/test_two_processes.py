@@ -97,7 +97,7 @@ def assert_equal_runs(one: Path, two: Path, atol: float) -> None:
 def test_two_processes_equal_one(method: str, dtype: str, world: Path, in_two: InTwo, tmp_path: Path) -> None:
     two = in_two(method, dtype)
     run(compose(words(world, method, tmp_path / "one", dtype=dtype)), report=False)
-    assert_equal_runs(tmp_path / "one", two, 1e-5 if method == "same" else 1e-6)  # SAME stores eigenvectors
+    assert_equal_runs(tmp_path / "one", two, 1e-6)
 
 
 @pytest.mark.xdist_group("deepspeed")

@@ -88,14 +88,19 @@ def test_folded_and_fused_experts_are_the_live_ones(family: Family) -> None:
 
     with core.routed(Route(active=names, gates={name: gate(i) for i, name in enumerate(names)})):
         live = logits(core.backbone, rows)
+        exact = live
+        if family.kind != MOE:  # upstream's product of groups is not there in fp64
+            core.llava.double()
+            exact = logits(core.backbone, rows)
+            core.llava.float()  # all values are fp32's, so that nothing is lost
     core.fold(names, weights, "delta_sum", [last])
     rank = core.concatenate("routed", names, [last])
     assert rank == 4 and set(core.kept.values()) == {1.0}
     core.follow(Route(active=["routed"], gates={"routed": share.repeat_interleave(2, 1)}))
     folded = logits(core.backbone, rows)
     said = core.backbone.answer(ready(core.backbone, rows), 3)
-    size = max(float(row.abs().max()) for row in live)
-    assert furthest(folded, live) <= 5e-6 * size and furthest(folded, family.logits(rows)) > 0.1
+    rounding = furthest(live, exact) or 2.5e-6 * max(float(row.abs().max()) for row in live)  # of fp32, as this CPU sums
+    assert furthest(folded, exact) <= 2 * rounding and furthest(folded, family.logits(rows)) > 0.1
     core.fuse()
     assert furthest(logits(core.backbone, rows), folded) <= 1e-5
     assert core.backbone.answer(ready(core.backbone, rows), 3) == said
