@@ -92,6 +92,8 @@ def start_processes(train: TrainConfig, device: str) -> None:
             os.environ.setdefault("DS_ACCELERATOR", "cpu")
         import deepspeed
 
+        if cpu:  # else it compiles an all-reduce of its own for more than a minute, where gloo has one
+            deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="gloo" if cpu else "nccl", auto_mpi_discovery=False)
         _safe_checkpoints()
 
