@@ -20,7 +20,7 @@ FLOORS = (
     ("config",),
     ("training",),
     ("evaluation",),
-    ("planning", "results", "preflight"),
+    ("planning", "results", "preflight", "arguments"),
     ("pipeline", "interop"),
     ("parallel",),
     ("grid",),

@@ -19,6 +19,7 @@ from hide_llava.results.html import write
 from hide_llava.results.sections import write_section
 from hide_llava.results.tables import csv_lines, markdown_table
 from hide_llava.storage import read_json, write_json, write_text
+from hide_llava.studies.registry import results_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +44,13 @@ class Findings:
     csv: dict[str, tuple[Sequence[str], Sequence[Sequence[object]]]] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+
+
+def publish(run: Path, name: str, found: Findings, output: Path | None = None) -> None:
+    """Write all files of a study of a run into `output`, or else RUN/results/NAME/, and print what it found."""
+    folder = output or results_folder(run, name)
+    write_findings(folder, name, found)
+    print("\n".join([*found.lines, f"written: {folder}"]))
 
 
 def write_findings(folder: Path, name: str, found: Findings) -> None:
