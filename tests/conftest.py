@@ -70,6 +70,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     os.environ.pop("HIDE_CACHE") if before is None else os.environ.__setitem__("HIDE_CACHE", before)
 
 
+@pytest.fixture(autouse=True, scope="session")
+def unsynced():
+    """Nothing is forced onto the disk, for which every file would wait: it matters where the machine stops, not the process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny world, in a folder of each file of tests."""
