@@ -11,63 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from hide_llava.arguments import RunFolder, Words, configuration_of, names_a_run, options_of_a_run
 from hide_llava.completion import complete
 from hide_llava.errors import UserError
 
 if TYPE_CHECKING:
     from hide_llava.training.run import Run
-
-Words = Annotated[
-    list[str] | None,
-    typer.Argument(metavar="key=value", autocompletion=complete, help="See above; or an existing run folder."),
-]
-RunFolder = Annotated[Path, typer.Argument(metavar="RUN", help="The folder of the run.", show_default=False)]
-
-
-def names_a_run(words: list[str]) -> bool:
-    """Whether the first word is a run folder (whose name may hold `=`) and no override."""
-    return bool(words) and ("=" not in words[0] or (Path(words[0]) / "config.yaml").is_file())
-
-
-def _compose(words: list[str], evaluates: bool = False) -> Any:
-    """The configuration of an existing run folder given first, or the composition of overrides.
-
-    `eval` takes other inference options of the method too: then it is the configuration of a variant of that run.
-    """
-    from hide_llava.config import compose, from_yaml
-
-    if not names_a_run(words):
-        return compose(words)
-    folder, options = _of_a_run(words, evaluates)
-    config = from_yaml(folder / "config.yaml", words[1:])
-    config.output = str(folder)
-    if not options:
-        return config
-    from hide_llava.training.variant import variant_of
-
-    return variant_of(folder, config)
-
-
-def _of_a_run(words: list[str], evaluates: bool) -> tuple[Path, list[str]]:
-    """(the run folder that the first word names, options of the method among the others).
-
-    Raises:
-        UserError: it is none, or a word changes what may not be changed of an existing run.
-    """
-    from hide_llava.schema import FREE
-
-    folder = Path(words[0])
-    if not (folder / "config.yaml").is_file():
-        raise UserError(f"'{folder}' is neither key=value nor a run folder (it has no config.yaml).")
-    options = [word for word in words[1:] if word.startswith("method.")]
-    for word in words[1:]:
-        key = word.partition("=")[0]
-        if word in options and not evaluates:
-            raise UserError(f"'{word}': options of the method are changed by `hide-llava eval {folder} {word}`.")
-        if word not in options and not key.startswith("eval.") and key not in (*FREE, "benchmark.general"):
-            raise UserError(f"'{word}': of an existing run only eval.*, benchmark.general, {', '.join(FREE[1:3])} and, by "
-                            "`hide-llava eval`, inference options of the method can be changed.")  # fmt: skip
-    return folder, options
 
 
 def _run_of(config: Any) -> "Run":
@@ -114,7 +63,7 @@ def _grid(words: list[str], stages: Literal["all", "last"], again: bool) -> bool
     """Whether the words name several variants of a run; then they are evaluated and compared."""
     from hide_llava import grid
 
-    folder, _ = _of_a_run(words, True)
+    folder, _ = options_of_a_run(words, True)
     keys, configs = grid.combinations(folder, words[1:])
     if not keys:
         return False
@@ -132,7 +81,7 @@ def _go(
     existing = names_a_run(words)
     if not existing and sweep.is_sweep(words):
         return _sweep(words, train, evaluate, stages)
-    done = pipeline.run(_compose(words, not train), train, evaluate, existing=existing, again=again, stages=stages)
+    done = pipeline.run(configuration_of(words, not train), train, evaluate, existing=existing, again=again, stages=stages)
     _print_run(done["run"], done["report"])
 
 
@@ -171,14 +120,14 @@ def plan(
     """Say what a run will take, before anything runs: steps, parameters, files, extra passes, memory and hours."""
     from hide_llava.planning.plan import plan
 
-    print(plan(_run_of(_compose(overrides or [])), tflops, gpus, gpu))
+    print(plan(_run_of(configuration_of(overrides or [])), tflops, gpus, gpu))
 
 
 def doctor(overrides: Words = None) -> None:
     """Check this machine, and with a configuration also its files."""
     from hide_llava.doctor import report
 
-    text, healthy = report(_run_of(_compose(overrides)) if overrides else None)
+    text, healthy = report(_run_of(configuration_of(overrides)) if overrides else None)
     print(text)
     if not healthy:
         sys.exit(1)

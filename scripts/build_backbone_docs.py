@@ -15,7 +15,7 @@ from pathlib import Path
 
 from hide_llava.backbones.auto import FAMILIES, class_of
 from hide_llava.backbones.base import Backbone
-from hide_llava.backbones.processors import LIMITS
+from hide_llava.backbones.image_budget import LIMITS
 from hide_llava.config import compose, configs_folder, names, read_yaml
 from hide_llava.methods.registry import method_class, method_config
 from hide_llava.storage import write_text

@@ -39,13 +39,20 @@ LANES = {
 QUICK = ("test_contract.py::", "[hide")  # of a slow file, what is in the default lane all the same: one method's contract
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist then reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test the marker of its lane."""
+    """Give each test the marker of its lane, and keep those together that share what one of them makes.
+
+    xdist hands out tests without a group one by one, so that every process would make what a file of tests shares.
+    """
     for item in items:
         place = item.nodeid.removeprefix("tests/")
         for lane, places in LANES.items():
             if place.startswith(places) and not (QUICK[0] in place and f"{QUICK[1]}]" in place.replace("-float32", "")):
                 item.add_marker(lane)
+        scopes = {made.scope for fixtures in item._fixtureinfo.name2fixturedefs.values() for made in fixtures}
+        if "module" in scopes and item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(place.partition("::")[0]))
 
 
 def pytest_collection_finish() -> None:
@@ -61,6 +68,14 @@ def cache(tmp_path_factory: pytest.TempPathFactory):
     os.environ["HIDE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
     yield
     os.environ.pop("HIDE_CACHE") if before is None else os.environ.__setitem__("HIDE_CACHE", before)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def unsynced():
+    """Nothing is forced onto the disk, for which every file would wait: it matters where the machine stops, not the process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture(scope="module")

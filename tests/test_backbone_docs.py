@@ -12,9 +12,9 @@ from PIL import Image
 
 from hide_llava.backbones.auto import FAMILIES, class_of, family_of, reader_of
 from hide_llava.backbones.chat import ChatBackbone
+from hide_llava.backbones.image_budget import LIMITS
 from hide_llava.backbones.llava15 import Llava15
 from hide_llava.backbones.loading import cached
-from hide_llava.backbones.processors import LIMITS
 from hide_llava.config import compose, names
 from hide_llava.data.dataset import TrainingDataset
 from hide_llava.data.records import load_records

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "hide_llava"
 FLOORS = (
     ("errors", "__init__"),
     ("settings", "storage", "distributed", "precision", "launch", "presets", "parser", "plugins", "several",
-     "quiet"),
+     "quiet", "yaml_text"),
     ("schema", "progress", "metrics", "completion"),
     ("naming", "data"),
     ("backbones",),
@@ -20,7 +20,7 @@ FLOORS = (
     ("config",),
     ("training",),
     ("evaluation",),
-    ("planning", "results", "preflight"),
+    ("planning", "results", "preflight", "arguments"),
     ("pipeline", "interop"),
     ("parallel",),
     ("grid",),

@@ -31,8 +31,9 @@ from transformers.utils import ModelOutput
 from hide_llava.backbones.base import TARGETS, Backbone, Ready, Vision, divided
 from hide_llava.backbones.chat_reader import BLANK, ChatReader
 from hide_llava.backbones.decode import Seen, Told
+from hide_llava.backbones.image_budget import Limit
 from hide_llava.backbones.loading import device_of, dtype_of, load_weights, set_attention
-from hide_llava.backbones.processors import Limit, load_processor, stop_ids, write_processor
+from hide_llava.backbones.processors import load_processor, stop_ids, write_processor
 from hide_llava.backbones.quantized import quantize
 from hide_llava.data.turns import IGNORE
 from hide_llava.errors import UserError
@@ -54,7 +55,7 @@ class ChatBackbone(Backbone):
 
     several = True
     reads: type[ChatReader] = ChatReader
-    limit: Limit | None = None  # how an image budget is kept to; None: as processors.py says of the model's type
+    limit: Limit | None = None  # how an image budget is kept to; None: as image_budget.py says of the model's type
     told: tuple[str, ...] = ()  # of the pixels, what the decoder wants beside the encoded pictures
 
     def __init__(self, model: PreTrainedModel, processor: Any = None, clip: Path | None = None):

@@ -7,10 +7,8 @@ on it. The object is transformers' own, but for Pixtral's, whose module imports 
 from __future__ import annotations
 
 import inspect
-import math
 import shutil
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -27,25 +25,14 @@ from transformers import (
 from transformers.image_utils import SizeDict
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING_NAMES
 
+from hide_llava.backbones.image_budget import LIMITS, Limit, keep_to
 from hide_llava.errors import UserError
+from hide_llava.schema import ImageConfig
 from hide_llava.storage import read_json, write_json
 
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
 OWN = ("config.json", "generation_config.json", "README.md", ".gitattributes")  # that a folder with other weights has of its own
 THINK = ("<think>", "</think>")
-
-
-@dataclass(frozen=True)
-class ImageBudget:
-    """The most that a picture may take; None leaves it to the folder, whose own limit a budget never raises.
-
-    max_pixels: of a picture after it is resized (Qwen-VL, Mistral3).
-    max_tiles: pieces that a picture is cut into, the small picture of the whole not counted (LLaVA-NeXT, LLaVA-OneVision,
-    InternVL, SmolVLM, Idefics3). Gemma3 cuts none, unless a budget of two or more asks for that.
-    """
-
-    max_pixels: int | None = None
-    max_tiles: int | None = None
 
 
 class PixtralProcessor(ProcessorMixin):
@@ -81,7 +68,7 @@ class _NoVideos:
     model_input_names: tuple[str, ...] = ()
 
 
-def load_processor(folder: Path, budget: ImageBudget | None = None, limit: Limit | None = None) -> ProcessorMixin:
+def load_processor(folder: Path, budget: ImageConfig | None = None, limit: Limit | None = None) -> ProcessorMixin:
     """The processor of a model folder: `tokenizer`, `image_processor`, `chat_template`, a call for text and pictures.
 
     It is called with texts and, for each text, a list of its pictures. If a budget leaves out tile grids of a LLaVA-NeXT or
@@ -295,108 +282,3 @@ def _listed(settings: dict[str, Any]) -> Iterable[int]:
 
 def _short(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-# ------------------------------------------------------------------------------------------------------------- the budgets
-
-NAMES = {"max_pixels": "model.image.max_pixels", "max_tiles": "model.image.max_tiles"}
-
-
-def keep_to(budget: ImageBudget, rule: Limit | None, kind: str, processor: Any, folder: Path | str) -> None:
-    """Set a processor, of which the `image_processor` is read, to a budget.
-
-    Raises:
-        UserError: the family takes no such budget, or needs more.
-    """
-    taken, limit = rule or (None, None)
-    for field, name in NAMES.items():
-        value = getattr(budget, field)
-        if value is None:
-            continue
-        if rule is None:
-            raise UserError(f"{name}={value}: {folder} is a model of type {kind}, whose backbone knows no such limit.")
-        if field != taken:
-            instead = (
-                f"takes {NAMES[taken]} instead" if taken else "prepares all pictures at one size and takes neither"
-            )
-            raise UserError(f"{name}={value}: {folder} is a model of type {kind}, which {instead}.")
-        least = limit(processor, value)
-        if least is not None:
-            raise UserError(f"{name}={value}: too little for {folder}, a model of type {kind}, which needs at least {least}.")
-
-
-# Each sets the image processor to the limit, and returns the least that it could be, if it is below that.
-
-
-def _qwen(processor: Any, pixels: int) -> int | None:
-    image = processor.image_processor
-    least = 4 * (image.patch_size * image.merge_size) ** 2  # two by two tokens
-    if pixels < least:
-        return least
-    if pixels < image.size["longest_edge"]:
-        # Sides are rounded up when a small picture is blown up, so the two bounds must not be close to each other; a
-        # picture so thin that a side of it is less than a token may take more all the same.
-        image.size = SizeDict(shortest_edge=min(image.size["shortest_edge"], pixels // 4), longest_edge=pixels)
-    return None
-
-
-def _pixtral(processor: Any, pixels: int) -> int | None:
-    side = math.isqrt(pixels) // processor.unit * processor.unit
-    if side:
-        image = processor.image_processor
-        image.size = SizeDict(longest_edge=min(image.size["longest_edge"], side))
-        return None
-    return processor.unit**2
-
-
-def _anyres(processor: Any, tiles: int) -> int | None:
-    image = processor.image_processor
-    side = image.size.height or image.size.shortest_edge
-    counts = [(height // side) * (width // side) for height, width in image.image_grid_pinpoints]
-    if tiles < min(counts):
-        return min(counts)
-    image.image_grid_pinpoints = [grid for grid, count in zip(image.image_grid_pinpoints, counts) if count <= tiles]
-    return None
-
-
-def _internvl(processor: Any, tiles: int) -> int | None:
-    image = processor.image_processor
-    image.max_patches = min(image.max_patches, tiles)
-    image.min_patches = min(image.min_patches, tiles)
-    return None if tiles else 1
-
-
-def _idefics(processor: Any, tiles: int) -> int | None:
-    image, side = processor.image_processor, math.isqrt(tiles)
-    if side < 2:
-        image.do_image_splitting = False
-    else:
-        edge = image.max_image_size["longest_edge"] * side
-        image.size = SizeDict(longest_edge=min(image.size["longest_edge"], edge))
-    return None if tiles else 1
-
-
-def _gemma(processor: Any, tiles: int) -> int | None:
-    # The processor's own arguments, as they win over the image processor's settings.
-    cut = {"do_pan_and_scan": tiles > 1, "pan_and_scan_max_num_crops": max(tiles, 2)}
-    processor.images_kwargs = {**processor.images_kwargs, **cut}
-    return None if tiles else 1
-
-
-# What limits a picture, and how: the field of a budget, and a function of the processor and its value, as above.
-Limit = tuple[str | None, Callable[[Any, int], int | None] | None]
-LIMITS: dict[str, Limit] = {  # by model type
-    "llava": (None, None),
-    "llava_next": ("max_tiles", _anyres),
-    "llava_onevision": ("max_tiles", _anyres),
-    "qwen2_vl": ("max_pixels", _qwen),
-    "qwen2_5_vl": ("max_pixels", _qwen),
-    "qwen3_vl": ("max_pixels", _qwen),
-    "qwen3_vl_moe": ("max_pixels", _qwen),
-    "internvl": ("max_tiles", _internvl),
-    "smolvlm": ("max_tiles", _idefics),
-    "idefics3": ("max_tiles", _idefics),
-    "gemma3": ("max_tiles", _gemma),
-    "paligemma": (None, None),
-    "mistral3": ("max_pixels", _pixtral),
-}

@@ -17,10 +17,11 @@ from transformers import AutoConfig, CLIPVisionConfig, LlamaConfig, LlavaConfig,
 
 from hide_llava.backbones.auto import class_of
 from hide_llava.backbones.counts import Counts, counted
+from hide_llava.backbones.image_budget import LIMITS, keep_to
 from hide_llava.backbones.loading import local, tower_width
 from hide_llava.backbones.original import is_original, original_config
 from hide_llava.backbones.pictures import Picture, image_processor, picture_of
-from hide_llava.backbones.processors import LIMITS, keep_to, match_grids
+from hide_llava.backbones.processors import match_grids
 from hide_llava.errors import UserError
 from hide_llava.schema import ModelConfig
 

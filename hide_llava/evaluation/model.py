@@ -145,10 +145,9 @@ class Model:
         with self._lock:
             if stage == self.stage:
                 return self
-            trained = self.session.method.trains and bool(self.run.stages[stage - 1].train)
             self._inside.close()
             self.stage = 0  # should it not be restored
-            self.session.restore(stage - 1 if trained else -1)
+            self.session.restore_after(stage)
             self._inside.enter_context(self.session)
             self.stage = stage
         return self

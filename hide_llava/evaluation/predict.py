@@ -10,9 +10,8 @@ from hide_llava.errors import UserError
 from hide_llava.evaluation.binding import answered_with, stored_settings
 from hide_llava.evaluation.cells import Cell, answer, read_part
 from hide_llava.storage import sha256, write_jsonl
-from hide_llava.training.lineage import chains
 from hide_llava.training.run import Run
-from hide_llava.training.run_folder import RunFolder, stage_name
+from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.session import Session
 
 
@@ -28,23 +27,20 @@ def predict(
     Raises:
         UserError: not a run, no such stage or task, or a bad question file.
     """
-    folder = RunFolder(run)
-    config = folder.config
+    config = RunFolder(run).config
     config.eval.backend = "own"  # whatever answered the run's own cells
     of_run = Run(config, run, dtype)
-    stages = of_run.stages
     of_run.check_stage(stage)
+    of_task = None if task is None else of_run.task(task)
+    if of_run.oracle:
+        raise UserError("this run routes by the task id (oracle), which a question file does not state.")
     rows = load_questions(questions, images)
     session = Session(of_run)
-    trained = session.method.trains and bool(session.stages[stage - 1].train)
-    session.restore(stage - 1 if trained else -1)
-    weights = chains([folder.stage(stage_name(s)) for s in stages[:stage]], of_run.training_part())[-1] if trained else None
-    settings = answered_with(of_run, None if task is None else of_run.task(task), weights)
+    session.restore_after(stage)
+    settings = answered_with(of_run, of_task, of_run.chain_after(stage))
     settings["max_new_tokens"] = max_new_tokens or settings["max_new_tokens"]
     settings["questions_sha256"] = sha256(questions)
     parts = output.with_name(output.name + ".part")
-    if session.method.oracle:
-        raise UserError("this run routes by the task id (oracle), which a question file does not state.")
     with session:
         begun = (stored_settings(parts) or {}).get("batch_size")
         cell = Cell(parts, rows, images, settings, batch_size or begun or of_run.eval.batch_size)

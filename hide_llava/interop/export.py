@@ -15,7 +15,6 @@ from hide_llava.interop import hub, proof
 from hide_llava.interop.exporting import Export
 from hide_llava.interop.model_card import card
 from hide_llava.storage import sha256, write_json, write_text
-from hide_llava.training.lineage import chains
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder, stage_name
 from hide_llava.training.session import Session
@@ -61,7 +60,7 @@ def _check(run: Run, stage: int) -> None:
             f"{run.folder.path}: its base model is in {run.model.quantization}, whose weights no plain folder holds, and on the "
             f"unquantised base its adapters answer otherwise; take the peft folders in {run.folder.path}/stages as they are."
         )
-    if not run.trains or not run.stages[stage - 1].train:
+    if not run.trains_in(stage):
         raise UserError(f"{run.folder.path}: nothing was trained in stage {stage}, so there is nothing to export but the base.")
 
 
@@ -73,7 +72,7 @@ def _write(run: Run, stage: int, to: str, temporary: Path, output: Path, base: s
     model = run.model.path
     named = base or (model if is_hub_id(model) else str(resolve(model, run.model_root).resolve()))
     made = Export(run, stage, temporary, output, session, named, asked, proof.of_base(session, asked))
-    weights = chains([run.folder.stage(stage_name(s)) for s in run.stages[:stage]], run.training_part())[-1]
+    weights = run.chain_after(stage)  # a damaged stage is refused before anything is written
     {"hf": export_hf.write, "peft": export_peft.write, "vllm": export_vllm.write}[to](made)
     about = {
         "to": to, "run": run.folder.path.name, "stage": stage, "stage_name": stage_name(run.stages[stage - 1]),

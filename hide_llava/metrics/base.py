@@ -7,7 +7,7 @@ by which a benchmark's published tables were made, or the rule that its authors 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -138,6 +138,19 @@ def percent(right: float, n: int) -> float:
     return 100.0 * right / n if n else 0.0
 
 
+def group_scores(hits: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """{group: percent right}, in the order of the groups' names. hits: for each answer its group, and 0…1."""
+    groups: dict[str, list[float]] = {}
+    for group, hit in hits:
+        groups.setdefault(group, []).append(hit)
+    return {group: percent(sum(own), len(own)) for group, own in sorted(groups.items())}
+
+
+def last_answers(job: Job) -> Job:
+    """The same job with the LAST answer of each id alone, as scripts have it that build a dict of the answers."""
+    return Job([*{row["question_id"]: row for row in job.rows}.values()], job.gold, job.options)
+
+
 def per_row(rule: Rule) -> Callable[[Job], dict]:
     """Legacy join: every result row is looked up by id; the denominator is the number of RESULT rows."""
 
@@ -150,12 +163,7 @@ def per_row(rule: Rule) -> Callable[[Job], dict]:
 
 def per_distinct(rule: Rule) -> Callable[[Job], dict]:
     """Legacy join through a dict of the answers: the LAST answer of an id counts, the denominator is distinct ids."""
-
-    def legacy(job: Job) -> dict:
-        last = {row["question_id"]: row for row in job.rows}
-        return per_row(rule)(Job([*last.values()], job.gold, job.options))
-
-    return legacy
+    return lambda job: per_row(rule)(last_answers(job))
 
 
 def per_position(rule: Rule) -> Callable[[Job], dict]:
@@ -172,13 +180,7 @@ def per_position(rule: Rule) -> Callable[[Job], dict]:
 
 def last_per_question(rule: Rule) -> Callable[[Job], dict]:
     """Legacy join over all QUESTIONS: the LAST answer of an id counts, a missing one is wrong."""
-
-    def legacy(job: Job) -> dict:
-        texts = {row["question_id"]: row["text"] for row in job.rows}
-        right = sum(rule(texts[qid], record, job.options) for qid, record in job.by_id.items() if qid in texts)
-        return {"score": percent(right, len(job.by_id)), "n": len(job.by_id)}
-
-    return legacy
+    return lambda job: per_question(rule)(last_answers(job))[0]
 
 
 def per_question(rule: Rule) -> Clean:
@@ -204,10 +206,8 @@ def with_parts(group: Callable[[dict], str] | None = None, **rules: Rule) -> Cal
         def clean(job: Job) -> tuple[dict, dict[str, float]]:
             result, verdicts = per_question(rule)(job)
             result |= {name: per_question(part)(job)[0]["score"] for name, part in rules.items()}
-            groups: dict[str, list[float]] = {}
-            for qid, record in job.by_id.items() if group else ():
-                groups.setdefault(group(record), []).append(verdicts[qid])
-            return result | {k: percent(sum(v), len(v)) for k, v in sorted(groups.items())}, verdicts
+            by_group = group_scores((group(record), verdicts[qid]) for qid, record in job.by_id.items() if group)
+            return result | by_group, verdicts
 
         return clean
 

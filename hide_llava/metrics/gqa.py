@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.base import Job, Metric, per_question, percent, register
+from hide_llava.metrics.base import Job, Metric, group_scores, per_question, percent, register
 from hide_llava.metrics.filters import Chain, equal
 from hide_llava.metrics.rows import annotation_rows, read_table, select, text_field, where
 
@@ -58,15 +58,14 @@ def chi_square(gold: dict[str, Counter], predicted: dict[str, Counter]) -> float
 
 def breakdown(records: list[dict], hits: dict[str, float]) -> dict[str, float]:
     """Accuracy by GQA's types, percent: answer:open (structural "query") and answer:binary, structural:…, semantic:…."""
-    kinds: dict[str, list[float]] = defaultdict(list)
-    for record in records:
-        types, hit = record.get("types") or {}, hits[record["question_id"]]
-        if "structural" in types:
-            kinds["answer:open" if types["structural"] == "query" else "answer:binary"].append(hit)
-        for name in ("structural", "semantic"):
-            if name in types:
-                kinds[f"{name}:{types[name]}"].append(hit)
-    return {kind: percent(sum(values), len(values)) for kind, values in sorted(kinds.items())}
+    return group_scores((kind, hits[record["question_id"]]) for record in records for kind in _kinds(record.get("types") or {}))
+
+
+def _kinds(types: dict[str, str]) -> list[str]:
+    kinds = [f"{name}:{types[name]}" for name in ("structural", "semantic") if name in types]
+    if "structural" in types:
+        kinds.append("answer:open" if types["structural"] == "query" else "answer:binary")
+    return kinds
 
 
 def distribution(records: list[dict], texts: dict[str, str]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.base import Job, Metric, percent, register
+from hide_llava.metrics.base import Job, Metric, group_scores, percent, register
 from hide_llava.metrics.exact_matching import matched_letter
 from hide_llava.metrics.filters import named_option
 from hide_llava.metrics.letters import option_letters, option_texts
@@ -56,11 +56,8 @@ def _scores(groups: dict[str, list[dict]], hits: Hits) -> dict:
         "all_rotations": percent(sum(hits.values()), len(hits)),
     }  # fmt: skip
     for key in ("l2_category", "category"):
-        parts: dict[str, list[bool]] = {}
-        for name, group in groups.items():
-            if group[0].get(key) is not None:
-                parts.setdefault(str(group[0][key]), []).append(circles[name])
-        result |= {f"{key}:{part}": percent(sum(right), len(right)) for part, right in sorted(parts.items())}
+        result |= group_scores((f"{key}:{group[0][key]}", circles[name]) for name, group in groups.items()
+                               if group[0].get(key) is not None)  # fmt: skip
     return result
 
 

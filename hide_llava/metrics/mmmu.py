@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from hide_llava.errors import UserError
-from hide_llava.metrics.base import Job, Metric, percent, register
+from hide_llava.metrics.base import Job, Metric, group_scores, percent, register
 from hide_llava.metrics.filters import has_words, named_option
 from hide_llava.metrics.letters import check_options, option_letters, option_texts
 from hide_llava.metrics.rows import annotation_rows, as_text, text_list, where
@@ -130,13 +130,10 @@ def _meets(said: set[str | float], answers: list[str], match: Callable[[str, str
 
 def _scores(hits: dict[str, bool], job: Job) -> dict:
     """Accuracy of all, of each domain and of each subject, percent."""
-    groups: dict[str, list[bool]] = {}
-    for key, hit in hits.items():
-        subject = as_text(job.by_id[key].get("category")) or "other"
-        groups.setdefault(f"domain:{DOMAIN_OF.get(subject, 'other')}", []).append(hit)
-        groups.setdefault(f"subject:{subject}", []).append(hit)
-    parts = {name: percent(sum(group), len(group)) for name, group in sorted(groups.items())}
-    return {"score": percent(sum(hits.values()), len(hits)), "n": len(hits), **parts}
+    subjects = {key: as_text(job.by_id[key].get("category")) or "other" for key in hits}
+    by_domain = group_scores((f"domain:{DOMAIN_OF.get(subjects[key], 'other')}", hit) for key, hit in hits.items())
+    by_subject = group_scores((f"subject:{subjects[key]}", hit) for key, hit in hits.items())
+    return {"score": percent(sum(hits.values()), len(hits)), "n": len(hits), **by_domain, **by_subject}
 
 
 @register

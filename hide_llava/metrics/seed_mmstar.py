@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from hide_llava.metrics.base import AnswerMetric, Clean, Job, last_per_question, per_question, percent, register
+from hide_llava.metrics.base import AnswerMetric, Clean, Job, group_scores, last_answers, per_question, register
 from hide_llava.metrics.filters import Chain, Rule, equal, named_option
 from hide_llava.metrics.rules import letter_records
 
@@ -29,25 +29,21 @@ def begins_with_letter(text: str, record: dict, options: dict) -> bool:
     return any(said.startswith(begin + gold) for begin in BEGINNINGS)
 
 
-def _groups_of(records: list[dict], keys: tuple[str, ...]) -> dict[str, list[str]]:
-    """{group: question ids}; a second key makes groups within the first one's, named `first / second`."""
-    found: dict[str, list[str]] = {}
-    for record in records:
-        names = [str(record[key]) for key in keys if record.get(key) is not None]
-        for depth in range(1, len(names) + 1):
-            found.setdefault(" / ".join(names[:depth]), []).append(record["question_id"])
-    return found
-
-
 def by_group(*keys: str) -> Callable[[Rule], Clean]:
-    """The clean join with the score of every group beside the whole. keys: fields of a record that name its groups."""
+    """The clean join with the score of every group beside the whole.
+
+    keys: fields of a record that name its groups; the second one's lie within the first one's, and are named `first / second`.
+    """
+
+    def groups(record: dict) -> list[str]:
+        names = [str(record[key]) for key in keys if record.get(key) is not None]
+        return [" / ".join(names[:depth]) for depth in range(1, len(names) + 1)]
 
     def join(rule: Rule) -> Clean:
         def clean(job: Job) -> tuple[dict, dict[str, float]]:
             result, verdicts = per_question(rule)(job)
-            groups = _groups_of([*job.by_id.values()], keys)
-            parts = {name: percent(sum(verdicts[i] for i in ids), len(ids)) for name, ids in sorted(groups.items())}
-            return parts | result, verdicts
+            hits = ((group, verdicts[qid]) for qid, record in job.by_id.items() for group in groups(record))
+            return group_scores(hits) | result, verdicts
 
         return clean
 
@@ -56,19 +52,7 @@ def by_group(*keys: str) -> Callable[[Rule], Clean]:
 
 def last_by_group(*keys: str) -> Callable[[Rule], Callable[[Job], dict]]:
     """The legacy join over all questions, of two answers the last, with the score of every group beside it."""
-
-    def join(rule: Rule) -> Callable[[Job], dict]:
-        def legacy(job: Job) -> dict:
-            parts = {}
-            for name, ids in sorted(_groups_of([*job.by_id.values()], keys).items()):
-                chosen = {*ids}
-                rows = [row for row in job.rows if row["question_id"] in chosen]
-                parts[name] = last_per_question(rule)(Job(rows, [job.by_id[i] for i in ids], job.options))["score"]
-            return parts | last_per_question(rule)(job)
-
-        return legacy
-
-    return join
+    return lambda rule: lambda job: by_group(*keys)(rule)(last_answers(job))[0]
 
 
 register(

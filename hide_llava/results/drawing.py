@@ -53,9 +53,14 @@ DARK = Theme(
 )
 
 
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
 def require_matplotlib() -> None:
     """UserError with the command to run when matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw():
         raise UserError("Figures need matplotlib: pip install -e '.[report]'.")
 
 

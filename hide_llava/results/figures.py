@@ -28,6 +28,7 @@ from hide_llava.results.drawing import (
     stage_ticks,
 )
 from hide_llava.results.matrix import Cell
+from hide_llava.results.routing import usable_weights
 from hide_llava.results.run_reader import StoredRun
 
 if TYPE_CHECKING:
@@ -84,27 +85,16 @@ def task_curves(run: StoredRun, theme: Theme = LIGHT) -> Figure | None:
 
 def routing_means(run: StoredRun) -> tuple[list[str], list[str], list[list[Cell]]] | None:
     """(tasks, experts, mean weight of each expert on each true task) from the last stage that stored routing."""
-    m = run.matrix
-    for stage in reversed(m.stages):
-        sums: dict[str, dict[str, float]] = {}
-        counts: dict[str, int] = {}
-        experts: dict[str, None] = {}
-        for task in m.tasks:
-            cell = run.cells.get((stage, task))
-            rows = [row["routing"] for row in _answers(cell) if isinstance(row.get("routing"), dict) and row["routing"]]
-            if not rows:
-                continue
-            counts[task] = len(rows)
-            total = sums.setdefault(task, {})
-            for weights in rows:
-                for expert, weight in weights.items():
-                    experts[str(expert)] = None
-                    total[str(expert)] = total.get(str(expert), 0.0) + float(weight)
-        if counts:
-            tasks = [task for task in m.tasks if task in counts]
+    for stage in reversed(run.matrix.stages):
+        found = {task: [weights for row in _answers(run.cells.get((stage, task))) if (weights := usable_weights(row))]
+                 for task in run.matrix.tasks}  # fmt: skip
+        found = {task: rows for task, rows in found.items() if rows}
+        if found:
+            experts = list(dict.fromkeys(expert for rows in found.values() for weights in rows for expert in weights))
             # An expert a row does not mention has weight 0 there: that is a measured value, not a missing cell.
-            values = [[sums[task].get(expert, 0.0) / counts[task] for expert in experts] for task in tasks]
-            return [run.task_title(task) for task in tasks], list(experts), values
+            values = [[sum(weights.get(expert, 0.0) for weights in rows) / len(rows) for expert in experts]
+                      for rows in found.values()]  # fmt: skip
+            return [run.task_title(task) for task in found], experts, values
     return None
 
 

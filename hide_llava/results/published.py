@@ -15,6 +15,7 @@ import yaml
 from hide_llava.errors import UserError
 from hide_llava.results.aggregates import AGGREGATES, aggregates
 from hide_llava.results.matrix import AccuracyMatrix, Cell, column_means, last_row, mean
+from hide_llava.yaml_text import parse_yaml
 
 FILE = Path(__file__).parent / "published.yaml"
 TABLE_KEYS = {"paper", "table", "benchmark", "model", "protocol", "evidence", "source", "verified", "rows"}
@@ -75,8 +76,8 @@ def load(path: Path = FILE) -> tuple[list[Entry], dict[str, str]]:
         UserError: not YAML, an unknown key, a value that is no number, or columns that do not fit the tasks.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content = parse_yaml(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
     if not isinstance(content, dict) or set(content) != {"same_method", "sources", "tables"}:
         raise UserError(f"{path}: expected the keys same_method, sources and tables.")

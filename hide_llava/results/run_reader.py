@@ -16,6 +16,7 @@ from hide_llava.metrics.rows import read_json, read_jsonl, read_text
 from hide_llava.results.bootstrap import Interval, interval, usable_verdicts
 from hide_llava.results.matrix import AccuracyMatrix
 from hide_llava.schema import as_stored
+from hide_llava.yaml_text import parse_yaml
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class StoredRun:
     def config(self) -> dict:
         """The resolved configuration as a plain tree; {} when it is missing or damaged."""
         try:
-            tree = yaml.safe_load(self.config_text)
-        except yaml.YAMLError:
+            tree = parse_yaml(self.config_text)
+        except (yaml.YAMLError, ValueError, RecursionError):
             return {}
         return tree if isinstance(tree, dict) else {}
 

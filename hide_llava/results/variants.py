@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hide_llava.results.aggregates import aggregates
-from hide_llava.results.drawing import DARK, LIGHT, MARKERS, Theme, heat_map, new_figure, png
+from hide_llava.results.drawing import DARK, LIGHT, MARKERS, Theme, can_draw, heat_map, new_figure, png
 from hide_llava.results.html import write
 from hide_llava.results.matrix import Cell, last_row
 from hide_llava.results.run_reader import StoredRun, read_run
@@ -64,7 +63,7 @@ def write_variants(paths: list[Path], keys: list[str], folder: Path) -> None:
     table = [[*row, v.run.path.name] for row, v in zip(rows, found)]
     write(folder / "variants.csv", csv_lines([[*keys, *MEANS, *tasks, "run"], *table]))
     drawn = []
-    if importlib.util.find_spec("matplotlib") is not None:
+    if can_draw():
         for stem, draw in figures(found, keys).items():
             for theme in (LIGHT, DARK):
                 write(folder / f"{stem}-{theme.name}.png", png(draw(theme)))

@@ -6,7 +6,6 @@ and `.svg`.
 
 from __future__ import annotations
 
-import importlib.util
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hide_llava.errors import UserError
-from hide_llava.results.drawing import DARK, LIGHT, Theme, png
+from hide_llava.results.drawing import DARK, LIGHT, Theme, can_draw, png
 from hide_llava.results.html import write
 from hide_llava.results.sections import write_section
 from hide_llava.results.tables import csv_lines, markdown_table
 from hide_llava.storage import read_json, write_json, write_text
+from hide_llava.studies.registry import results_folder
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,6 +43,13 @@ class Findings:
     csv: dict[str, tuple[Sequence[str], Sequence[Sequence[object]]]] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+
+
+def publish(run: Path, name: str, found: Findings, output: Path | None = None) -> None:
+    """Write all files of a study of a run into `output`, or else RUN/results/NAME/, and print what it found."""
+    folder = output or results_folder(run, name)
+    write_findings(folder, name, found)
+    print("\n".join([*found.lines, f"written: {folder}"]))
 
 
 def write_findings(folder: Path, name: str, found: Findings) -> None:
@@ -81,7 +88,7 @@ def _written_before(file: Path) -> list[str]:
 
 def write_figures(folder: Path, figures: dict[str, Callable[[Theme], Figure]]) -> bool:
     """Each figure for light and dark pages (PNG) and for papers (PDF, SVG); False where matplotlib is not installed."""
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw():
         return False
     for stem, draw in figures.items():
         light = draw(LIGHT)
@@ -93,11 +100,14 @@ def write_figures(folder: Path, figures: dict[str, Callable[[Theme], Figure]]) -
     return True
 
 
-def vector(figure: Figure, form: str) -> bytes:
-    """The figure as a PDF whose letters stay letters, or as an SVG; the same bytes whenever it is drawn."""
+def vector(figure: Figure, form: str, salt: str = "hide-llava") -> bytes:
+    """The figure as a PDF whose letters stay letters, or as an SVG; the same bytes whenever it is drawn.
+
+    salt: of the names inside an SVG, where several stand on one page.
+    """
     from matplotlib import rc_context
 
     out = io.BytesIO()
-    with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "hide-llava"}):
+    with rc_context({"pdf.fonttype": 42, "svg.hashsalt": salt}):
         figure.savefig(out, format=form, facecolor=figure.get_facecolor(), metadata=VECTOR[form])
     return out.getvalue()

@@ -31,6 +31,7 @@ from hide_llava.schema import FREE, EvalConfig, ImageConfig, ModelConfig, RunCon
 from hide_llava.settings import MethodConfig, inference_options
 from hide_llava.storage import read_json, write_json, write_text
 from hide_llava.training.batching import BatchPlan, plan_batches
+from hide_llava.training.lineage import chains
 from hide_llava.training.run_folder import RunFolder, refuse_foreign, stage_name
 from hide_llava.training.tracking import Tracking
 
@@ -165,6 +166,20 @@ class Run:
         last = len(self.stages)
         if not 1 <= number <= last:
             raise UserError(f"--stage {number}: {self.folder.path} has stages 1 to {last}; 1 is after its first task.")
+
+    def trains_in(self, number: int) -> bool:
+        """Whether stage `number` (from 1) trains anything: after one that does not, the base model answers untouched."""
+        return self.trains and bool(self.stages[number - 1].train)
+
+    def chain_after(self, number: int) -> str | None:
+        """What the answers after stage `number` say of their weights (`lineage.py`); None for the untouched base.
+
+        Raises:
+            UserError: a stage up to there is not complete, is damaged, or is of another configuration.
+        """
+        if not self.trains_in(number):
+            return None
+        return chains([self.folder.stage(stage_name(s)) for s in self.stages[:number]], self.training_part())[-1]
 
     def recipe(self, stage: Stage) -> tuple[int, float]:
         """Global batch and epochs of a stage: one that learns a single task takes the task's own, if it states them."""

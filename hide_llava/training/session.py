@@ -199,6 +199,10 @@ class Session:
                 raise UserError(f"{folder}: only its expert was imported; import this task's own checkpoint to use it.")
             self.load_method(state)
 
+    def restore_after(self, number: int) -> None:
+        """Be what answers after stage `number` (from 1), which may be the untouched base; raises what `restore` does."""
+        self.restore(number - 1 if self.run.trains_in(number) else -1)
+
     def load_method(self, state: dict[str, Any]) -> None:
         state = copy.copy(state)
         modules = {k.removeprefix("modules."): state.pop(k) for k in list(state) if k.startswith("modules.")}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from hide_llava.storage import sha256
+from hide_llava.storage import sha256, write_bytes
 from tests.cli.call import assert_refusal, content
 from tests.faults import processes
 from tests.faults.conftest import assert_done_once, assert_equal_runs, words
@@ -20,6 +20,15 @@ DAY = 86400.0
 
 def cut(file: Path, keep: float = 0.6) -> None:
     file.write_bytes(file.read_bytes()[: int(file.stat().st_size * keep)])
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a power loss could leave the new name with half of its content."""
+    seen, replace = [], os.replace
+    monkeypatch.setattr(os, "fsync", lambda number: seen.append(Path(f"/proc/self/fd/{number}").resolve().read_bytes()))
+    monkeypatch.setattr(os, "replace", lambda *names: seen.append("named") or replace(*names))
+    write_bytes(tmp_path / "file", b"content")
+    assert seen == [b"content", "named"] and (tmp_path / "file").read_bytes() == b"content"
 
 
 # ------------------------------------------------------------------------------------------------------ a cut file

@@ -1,7 +1,7 @@
 """Two gloo processes at the same global batch end where one ends: one preset of each method, in fp32 and in bf16.
 
-All of them run in one launch, because starting it takes longer than training a tiny model; so do those that are `slow`: in
-bf16 the gate has the methods that gather something beside gradients, and plain LoRA. HIDE_ALL_ENGINES=1 also runs
+All of them run in one pair of processes, because starting it takes longer than training a tiny model; so do those that are
+`slow`: in bf16 the gate has the methods that gather something beside gradients, and plain LoRA. HIDE_ALL_ENGINES=1 also runs
 ZeRO-2, each in a launch of its own; tests/training/test_engines.py runs one method under it in every gate.
 """
 
@@ -29,7 +29,7 @@ from tests.methods.test_contract import (
     tensors_of,
 )
 from tests.tiny import arguments
-from tests.torchrun import COMMAND_LINE, launch
+from tests.torchrun import COMMAND_LINE, forked, launch
 
 # The reference's running-mean anchors are per process by definition.
 METHODS = [m for m in TRAINED if m not in ("hide-official", "hide-mcitlib")]
@@ -65,7 +65,7 @@ class InTwo:
         if lane not in self.errors:
             runs = [words(self.world, m, self.place(m, d), dtype=d) for m, d in (GATE if lane == "gate" else REST)]
             (self.folder / lane).write_text(json.dumps(runs))
-            done = launch(COMMAND_LINE, "each", str(self.folder / lane), seconds=1500)
+            done = forked(COMMAND_LINE, "each", str(self.folder / lane), seconds=1500)
             self.errors[lane] = f"{done.returncode} {done.stderr[-3000:]}"
         place = self.place(method, dtype)
         stages = json.loads((place / "manifest.json").read_text())["stages"] if place.is_dir() else []

@@ -1,9 +1,11 @@
 """By what an answer is lost, and what a run's page of forgetting says where little is known."""
 
+import json
 from pathlib import Path
 
 import pytest
 
+from hide_llava.results.drawing import LIGHT
 from hide_llava.results.run_reader import read_run
 from hide_llava.studies.forgetting.fates import anatomy
 from hide_llava.studies.forgetting.kinds import has_form, lost_by, main_form
@@ -50,6 +52,17 @@ def test_without_the_questions_the_kind_stays_open(tmp_path: Path) -> None:
     assert last.counts["kept"] == last.counts["never"] == 10 and last.lost == 0 and not found.lost
     assert len(found.notes) == 6 and "cannot be told apart" in found.notes[0]
     assert findings(found).lines[0].startswith("60 questions were answered right when their task was learned; 0 of them")
+
+
+def test_a_stage_whose_answers_have_no_verdicts_is_passed_over(tmp_path: Path) -> None:
+    run = sequential_run(tmp_path)
+    for file in run.glob("eval/06-*/arxivqa/score.json"):
+        file.write_text(json.dumps({**json.loads(file.read_text()), "verdicts": {}}))
+    found = anatomy(read_run(run))
+    assert [course.stage for course in found.courses if course.task == "arxivqa"] == [1, 2, 3, 4]
+    assert sum(found.last("arxivqa").counts.values()) == 20
+    for _, draw in findings(found).figures.values():
+        draw(LIGHT)
 
 
 def test_joint_training_has_nothing_to_follow(tmp_path: Path) -> None:

@@ -3,12 +3,16 @@
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from matplotlib.colors import to_rgb
 
 from hide_llava.errors import UserError
+from hide_llava.results.drawing import LIGHT
 from hide_llava.results.run_reader import read_run
-from hide_llava.studies.router.answers import Routed, routed_answers, stage_of
+from hide_llava.studies.router.answers import Routed, routed_answers, routed_stage
+from hide_llava.studies.router.figures import anchors
 from hide_llava.studies.router.fingerprint import Example, fingerprint, measure, template_of
 from hide_llava.studies.router.measures import agreement, calibration, confusion
 from hide_llava.studies.router.oracle import oracle_of
@@ -52,13 +56,23 @@ def test_an_expert_is_right_for_the_task_that_it_belongs_to(tmp_path: Path) -> N
     run = sequential_run(tmp_path)
     answers = routed_answers(read_run(run), 5)
     assert list(answers) == [task for task, _, _ in TASKS] and all(row.right for rows in answers.values() for row in rows)
-    assert stage_of(read_run(run), None) == 5 and stage_of(read_run(run), 2) == 1
+    assert routed_stage(read_run(run), None) == (5, answers) and routed_stage(read_run(run), 2)[0] == 1
     refused("analyze", "router", run, "--stage", 7, says=("--stage 7", "stages 1 to 6"))
     for file in run.glob("eval/*/*/predictions.jsonl"):
         rows = [json.loads(line) for line in file.read_text().splitlines()]
         write(file, "".join(json.dumps({**row, "routing": {}}) + "\n" for row in rows))
     with pytest.raises(UserError, match="does not route"):
-        stage_of(read_run(run), None)
+        routed_stage(read_run(run), None)
+
+
+def test_colours_of_anchors_begin_at_the_pair_that_is_least_alike() -> None:
+    """Cosines of anchors are all near 1: on a scale from 0 every cell would have the darkest colour."""
+    cosines = [[1.0, 0.98, 0.97], [0.98, 1.0, 0.99], [0.97, 0.99, 1.0]]
+    patches = anchors(SimpleNamespace(anchors={"text": (["a", "b", "c"], cosines)}), "text", LIGHT).axes[0].patches
+    drawn = [patch.get_facecolor()[:3] for patch in patches]
+    assert drawn[2] == pytest.approx(to_rgb(LIGHT.ramp[0])) and drawn[0] == pytest.approx(to_rgb(LIGHT.ramp[-1]))
+    alone = anchors(SimpleNamespace(anchors={"text": (["a"], [[1.0]])}), "text", LIGHT)
+    assert len(alone.axes[0].patches) == 1
 
 
 def test_the_oracle_is_the_variant_of_routing_alone(tmp_path: Path) -> None:

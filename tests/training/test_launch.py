@@ -1,8 +1,7 @@
-"""Several processes: two simulated machines, a rank that dies, evaluation cut over 1, 2 and 3 processes."""
+"""Several processes: two simulated machines, a rank that dies (by torchrun), evaluation cut over 1, 2 and 3 processes."""
 
 import json
 import shutil
-import socket
 import time
 from pathlib import Path
 
@@ -13,7 +12,7 @@ from hide_llava.pipeline import run
 from hide_llava.training.run_folder import RunFolder
 from tests.cli.call import call
 from tests.tiny import arguments, configuration
-from tests.torchrun import COMMAND_LINE, launch, start
+from tests.torchrun import COMMAND_LINE, forked, free_port, launch, start
 
 MORE = (
     "method.dropout=0",
@@ -29,12 +28,6 @@ def alone(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("alone") / "run"
     run(configuration(world, "hide", folder, *MORE), report=False)
     return folder
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
 
 
 def answers(folder: Path) -> dict[str, bytes]:
@@ -87,10 +80,9 @@ def test_sharded_evaluation_writes_the_same_files(processes: int, world: Path, a
     folder = tmp_path / "run"
     run(configuration(world, "hide", folder, *MORE), evaluate=False, report=False)
     words = ["eval", *arguments(world, "hide", folder, *MORE)]
-    flags = ("--standalone", "--nproc-per-node", str(processes))
-    killed = launch("tests.faults.run_and_die", "batch", "2", *words, flags=flags)
-    assert killed.returncode != 0 and "Signal 9" in killed.stderr, killed.stderr[-2000:]
-    done = launch(COMMAND_LINE, *words, flags=flags)
+    killed = forked("tests.faults.run_and_die", "batch", "2", *words, count=processes)
+    assert killed.returncode == -9, killed.stderr[-2000:]
+    done = forked(COMMAND_LINE, *words, count=processes)
     assert done.returncode == 0, done.stderr[-2000:]
     assert answers(folder) == answers(alone)
     for file in alone.rglob("score.json"):

@@ -12,13 +12,12 @@ from hide_llava.pipeline import run
 from tests import zoo
 from tests.methods.test_contract import assert_same, comparable, preset, small, tensors_of
 from tests.tiny import arguments, configuration, write_world, write_world_of
-from tests.torchrun import COMMAND_LINE, launch
+from tests.torchrun import COMMAND_LINE, forked, launch
 from tests.training.test_engines import assert_near
 
 KINDS = ("qwen3_vl", "internvl")
 PAIRS = [(kind, method) for kind, methods in zip(KINDS, (("hide", "lwf", "modalprompt", "mrlora"), ("hide", "individual")))
          for method in methods]  # fmt: skip
-ONE = ("--standalone", "--nproc-per-node", "1")
 PLAIN = ("tasks=[task0,task1]", "train.epochs=1", "train.per_device_batch_size=2")
 
 
@@ -38,7 +37,7 @@ def test_two_processes_end_where_one_ends(worlds: dict[str, Path], tmp_path: Pat
     """One launch for all: starting it takes longer than training a tiny model."""
     places = {pair: tmp_path / "-".join(pair) for pair in PAIRS}
     (tmp_path / "each").write_text(json.dumps([words(worlds[k], m, places[k, m] / "two") for k, m in PAIRS]))
-    done = launch(COMMAND_LINE, "each", str(tmp_path / "each"), seconds=800)
+    done = forked(COMMAND_LINE, "each", str(tmp_path / "each"), seconds=800)
     for kind, method in PAIRS:
         place = places[kind, method]
         run(compose(words(worlds[kind], method, place / "one")), evaluate=False, report=False)
@@ -51,8 +50,8 @@ def test_two_processes_end_where_one_ends(worlds: dict[str, Path], tmp_path: Pat
 def test_killed_and_resumed_equals_undisturbed(kind: str, worlds: dict[str, Path], tmp_path: Path) -> None:
     """Killed in a step and while answers are written; what is gone on with ends bit for bit the same."""
     command = words(worlds[kind], "hide", tmp_path / "run", "train.save_steps=1")
-    killed = launch("tests.faults.run_and_die", "step", "3", "run", *command, flags=ONE)
-    assert killed.returncode != 0
+    killed = forked("tests.faults.run_and_die", "step", "3", "run", *command, count=1)
+    assert killed.returncode == -9, killed.stderr[-3000:]
     run(compose(command), report=False)
     run(compose(words(worlds[kind], "hide", tmp_path / "whole")), report=False)
     assert_same(tensors_of(tmp_path / "run"), tensors_of(tmp_path / "whole"))

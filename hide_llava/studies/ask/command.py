@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from hide_llava.arguments import RunFolder
+
 if TYPE_CHECKING:
     from hide_llava.evaluation.model import Model, Question
 
 
 def ask(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of the run.", show_default=False)],
+    run: RunFolder,
     question: Annotated[
         str | None, typer.Argument(metavar="QUESTION", help="What is asked; without it, standard input.", show_default=False)
     ] = None,

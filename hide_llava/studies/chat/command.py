@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from hide_llava.arguments import RunFolder
 from hide_llava.errors import UserError
 
 
 def chat(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of the run.", show_default=False)],
+    run: RunFolder,
     stage: Annotated[
         int | None, typer.Option(min=1, metavar="N", show_default="the last", help="The stage that the page begins with.")
     ] = None,

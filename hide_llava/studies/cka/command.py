@@ -7,11 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from hide_llava.arguments import RunFolder
 from hide_llava.studies.registry import Study, results_folder
 
 
 def cka(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of the run.", show_default=False)],
+    run: RunFolder,
     stage: Annotated[int, typer.Option(min=1, metavar="N", help="Compare the models of stages 1 to N.")],
     task: Annotated[
         list[str] | None, typer.Option(metavar="TASK", help="Only stages that train this task; may be repeated.")

@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from hide_llava.studies.registry import Study, results_folder
+from hide_llava.arguments import RunFolder
+from hide_llava.studies.registry import Study
 
 
 def forgetting(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of the run.", show_default=False)],
+    run: RunFolder,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", show_default="RUN/results/forgetting", help="Where to write.")
     ] = None,
@@ -22,14 +23,11 @@ def forgetting(
     forgetting.md, .json, CSV files (lost.csv lists every lost question) and figures.
     """
     from hide_llava.results.run_reader import read_run
-    from hide_llava.studies.findings import write_findings
+    from hide_llava.studies.findings import publish
     from hide_llava.studies.forgetting.fates import anatomy
     from hide_llava.studies.forgetting.report import findings
 
-    found = findings(anatomy(read_run(run)))
-    folder = output or results_folder(run, "forgetting")
-    write_findings(folder, "forgetting", found)
-    print("\n".join([*found.lines, f"written: {folder}"]))
+    publish(run, "forgetting", findings(anatomy(read_run(run))), output)
 
 
 STUDY = Study("forgetting", forgetting, "hide-llava analyze forgetting runs/NAME")

@@ -115,7 +115,8 @@ class _Task:
 
     def __init__(self, run: StoredRun, task: str, judged: dict[str, History], asked: Asked | None, learned: int):
         self.task, self.judged, self.learned = task, judged, learned
-        self.stages = [t for t, name in enumerate(run.matrix.stages) if t >= learned and (name, task) in run.cells]
+        known = {t for history in judged.values() for t, verdict in enumerate(history.verdicts) if verdict is not None}
+        self.stages = sorted(t for t in known if t >= learned)
         cells = {t: run.cells[run.matrix.stages[t], task] for t in self.stages}
         self.asked = asked if asked and all(asked.belongs_to(cell) for cell in cells.values()) else None
         self.rows = {t: {str(row["question_id"]): row for row in cell.predictions()} for t, cell in cells.items()}

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import importlib.util
 import io
 from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from hide_llava.results.drawing import DARK, LIGHT, Theme, new_figure, png
+from hide_llava.results.drawing import DARK, LIGHT, Theme, can_draw, new_figure, png
 from hide_llava.results.html import write
 from hide_llava.results.run_reader import StoredRun
 from hide_llava.results.tables import markdown_table, number
@@ -181,7 +180,7 @@ def write_leakage(audit: Leakage, runs: list[StoredRun], folder: Path) -> str:
     tasks = list(dict.fromkeys(row.task for row in audit.rows if row.split == "test"))
     found, labels = scores(runs, tasks)
     means = gaps(found, tasks)
-    if importlib.util.find_spec("matplotlib") is None:
+    if not can_draw():
         audit.notes.append("No figure: matplotlib is not installed (pip install -e '.[report]').")
     else:
         for theme in (LIGHT, DARK):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hide_llava.results.drawing import DARK, LIGHT, Theme, new_figure, png
 from hide_llava.storage import write_bytes
+from hide_llava.studies.findings import VECTOR, vector
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -50,14 +50,9 @@ def legend(axes: Any, theme: Theme, **where: Any) -> None:
 
 def save(draw: Draw, folder: Path, stem: str) -> None:
     """STEM.png (300 dpi), .pdf and .svg for a paper; STEM-light.png and -dark.png for the page."""
-    from matplotlib import rc_context
-
-    with rc_context({"pdf.fonttype": 42, "svg.fonttype": "path", "svg.hashsalt": stem}):
-        figure = draw(PAPER)
-        write_bytes(folder / f"{stem}.png", png(figure, DPI))
-        for ending, metadata in (("pdf", {"CreationDate": None}), ("svg", {"Date": None})):
-            out = io.BytesIO()
-            figure.savefig(out, format=ending, facecolor=figure.get_facecolor(), metadata=metadata)
-            write_bytes(folder / f"{stem}.{ending}", out.getvalue())
-        for theme in (LIGHT, DARK):
-            write_bytes(folder / f"{stem}-{theme.name}.png", png(draw(theme), 200))
+    figure = draw(PAPER)
+    write_bytes(folder / f"{stem}.png", png(figure, DPI))
+    for form in VECTOR:
+        write_bytes(folder / f"{stem}.{form}", vector(figure, form, stem))
+    for theme in (LIGHT, DARK):
+        write_bytes(folder / f"{stem}-{theme.name}.png", png(draw(theme), 200))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from hide_llava.results.matrix import Cell
@@ -72,7 +73,14 @@ def latex(rows: list[Row], caption: str, label: str, sized: bool) -> str:
     if sized:
         for k, title in enumerate(SIZES):
             table[escaped(title)] = [float(sizes(row)[k] or "nan") for row in rows]
-    style = table.style.format(precision=2, na_rep="").highlight_max(subset=best, props="textbf:--rwrap;")
+    return booktabs(table, caption, label, best)
+
+
+def booktabs(table: DataFrame, caption: str, label: str, best: Sequence[str] = ()) -> str:
+    """A table whose names are escaped, with two decimals. best: the columns whose highest value is bold."""
+    style = table.style.format(precision=2, na_rep="")
+    if best:
+        style = style.highlight_max(subset=best, props="textbf:--rwrap;")
     return style.to_latex(hrules=True, caption=escaped(caption), label=label, position_float="centering",
                           column_format="l" + "r" * len(table.columns))  # fmt: skip
 

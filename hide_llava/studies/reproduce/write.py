@@ -75,10 +75,8 @@ def write_beside(name: str, table: Beside, folder: Path) -> str:
 
     frame = DataFrame([values for _, values in table.rows], [name for name, _ in table.rows], table.columns, dtype=float)
     write_text(folder / f"{name}.csv", frame.rename_axis("row").to_csv(lineterminator="\n"))
-    style = frame.rename(columns=tables.escaped).style.format(precision=2, na_rep="")
-    caption = tables.escaped(f"{table.title}. {table.note}")
-    write_text(folder / f"{name}.tex", style.to_latex(hrules=True, caption=caption, label=f"tab:{name}",
-               position_float="centering", column_format="l" + "r" * len(table.columns)))  # fmt: skip
+    escaped = frame.rename(columns=tables.escaped)
+    write_text(folder / f"{name}.tex", tables.booktabs(escaped, f"{table.title}. {table.note}", f"tab:{name}"))
     header, texts = table.shown()
     write_section(folder, f"{HEADING}{_lower(table.title)}", table.reading, header, texts, None, table.note)
     return _markdown(table.title, header, texts, table.note)

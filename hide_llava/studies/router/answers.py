@@ -31,8 +31,8 @@ Answers = dict[str, list[Routed]]
 """task → its answers, for the trained tasks in the order in which they were learned."""
 
 
-def stage_of(run: StoredRun, number: int | None) -> int:
-    """The index of stage `number` (from 1); None: of the last one whose answers say how they were routed.
+def routed_stage(run: StoredRun, number: int | None) -> tuple[int, Answers]:
+    """(index, answers) of stage `number` (from 1); None: of the last one whose answers say how they were routed.
 
     Raises:
         UserError: there is no such stage, or no answer says how it was routed.
@@ -41,8 +41,8 @@ def stage_of(run: StoredRun, number: int | None) -> int:
     if number is not None and not 1 <= number <= last:
         raise UserError(f"--stage {number}: {run.path} has stages 1 to {last}; 1 is after its first task.")
     for stage in reversed(range(last)) if number is None else [number - 1]:
-        if routed_answers(run, stage):
-            return stage
+        if answers := routed_answers(run, stage):
+            return stage, answers
     after = "" if number is None else f" after stage {number}"
     raise UserError(f"{run.path}: no answer{after} says which expert it was given by; {run.title} does not route, or nothing was "
                     "evaluated there.")  # fmt: skip

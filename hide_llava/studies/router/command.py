@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from hide_llava.studies.registry import Study, results_folder
+from hide_llava.arguments import RunFolder
+from hide_llava.studies.registry import Study
 
 
 def router(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of the run.", show_default=False)],
+    run: RunFolder,
     stage: Annotated[
         int | None, typer.Option(min=1, metavar="N", show_default="the last", help="Answers given after stage N.")
     ] = None,
@@ -32,14 +33,11 @@ def router(
     and whether the task can be told from the prompt's text or the picture's size alone. Writes router.md, .json, CSV files and
     figures.
     """
-    from hide_llava.studies.findings import write_findings
+    from hide_llava.studies.findings import publish
     from hide_llava.studies.router.report import findings
     from hide_llava.studies.router.study import study
 
-    found = findings(study(run, stage, samples, anchors))
-    folder = output or results_folder(run, "router")
-    write_findings(folder, "router", found)
-    print("\n".join([*found.lines, f"written: {folder}"]))
+    publish(run, "router", findings(study(run, stage, samples, anchors)), output)
 
 
 STUDY = Study("router", router, "hide-llava analyze router runs/NAME --stage 6")

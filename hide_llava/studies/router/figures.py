@@ -50,7 +50,8 @@ def reliability(found: RouterStudy, theme: Theme = LIGHT) -> Figure:
 def anchors(found: RouterStudy, kind: str, theme: Theme = LIGHT) -> Figure:
     """Cosine of the anchors of all pairs of tasks; the colours run from the least alike pair to 1."""
     names, cosines = found.anchors[kind]
-    return heat_map(theme, cosines, names, names, 1.0, 3)
+    least = min(map(min, cosines))
+    return heat_map(theme, cosines, names, names, 1.0, 3, least if least < 1 else 0.0)
 
 
 def cues(found: RouterStudy, theme: Theme = LIGHT) -> Figure:

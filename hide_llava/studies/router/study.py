@@ -10,9 +10,9 @@ from hide_llava.benchmarks.files import stored_tasks
 from hide_llava.errors import UserError
 from hide_llava.results.asked import Asked, asked_questions
 from hide_llava.results.routing import own_experts
-from hide_llava.results.run_reader import StoredRun, read_run
+from hide_llava.results.run_reader import read_run
 from hide_llava.studies.router.anchors import AnchorCurve, anchor_curve, stored_similarities
-from hide_llava.studies.router.answers import Answers, Routed, routed_answers, stage_of
+from hide_llava.studies.router.answers import Answers, routed_stage
 from hide_llava.studies.router.fingerprint import Fingerprint, fingerprint
 from hide_llava.studies.router.measures import Agreement, Calibration, Confusion, agreement, calibration, confusion
 from hide_llava.studies.router.oracle import Oracle, oracle_of
@@ -70,14 +70,17 @@ def study(folder: Path, number: int | None, samples: int, with_curve: bool) -> R
         UserError: no run, no such stage, or answers that do not say how they were routed.
     """
     run = read_run(folder)
-    stage = stage_of(run, number)
-    answers = routed_answers(run, stage)
-    rows = [row for own in answers.values() for row in own]
+    stage, answers = routed_stage(run, number)
+    rows = [row for given in answers.values() for row in given]
+    experts = list(dict.fromkeys(expert for row in rows for expert in row.weights))
+    own = own_experts(run, experts)
+    owner = {expert: task for task in run.matrix.tasks for expert in experts if expert in own.get(task, ())}
     asked = asked_questions(run, answers)
     found = RouterStudy(
-        run.name, run.matrix.stage_titles[stage], {task: run.task_title(task) for task in answers}, _titles(run, rows),
-        confusion(answers, _order(run, rows)), {task: agreement(own) for task, own in answers.items()}, agreement(rows),
-        calibration(rows), oracle_of(run, stage), stored_similarities(run, stage), _misrouted(run, answers, asked),
+        run.name, run.matrix.stage_titles[stage], {task: run.task_title(task) for task in answers},
+        {expert: run.task_title(owner[expert]) if expert in owner else expert for expert in experts},
+        confusion(answers, owner), {task: agreement(given) for task, given in answers.items()}, agreement(rows),
+        calibration(rows), oracle_of(run, stage), stored_similarities(run, stage), _misrouted(answers, asked, own),
     )  # fmt: skip
     if found.overall.routed is None:
         found.notes.append("The experts of this run belong to no task of their own, so no routing is right or wrong.")
@@ -94,27 +97,13 @@ def study(folder: Path, number: int | None, samples: int, with_curve: bool) -> R
     return found
 
 
-def _titles(run: StoredRun, rows: list[Routed]) -> dict[str, str]:
-    experts = dict.fromkeys(expert for row in rows for expert in row.weights)
-    owners = {expert: task for task, own in own_experts(run, experts).items() for expert in own}
-    return {expert: run.task_title(owners[expert]) if expert in owners else expert for expert in experts}
-
-
-def _order(run: StoredRun, rows: list[Routed]) -> list[str]:
-    """Experts in the order of the tasks that they belong to."""
-    experts = dict.fromkeys(expert for row in rows for expert in row.weights)
-    own = own_experts(run, experts)
-    return [expert for task in run.matrix.tasks for expert in experts if expert in own.get(task, ())]
-
-
-def _misrouted(run: StoredRun, answers: Answers, asked: dict[str, Asked]) -> list[Misrouted]:
-    """By task, the surest mistakes first."""
+def _misrouted(answers: Answers, asked: dict[str, Asked], own: dict[str, frozenset[str]]) -> list[Misrouted]:
+    """By task, the surest mistakes first. own: the experts of each task."""
     found = []
     for task, rows in answers.items():
-        own = own_experts(run, {expert for row in rows for expert in row.weights}).get(task, frozenset())
         known = asked.get(task)
         for row in sorted((row for row in rows if row.right is False), key=lambda row: -row.weights[row.top]):
-            best = max(row.weights.get(expert, 0.0) for expert in own)
+            best = max(row.weights.get(expert, 0.0) for expert in own[task])
             found.append(Misrouted(
                 task, row.question, row.top, (row.weights[row.top], best), row.answered, row.prompt,
                 " ".join(known.pictures.get(row.question, [])) if known else "",

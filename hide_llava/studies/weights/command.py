@@ -7,11 +7,12 @@ from typing import Annotated
 
 import typer
 
-from hide_llava.studies.registry import Study, results_folder
+from hide_llava.arguments import RunFolder
+from hide_llava.studies.registry import Study
 
 
 def weights(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of the run.", show_default=False)],
+    run: RunFolder,
     output: Annotated[
         Path | None, typer.Option(metavar="DIR", show_default="RUN/results/weights", help="Where to write.")
     ] = None,
@@ -23,14 +24,11 @@ def weights(
     tensor by tensor; no model is loaded. Writes weights.md, .json, CSV files and figures.
     """
     from hide_llava.results.run_reader import read_run
-    from hide_llava.studies.findings import write_findings
+    from hide_llava.studies.findings import publish
     from hide_llava.studies.weights.across_layers import analyse
     from hide_llava.studies.weights.report import findings
 
-    found = findings(analyse(read_run(run)))
-    folder = output or results_folder(run, "weights")
-    write_findings(folder, "weights", found)
-    print("\n".join([*found.lines, f"written: {folder}"]))
+    publish(run, "weights", findings(analyse(read_run(run))), output)
 
 
 STUDY = Study("weights", weights, "hide-llava analyze weights runs/NAME")
