@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 
 from hide_llava.data.records import load_questions
+from hide_llava.data.sources import content_sha256
 from hide_llava.errors import UserError
 from hide_llava.evaluation.binding import answered_with, stored_settings
 from hide_llava.evaluation.cells import Cell, answer, read_part
-from hide_llava.storage import sha256, write_jsonl
+from hide_llava.storage import write_jsonl
 from hide_llava.training.lineage import chains
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder, stage_name
@@ -41,7 +42,7 @@ def predict(
     weights = chains([folder.stage(stage_name(s)) for s in stages[:stage]], of_run.training_part())[-1] if trained else None
     settings = answered_with(of_run, None if task is None else of_run.task(task), weights)
     settings["max_new_tokens"] = max_new_tokens or settings["max_new_tokens"]
-    settings["questions_sha256"] = sha256(questions)
+    settings["questions_sha256"] = content_sha256(questions)
     parts = output.with_name(output.name + ".part")
     if session.method.oracle:
         raise UserError("this run routes by the task id (oracle), which a question file does not state.")
