@@ -67,6 +67,7 @@ def verbs() -> TyperGroup:
     configured("check", check, "hide-llava check benchmark=ucit data_root=DIR --deep", DATA)
     add(app, "preview", data_commands.preview, "hide-llava preview benchmark=mini-ucit tasks=[iconqa] model=mini --limit 3",
         DATA)  # fmt: skip
+    add(app, "fetch", data_commands.fetch, "hide-llava fetch benchmark=ucit data_root=DIR", DATA)
     add(app, "convert", data_commands.convert, "hide-llava convert messages.jsonl train.parquet --images DIR", DATA)
     configured("doctor", commands.doctor, "hide-llava doctor", SETUP)
     add(app, "ls", commands.ls, "hide-llava ls methods", SETUP)

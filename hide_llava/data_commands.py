@@ -1,5 +1,6 @@
 """What the verbs about data take and do, as `commands.py` has it of the others."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -57,6 +58,30 @@ def preview(
             print(f"══ {file}")
         for line in preview(file, root, reader, max_length or run.train.max_length, limit, as_json):
             print(line)
+
+
+def fetch(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="key=value", autocompletion=complete, help="benchmark=, and data_root=.")
+    ] = None,
+    only_list: Annotated[bool, typer.Option("--list", help="Only say what would be downloaded, and from where.")] = False,
+) -> None:
+    """Download a benchmark's data as far as they are on the Hugging Face hub, and say how the rest is got.
+
+    Licences are shown first. A download that was stopped goes on when the command is run again, and every file is compared with
+    the hash that the hub states for it.
+    """
+    from hide_llava.benchmarks.fetch import Unreachable, fetch
+    from hide_llava.config import compose_data
+
+    if not any(word.startswith("benchmark=") for word in overrides or []):
+        raise UserError("fetch needs benchmark=, for example: hide-llava fetch benchmark=ucit")
+    config = compose_data(overrides)
+    try:
+        for line in fetch(config.benchmark, config.data_folder(), only_list):
+            print(line, flush=True)
+    except Unreachable:
+        sys.exit(1)
 
 
 def convert(

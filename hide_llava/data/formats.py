@@ -1,8 +1,9 @@
 """The shapes in which people have their records → LLaVA's own: `conversations` of {from, value} from human and gpt, and `image`.
 
 Read beside LLaVA's: OpenAI's `messages` of {role, content}, whose content is a text or a list of parts; ShareGPT's
-`conversations` with `images` and a `system` turn; and pictures that are in the record itself, as bytes (Hugging Face's Image
-columns) or as a data: address. A record that is LLaVA's already is given back as it is.
+`conversations` with `images` and a `system` turn; `problem` and `solution`, as reinforcement learning has them; and pictures that
+are in the record itself, as bytes (Hugging Face's Image columns) or as a data: address. A record that is LLaVA's already is given
+back as it is.
 """
 
 from __future__ import annotations
@@ -49,8 +50,10 @@ class Unreadable(dict):
 
 
 def shape_of(record: Any) -> str | None:
-    """"messages" or "conversations", by the form of its turns; None for a record without."""
+    """"messages" or "conversations", by the form of its turns, or "problem"; None for a record of neither."""
     turns = _turns(record) if isinstance(record, Mapping) else None
+    if not turns and isinstance(record, Mapping) and isinstance(record.get("problem"), str) and "text" not in record:
+        return "problem"
     if not turns or not isinstance(first := turns[0], Mapping):
         return None
     return "messages" if "role" in first and "from" not in first else "conversations"
@@ -66,7 +69,9 @@ def as_llava(record: Mapping[str, Any], name: Naming, asked: bool = False) -> Ma
         BadRecord: parts, roles or pictures that are not read, or a question with several turns.
     """
     record = with_names(record, name)
-    if shape_of(record) == "messages":
+    if (shape := shape_of(record)) == "problem":
+        record = _from_problem(record)
+    elif shape == "messages":
         record = _from_messages(record)
     record = _without_system(record)
     return _as_question(record) if asked and record.get("conversations") and "text" not in record else record
@@ -158,6 +163,18 @@ def _listed(turns: Any) -> Any:
     if isinstance(turns, Mapping) and turns and all(isinstance(column, list) for column in turns.values()):
         return [dict(zip(turns, values)) for values in zip(*turns.values())]
     return turns
+
+
+def _from_problem(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A problem is a question, with its pictures in front where its text has no place for them, and the solution its answer."""
+    listed = next((value for key in PICTURES if (value := record.get(key)) not in (None, "", [])), [])
+    count = len(listed) if isinstance(listed, list) else 1
+    text = record["problem"]
+    turns = [{"from": "human", "value": text if IMAGE_TEXT in text else f"{IMAGE_TEXT}\n" * count + text}]
+    if isinstance(record.get("solution"), str):
+        turns.append({"from": "gpt", "value": record["solution"]})
+    kept = {key: value for key, value in record.items() if key not in (*TURNS, "problem", "solution")}
+    return {**kept, "conversations": turns}
 
 
 def _from_messages(record: Mapping[str, Any]) -> dict[str, Any]:

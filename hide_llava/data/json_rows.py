@@ -12,7 +12,7 @@ import ijson
 
 from hide_llava.errors import UserError
 
-RECORD = {"id", "question_id", "text", "conversations", "messages"}  # a single JSON object with none of them is no record
+RECORD = {"id", "question_id", "text", "conversations", "messages", "problem"}  # an object with none of them is no record
 
 
 def rows(file: Path) -> Iterator[tuple[int | None, Any]]:

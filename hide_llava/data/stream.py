@@ -11,7 +11,8 @@ from hide_llava.data.formats import Blob, Naming, Unreadable, as_llava, shape_of
 from hide_llava.data.sources import Row, read_rows
 from hide_llava.errors import BadRecord, UserError
 
-WRITTEN = {"messages": "{role, content}", "conversations": "{from, value}"}  # shape → how its turns are written
+# Shape → how its records are written.
+WRITTEN = {"messages": "turns of {role, content}", "conversations": "turns of {from, value}", "problem": "problem and solution"}
 
 
 def stream(source: Path, image_root: Path | None = None, asked: bool = False) -> Iterator[Any]:
@@ -31,8 +32,8 @@ def stream(source: Path, image_root: Path | None = None, asked: bool = False) ->
         first = first or (shape and (index, shape)) or None
         if shape is not None and first is not None and shape != first[1]:
             raise UserError(
-                f"{source}: record {index} has turns of {WRITTEN[shape]}, record {first[0]} of {WRITTEN[first[1]]}; keep the two "
-                "shapes in files of their own, or make them one with `hide-llava convert`."
+                f"{source}: record {index} has {WRITTEN[shape]}, record {first[0]} {WRITTEN[first[1]]}; keep the two shapes "
+                "in files of their own, or make them one with `hide-llava convert`."
             )
         yield llava_of(row, index, names, asked)
 

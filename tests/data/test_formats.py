@@ -63,7 +63,8 @@ TWINS = [  # a record → the pictures and the turns of its twin
     ({"messages": messages("What?", parts("A ", "kite."))}, [], ["What?", "A kite."]),
     ({"messages": messages(parts("Is ", at("a.png"), "like\n", at("b.png"), at("c.png"), "?"), "no")},
      ["a.png", "b.png", "c.png"], ["Is \n<image>\nlike\n<image>\n<image>\n?", "no"]),
-    ({"images": ["a.png", "b.png"], "messages": messages(parts(at(None, "image"), "Q1"), "x", parts("Q2", at(None, "image")), "y")},
+    ({"images": ["a.png", "b.png"],
+      "messages": messages(parts(at(None, "image"), "Q1"), "x", parts("Q2", at(None, "image")), "y")},
      ["a.png", "b.png"], ["<image>\nQ1", "x", "Q2\n<image>", "y"]),
     ({"messages": messages("<image>What?", "x"), "images": ["a.png"]}, ["a.png"], ["<image>What?", "x"]),
     ({"messages": messages(parts(at("a.png"), "Q"), "x"), "images": ["a.png"]}, ["a.png"], ["<image>\nQ", "x"]),
@@ -76,6 +77,10 @@ TWINS = [  # a record → the pictures and the turns of its twin
     ({"conversations": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "x"}], "system": "S"}, [], ["S\n\nQ", "x"]),
     ({"messages": [{"from": "human", "value": "Q"}, {"from": "gpt", "value": "x"}]}, [], ["Q", "x"]),
     ({"messages": messages(parts(at("file://a.png"), "Q"), "x")}, ["a.png"], ["<image>\nQ", "x"]),
+    ({"problem": "Q", "solution": "<think> t </think> x", "image": "a.png"}, ["a.png"], ["<image>\nQ", "<think> t </think> x"]),
+    ({"problem": "Q", "solution": "x"}, [], ["Q", "x"]),
+    ({"problem": "Q <image>", "solution": "x", "images": ["a.png"]}, ["a.png"], ["Q <image>", "x"]),
+    ({"problem": "Q", "solution": "x", "images": ["a.png", "b.png"]}, ["a.png", "b.png"], ["<image>\n<image>\nQ", "x"]),
 ]  # fmt: skip
 
 
@@ -123,7 +128,7 @@ GOOD = ({"messages": messages("Q", "x")}, {"conversations": [{"from": "human", "
 
 @pytest.mark.parametrize("records", [GOOD, GOOD[::-1]])
 def test_two_shapes_in_one_file_are_told_apart(tmp_path: Path, records: tuple[dict, dict]) -> None:
-    with pytest.raises(UserError, match=r"train\.jsonl: record 2 has turns of \{\w+, \w+\}, record 0 of \{\w+, \w+\}; keep "):
+    with pytest.raises(UserError, match=r"train\.jsonl: record 2 has turns of \{\w+, \w+\}, record 0 turns of \{\w+, \w+\}; "):
         read(tmp_path, [records[0], records[0], records[1]])
 
 
