@@ -65,7 +65,7 @@ def row_at(file: Path, number: int, columns: Sequence[str]) -> dict[str, Any]:
     key = (str(file), state.st_size, state.st_mtime_ns, os.getpid())  # a forked process opens files of its own
     try:
         with _lock:
-            if kind_of(file) == "parquet":
+            if _kind(key) == "parquet":
                 start, group = _group_with(key, number, tuple(columns))
             else:
                 start, group = 0, _mapped(key)
@@ -119,6 +119,11 @@ def _holds_bytes(kind: pyarrow.DataType) -> bool:
     if types.is_binary(kind) or types.is_large_binary(kind):
         return True
     return any(_holds_bytes(kind.field(i).type) for i in range(kind.num_fields)) if types.is_nested(kind) else False
+
+
+@lru_cache(maxsize=1024)
+def _kind(key: tuple) -> str | None:
+    return kind_of(Path(key[0]))
 
 
 @lru_cache(maxsize=64)
