@@ -4,6 +4,7 @@ import base64
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,55 +15,62 @@ from pyarrow import parquet
 
 from hide_llava.storage import sha256
 from tests.cli.call import call
-from tests.tiny import arguments
+from tests.tiny import arguments, write_world_of
 
-PICTURED = 2  # records with a picture; the third has none
+PICTURES = ((0,), (1,), ())  # of each record, by their numbers
+SEVERAL = ((0,), (1, 2), ())
 ANSWERS = ("circle", "square", "star")
 SCORED = ("score", "legacy", "clean", "verdicts", "error_profile", "metric", "n_scored", "predictions_sha256")
 SYSTEM = "Answer in one word."
 
-
-def image(i: int, asked: bool) -> str | None:
-    return f"task0/{'test' if asked else 'train'}{i}.png" if i < PICTURED else None
-
-
-def text(i: int, asked: bool) -> str:
-    return f"What is {'thing' if asked else 'object'} {i}?"
-
-
-def llava(i: int, asked: bool) -> dict[str, Any]:
-    """A record of LLaVA's, with the text of a system turn where the others have one."""
-    named = {"image": image(i, asked)} if image(i, asked) else {}
-    whole = f"{SYSTEM}\n\n{text(i, asked)}"
-    if asked:
-        return {"question_id": i, **named, "text": whole, "answer": ANSWERS[i]}
-    return {"id": f"r{i}", **named, "conversations": [
-        {"from": "human", "value": ("<image>\n" if named else "") + whole}, {"from": "gpt", "value": ANSWERS[i]}]}  # fmt: skip
-
-
 Picture = Callable[[str], Any]
 
 
-def messages(i: int, picture: Picture, asked: bool) -> dict[str, Any]:
-    """OpenAI's shape. picture: what stands for a picture's file."""
-    name = image(i, asked)
-    parts = [{"type": "image_url", "image_url": {"url": picture(name)}}] if name else []
-    content = [*parts, {"type": "text", "text": text(i, asked)}]
-    turns = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": content}]
-    return {"id": i if asked else f"r{i}", "messages": [*turns, {"role": "assistant", "content": ANSWERS[i]}]}
+@dataclass(frozen=True)
+class Records:
+    """Three training records or questions in every shape. pictures: numbers of each one's pictures."""
 
+    asked: bool
+    pictures: tuple[tuple[int, ...], ...]
 
-def sharegpt(i: int, asked: bool) -> dict[str, Any]:
-    name = image(i, asked)
-    value = ("<image>\n" if name and not asked else "") + text(i, asked)
-    turns = [{"from": "system", "value": SYSTEM}, {"from": "human", "value": value}, {"from": "gpt", "value": ANSWERS[i]}]
-    return {"id": i if asked else f"r{i}", "images": [name] if name else [], "conversations": turns}
+    def names(self, i: int) -> list[str]:
+        return [f"task0/{'test' if self.asked else 'train'}{k}.png" for k in self.pictures[i]]
 
+    def text(self, i: int) -> str:
+        return f"What is {'thing' if self.asked else 'object'} {i}?"
 
-def columns(i: int, picture: Picture, asked: bool) -> dict[str, Any]:
-    """A row of a table that holds its picture."""
-    name = image(i, asked)
-    return llava(i, asked) | {"image": picture(name) if name else None}
+    def id(self, i: int) -> int | str:
+        return i if self.asked else f"r{i}"
+
+    def llava(self, i: int) -> dict[str, Any]:
+        """A record of LLaVA's, with the text of a system turn where the others have one."""
+        names, whole = self.names(i), f"{SYSTEM}\n\n{self.text(i)}"
+        named = {"image": names if len(names) > 1 else names[0]} if names else {}
+        if self.asked:
+            return {"question_id": i, **named, "text": whole, "answer": ANSWERS[i]}
+        asked = {"from": "human", "value": "<image>\n" * len(names) + whole}
+        return {"id": f"r{i}", **named, "conversations": [asked, {"from": "gpt", "value": ANSWERS[i]}]}
+
+    def messages(self, i: int, picture: Picture) -> dict[str, Any]:
+        """OpenAI's shape. picture: what stands for a picture's file."""
+        parts = [{"type": "image_url", "image_url": {"url": picture(name)}} for name in self.names(i)]
+        asked = {"role": "user", "content": [*parts, {"type": "text", "text": self.text(i)}]}
+        turns = [{"role": "system", "content": SYSTEM}, asked, {"role": "assistant", "content": ANSWERS[i]}]
+        return {"id": self.id(i), "messages": turns}
+
+    def sharegpt(self, i: int) -> dict[str, Any]:
+        value = ("" if self.asked else "<image>\n" * len(self.names(i))) + self.text(i)
+        turns = [{"from": "system", "value": SYSTEM}, {"from": "human", "value": value}, {"from": "gpt", "value": ANSWERS[i]}]
+        return {"id": self.id(i), "images": self.names(i), "conversations": turns}
+
+    def problem(self, i: int) -> dict[str, Any]:
+        named = {"images": self.names(i)} if self.names(i) else {}
+        return {"id": self.id(i), **named, "problem": f"{SYSTEM}\n\n{self.text(i)}", "solution": ANSWERS[i]}
+
+    def row(self, i: int, picture: Picture) -> dict[str, Any]:
+        """A row of a table that holds its pictures."""
+        kept = {key: value for key, value in self.llava(i).items() if key != "image"}
+        return kept | {"images": [picture(name) for name in self.names(i)]}
 
 
 def write_lines(file: Path, rows: list[dict[str, Any]]) -> str:
@@ -96,12 +104,12 @@ def write_converted(file: Path, rows: list[dict[str, Any]], images: Path) -> str
     return file.name
 
 
-SHAPES = ("messages", "messages-inline", "sharegpt", "parquet", "shards", "saved", "converted")
+SHAPES = ("messages", "messages-inline", "sharegpt", "problem", "parquet", "shards", "saved", "converted")
 
 
-def write(shape: str, home: Path, data: Path, split: str) -> str:
+def write(shape: str, home: Path, data: Path, of: Records) -> str:
     """A file or folder of three records in that shape; its name. data: where the pictures are."""
-    asked, target = split == "test", home / split
+    target = home / ("test" if of.asked else "train")
 
     def inline(name: str) -> str:
         return f"data:image/png;base64,{base64.b64encode((data / name).read_bytes()).decode()}"
@@ -109,14 +117,13 @@ def write(shape: str, home: Path, data: Path, split: str) -> str:
     def held(name: str) -> dict[str, Any]:
         return {"bytes": (data / name).read_bytes(), "path": Path(name).name}
 
-    if shape.startswith("messages"):
-        picture = inline if shape == "messages-inline" else str
-        return write_lines(target.with_suffix(".jsonl"), [messages(i, picture, asked) for i in range(3)])
-    if shape == "sharegpt":
-        return write_lines(target.with_suffix(".json"), [sharegpt(i, asked) for i in range(3)])
     if shape == "converted":
-        return write_converted(target.with_suffix(".parquet"), [llava(i, asked) for i in range(3)], data)
-    rows = [columns(i, held, asked) for i in range(3)]
+        return write_converted(target.with_suffix(".parquet"), [of.llava(i) for i in range(3)], data)
+    lines = {"messages": lambda i: of.messages(i, str), "messages-inline": lambda i: of.messages(i, inline),
+             "sharegpt": of.sharegpt, "problem": of.problem}  # fmt: skip
+    if shape in lines:
+        return write_lines(target.with_suffix(".jsonl"), [lines[shape](i) for i in range(3)])
+    rows = [of.row(i, held) for i in range(3)]
     if shape == "parquet":
         return write_parquet(target.with_suffix(".parquet"), rows)
     return (write_shards if shape == "shards" else write_saved)(target, rows)
@@ -131,16 +138,17 @@ def words(world: Path, home: Path, files: dict[str, str]) -> list[str]:
     return [f"benchmark={home}/bench.yaml", *given[1:3], f"data_root={home}", *given[4:]]
 
 
-def made(world: Path, home: Path, shape: str | None) -> list[str]:
+def made(world: Path, home: Path, shape: str | None, pictures: tuple[tuple[int, ...], ...] = PICTURES) -> list[str]:
     """The data of a run in that shape, or of its twin; words of the run. The pictures' folder holds only what names need."""
     (home / "annotations").mkdir(parents=True)
-    if shape in (None, "messages", "sharegpt"):
+    if shape in (None, "messages", "sharegpt", "problem"):
         shutil.copytree(world / "data", home / "data")
-    if shape is None:
-        for split in ("train", "test"):
-            (home / "annotations" / f"{split}.json").write_text(json.dumps([llava(i, split == "test") for i in range(3)]))
-        return words(world, home, {"train": "train.json", "test": "test.json"})
-    files = {split: write(shape, home / "annotations", world / "data", split) for split in ("train", "test")}
+    files = {}
+    for split in ("train", "test"):
+        of = Records(split == "test", pictures)
+        if shape is None:
+            (home / "annotations" / f"{split}.json").write_text(json.dumps([of.llava(i) for i in range(3)]))
+        files[split] = f"{split}.json" if shape is None else write(shape, home / "annotations", world / "data", of)
     return words(world, home, files)
 
 
@@ -189,3 +197,24 @@ def test_a_shape_is_its_twin_to_the_last_bit(
     assert called.code == 0, called.err
     assert outcome(tmp_path) == twin[0]
     assert looked_at(world, given) == twin[1]
+
+
+@pytest.fixture(scope="module")
+def reads_several(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny world with a model that takes several pictures of a record."""
+    return write_world_of("qwen2_vl", tmp_path_factory.mktemp("several"))
+
+
+@pytest.fixture(scope="module")
+def twin_of_several(reads_several: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    home = tmp_path_factory.mktemp("twin-of-several")
+    called = call("run", *made(reads_several, home, None, SEVERAL))
+    assert called.code == 0, called.err
+    return outcome(home)
+
+
+@pytest.mark.parametrize("shape", ["messages", "sharegpt", "parquet"])
+def test_several_pictures_too(reads_several: Path, tmp_path: Path, twin_of_several: dict[str, Any], shape: str) -> None:
+    called = call("run", *made(reads_several, tmp_path, shape, SEVERAL))
+    assert called.code == 0, called.err
+    assert outcome(tmp_path) == twin_of_several and twin_of_several["records"] == 3
