@@ -11,7 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from hide_llava import commands
+from hide_llava import commands, data_commands
 from hide_llava.errors import Interrupted, UserError
 from hide_llava.launch import tell
 from hide_llava.parser import Verbs, add, flag, literal, markup, parse
@@ -65,7 +65,10 @@ def verbs() -> TyperGroup:
         epilog="example:\n  hide-llava analyze cka runs/NAME --stage 6",
     ), name="analyze", rich_help_panel=LOOK)  # fmt: skip
     configured("check", check, "hide-llava check benchmark=ucit data_root=DIR --deep", DATA)
-    add(app, "preview", commands.preview, "hide-llava preview benchmark=mini-ucit tasks=[iconqa] model=mini --limit 3", DATA)
+    add(app, "preview", data_commands.preview, "hide-llava preview benchmark=mini-ucit tasks=[iconqa] model=mini --limit 3",
+        DATA)  # fmt: skip
+    add(app, "fetch", data_commands.fetch, "hide-llava fetch benchmark=ucit data_root=DIR", DATA)
+    add(app, "convert", data_commands.convert, "hide-llava convert messages.jsonl train.parquet --images DIR", DATA)
     configured("doctor", commands.doctor, "hide-llava doctor", SETUP)
     add(app, "ls", commands.ls, "hide-llava ls methods", SETUP)
     add(app, "export", commands.export, "hide-llava export runs/NAME --stage 3 --to hf --output exports/NAME", LOOK)
@@ -126,7 +129,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(2)
     if asked is None:
         return
-    if asked.verb != "score" and (asked.verb != "ls" or asked.options.get("what") == "methods"):
+    if asked.verb not in ("score", "convert", "fetch") and (asked.verb != "ls" or asked.options.get("what") == "methods"):
         quiet()  # the others do without torch's seconds
 
     def stop(*_: object) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from hide_llava.training.run import Run
 
 
-def _run_of(config: Any) -> "Run":
+def run_of(config: Any) -> "Run":
     from hide_llava.training.run import Run
 
     return Run(config)
@@ -120,14 +120,22 @@ def plan(
     """Say what a run will take, before anything runs: steps, parameters, files, extra passes, memory and hours."""
     from hide_llava.planning.plan import plan
 
+<<<<<<< HEAD
     print(plan(_run_of(configuration_of(overrides or [])), tflops, gpus, gpu))
+=======
+    print(plan(run_of(_compose(overrides or [])), tflops, gpus, gpu))
+>>>>>>> data
 
 
 def doctor(overrides: Words = None) -> None:
     """Check this machine, and with a configuration also its files."""
     from hide_llava.doctor import report
 
+<<<<<<< HEAD
     text, healthy = report(_run_of(configuration_of(overrides)) if overrides else None)
+=======
+    text, healthy = report(run_of(_compose(overrides)) if overrides else None)
+>>>>>>> data
     print(text)
     if not healthy:
         sys.exit(1)
@@ -219,55 +227,6 @@ def score(
     print(json.dumps(score_files(metric, predictions, references, questions, options=options), ensure_ascii=False))
 
 
-def preview(
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="key=value", autocompletion=complete, help="A benchmark's training files, in place of --data."),
-    ] = None,
-    data: Annotated[Path | None, typer.Option(metavar="FILE", help="A training file.")] = None,
-    images: Annotated[Path | None, typer.Option(metavar="DIR", help="Folder that its images are relative to.")] = None,
-    model: Annotated[str | None, typer.Option(metavar="MODEL", help="A model folder, or a name of `ls models`.")] = None,
-    clip: Annotated[Path | None, typer.Option(metavar="DIR", help="CLIP folder, for an original-format model.")] = None,
-    max_length: Annotated[
-        int | None, typer.Option(min=1, metavar="N", show_default="train.max_length, 2048", help="Positions of a record.")
-    ] = None,
-    label_masks: Annotated[
-        Literal["exact", "reference"] | None,
-        typer.Option(show_default="train.label_masks, exact", help="Which tokens are trained on."),
-    ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first N records.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="JSON lines instead of readable text.")] = False,
-) -> None:
-    """Show token ids and labels of training records, as the trainer sees them."""
-    from hide_llava.backbones.auto import reader_of
-    from hide_llava.backbones.loading import resolve
-    from hide_llava.config import compose_data, names
-    from hide_llava.data.preview import preview
-
-    if overrides and (data or images):
-        raise UserError("preview takes --data and --images, or benchmark=; not both.")
-    if not overrides and None in (data, images, model):
-        raise UserError("preview needs --data, --images and --model, or benchmark= and model=.")
-    words = overrides or ["benchmark=ucit"]  # of which only the recipe's defaults are read
-    folder = Path(model) if model else None
-    if model in names("model") and not folder.is_dir():
-        words, folder = [*words, f"model={model}"], None
-    run = _run_of(compose_data(words))
-    if overrides:
-        run.prepare()
-    budget = None
-    if folder is None:
-        folder, budget = resolve(run.model.path, run.model_root), run.model
-        clip = clip or resolve(run.model.clip, run.model_root)
-    reader = reader_of(folder, clip, label_masks or run.train.label_masks, budget)
-    files = [(data, images)] if data else [(task.train_file, task.images) for task in run.tasks if task.trained]
-    for file, root in files:
-        if len(files) > 1 and not as_json:
-            print(f"══ {file}")
-        for line in preview(file, root, reader, max_length or run.train.max_length, limit, as_json):
-            print(line)
-
-
 def ls(
     what: Annotated[
         Literal["methods", "benchmarks", "models", "metrics", "runs"], typer.Argument(help="Of which.", show_default=False)
@@ -324,7 +283,7 @@ def lmms_tasks(
             raise UserError("lmms-tasks takes a run folder, or benchmark= and data_root=; not both.")
         run = Run.at(Path(words[0]))
     else:
-        run = _run_of(compose_data(words))
+        run = run_of(compose_data(words))
         run.prepare()
     *names, group = write(run, output)
     print(f"{output}: {len(names)} tasks for lmms-eval, {', '.join(names)}; all of them: {group}")

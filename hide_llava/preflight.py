@@ -11,6 +11,7 @@ from transformers.training_args import OptimizerNames
 
 from hide_llava.backbones.loading import local
 from hide_llava.benchmarks.files import BenchmarkTask, with_suffix
+from hide_llava.data import embedded
 from hide_llava.data.dataset import check_place
 from hide_llava.data.records import load_records, pictures
 from hide_llava.distributed import is_main
@@ -128,7 +129,7 @@ def _check_questions(task: BenchmarkTask) -> list[str]:
 
 def _check_images(root: Path, record: Any, where: str, remedy: str) -> None:
     for image in pictures(record):
-        if not (root / image).is_file():
+        if not embedded.is_there(root / image):
             raise UserError(f"{where}: Image {root / image} does not exist; {remedy}.")
 
 

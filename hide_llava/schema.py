@@ -78,6 +78,18 @@ class TaskConfig(Settings):
     source: str = ""  # data set, split and licence
 
 
+class SourceConfig(Settings):
+    """Where a part of a benchmark's data is from: `hide-llava fetch` downloads what is on the hub and says the rest."""
+
+    what: str  # instructions, or the name of a set of pictures
+    folder: str  # that it goes to, relative to data_root
+    hub: str | None = None  # OWNER/NAME of a data set on the Hugging Face hub; None: it is got by hand
+    files: list[str] = []  # patterns of the files wanted, *: anything; none: all
+    licence: str | None = None  # None: not known
+    page: str | None = None  # where it is got by hand; None: not known
+    then: str = ""  # what is left to do by hand
+
+
 class BenchmarkConfig(Settings):
     """A benchmark is data: ordered tasks, files, image root, transform, metric names."""
 
@@ -92,6 +104,7 @@ class BenchmarkConfig(Settings):
     max_new_tokens: int = Field(128, gt=0)
     tasks: list[TaskConfig] = []
     general: list[TaskConfig] = []  # never trained, asked after every stage: general ability
+    sources: list[SourceConfig] = Field([], exclude=True)  # no part of a run: its folder does not say them
 
 
 class TrainConfig(Settings):

@@ -34,7 +34,8 @@ LANES = {
              "benchmarks/test_every_benchmark.py", "test_perf_smoke.py",
              "test_docs.py", "test_examples.py", "test_grid.py", "test_scripts.py", "training/test_plan.py",
              "evaluation/test_binding.py",
-             "cli/test_bad_input.py", "cli/test_own_file.py", "cli/test_verbs.py", "audit/test_memory.py"),
+             "cli/test_bad_input.py", "cli/test_own_file.py", "cli/test_verbs.py", "audit/test_memory.py",
+             "data/test_table_memory.py"),
 }  # fmt: skip
 QUICK = ("test_contract.py::", "[hide")  # of a slow file, what is in the default lane all the same: one method's contract
 

@@ -26,6 +26,7 @@ FLOORS = (
     ("grid",),
     ("sweep", "demo", "doctor", "listing", "studies"),
     ("commands",),
+    ("data_commands",),
     ("cli",),
 )
 # Who may take a RunConfig: those that make it, the run that resolves it, and those that a command line calls with it.

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from hide_llava.benchmarks.selection import draw
 from hide_llava.data.records import features, load_questions, load_records, readable
+from hide_llava.data.sources import content_sha256
 from hide_llava.errors import UserError
 from hide_llava.metrics import get
 from hide_llava.metrics.rows import read_jsonl
 from hide_llava.schema import BenchmarkConfig, EvalConfig, RunConfig, TaskConfig
-from hide_llava.storage import sha256
 
 if TYPE_CHECKING:
     import datasets
@@ -178,7 +178,7 @@ class BenchmarkTask:
 
     def questions_sha256(self) -> str:
         """The SHA-256 of the question file; of the hashes of all, one on a line, where there are several."""
-        hashes = [sha256(file) for file in self.question_files]
+        hashes = [content_sha256(file) for file in self.question_files]
         return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
     def settings(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hide_llava.data import embedded
 from hide_llava.data.decoded import undecodable
 from hide_llava.data.images import ORIENTATIONS, load_image, sizes_of
 from hide_llava.data.measured import measured
@@ -221,7 +222,7 @@ class QuestionDataset(Dataset):
             where = f"Question {question['question_id']!r}"
             check_place(question, reader.several)
             for image in pictures(question):
-                if not (self.image_root / image).is_file():
+                if not embedded.is_there(self.image_root / image):
                     raise UserError(f"{where}: image {self.image_root / image} does not exist; check the image root.")
 
     def __len__(self) -> int:

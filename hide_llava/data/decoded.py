@@ -16,9 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
+from hide_llava.data import embedded
+from hide_llava.data.cache import cache_folder
 from hide_llava.data.hashing import NONE, Hashes, as_hashes, hash64
 from hide_llava.data.images import check_mode, opened
-from hide_llava.data.records import cache_folder
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.progress import Bar
 
@@ -65,7 +66,7 @@ def undecodable(
 def decode(file: str) -> BadRecord | None:
     """What is wrong with the picture of this path, if anything is."""
     path = Path(file)
-    if not path.is_file():
+    if not embedded.is_there(path):
         return BadRecord(f"Image {path} does not exist; check the image root of the benchmark.", "missing picture")
     try:
         with opened(path) as image:
@@ -80,7 +81,7 @@ def decode(file: str) -> BadRecord | None:
 def _mark(path: str) -> int | None:
     """What a file is known by; None when it cannot be looked at."""
     try:
-        state = os.stat(path)
+        state = embedded.stat(path)
     except OSError:
         return None
     return hash64(f"{RULE} {os.path.abspath(path)} {state.st_size} {state.st_mtime_ns}")

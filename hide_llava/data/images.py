@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image
 
+from hide_llava.data import embedded
 from hide_llava.data.reader import Size
 from hide_llava.errors import UserError
 from hide_llava.progress import Bar
@@ -58,7 +59,7 @@ def taken(picture: Picture, orientation: str = "exif", pixels: int | None = None
         UserError: as of `load_image`, or too many pixels.
     """
     if isinstance(picture, str | Path):
-        if not Path(picture).is_file():
+        if not embedded.is_there(picture):
             raise UserError(f"Image {picture} does not exist; give the path of a picture's file.")
         name, source = Path(picture), None
     else:
@@ -77,7 +78,8 @@ def check_size(image: Image.Image, pixels: int | None) -> None:
 
 @contextlib.contextmanager
 def opened(path: Path, source: io.BytesIO | Image.Image | None = None) -> Iterator[Image.Image]:
-    """Open the image at `path`; whatever a decoder raises inside is told with the file's name.
+    """Open the image at `path`, which may be a place in another file (`embedded.py`); whatever a decoder raises inside is told
+    with the file's name.
 
     source: its content, or the image itself, which stays open.
 
@@ -89,7 +91,8 @@ def opened(path: Path, source: io.BytesIO | Image.Image | None = None) -> Iterat
         if isinstance(source, Image.Image):
             yield source
             return
-        with Image.open(path if source is None else source) as image:
+        content = embedded.opened(path) if source is None else source
+        with Image.open(path if content is None else content) as image:
             yield image
     except FileNotFoundError:
         raise UserError(f"Image {path} does not exist; check the image root of the benchmark.") from None

@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from hide_llava import __version__
-from hide_llava.data.records import cache_folder
+from hide_llava.data.cache import cache_folder
 from hide_llava.errors import UserError
 from hide_llava.progress import Bar
 from hide_llava.storage import write_text

@@ -1,24 +1,27 @@
 """Annotation files → validated records (docs/DATA.md says what is read and what is refused).
 
 Training files (hundreds of MB) are streamed once into a memory-mapped Arrow table and cached by content, so that any
-number of processes share the pages and a second start costs nothing. Test files are small and stay plain lists.
+number of processes share the pages and a second start costs nothing. Test files are small and stay plain lists. Pictures that
+are in an annotation file stay there: a record names their place (`embedded.py`).
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import json
 import os
 import re
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
-import ijson
-
+from hide_llava.data.cache import cache_folder
+from hide_llava.data.embedded import Embedded
+from hide_llava.data.formats import Unreadable
+from hide_llava.data.sources import content_sha256
+from hide_llava.data.stream import stream
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.progress import watched
 from hide_llava.storage import writing
@@ -26,14 +29,14 @@ from hide_llava.storage import writing
 if TYPE_CHECKING:
     import datasets
 
-LAYOUT = "3"  # part of the cache key; raise it when `features` or the checks below change
+LAYOUT = "4"  # part of the cache key; raise it when `features` or the checks below change
 # A record that cannot be read keeps its place in the table, as one turn from "unusable: <kind>" that says why.
 UNUSABLE = "unusable: "
-RECORD = {"id", "question_id", "text", "conversations"}  # a single JSON object with none of them is no record
 # Keys under which other programs' records hold pictures, films or sound.
 MEDIA = re.compile(
-    r"(image|img|picture|pic|photo|video|audio)s?[_-]?(path|file|file_?name|file_?path|name|url|\d+)?s?", re.IGNORECASE
-)
+    r"(image|img|picture|pic|photo|frame|video|audio|media|sound|speech)s?[_-]?"
+    r"(path|file|file_?name|file_?path|name|url|data|bytes|base64|b64|content|\d+)?s?", re.IGNORECASE
+)  # fmt: skip
 
 
 @cache
@@ -47,30 +50,27 @@ def features() -> datasets.Features:
 
 
 def load_records(
-    json_file: Path, image_root: Path, cache_dir: Path | None = None, on_bad: str = "error", several: bool = True
+    source: Path, image_root: Path, cache_dir: Path | None = None, on_bad: str = "error", several: bool = True
 ) -> datasets.Dataset:
-    """The training records of `json_file` as a memory-mapped table with the columns of `features`.
+    """The training records of `source`, a file or folder (`sources.py`), as a memory-mapped table with the columns of `features`.
 
-    Cached under `cache_dir`, else $HIDE_CACHE, else ~/.cache/hide-llava, keyed by the content of the file. Several
-    processes may build the same table at once. `image_root` is only named in errors: whether the images exist is for
-    the dataset to check. on_bad="error" raises UserError that names the first records that cannot be read; "keep"
-    leaves each at its place, for the dataset to skip and list, and for `readable` to drop. several: whether the model reads
-    records with several pictures; if not, they count as bad. Raises UserError for a file that is neither a JSON list nor
-    JSON lines.
+    Cached under `cache_dir`, else $HIDE_CACHE, else ~/.cache/hide-llava, keyed by the content of the source, and where that
+    holds the pictures itself also by its place beside `image_root`, which is what their names are relative to. Several
+    processes may build the same table at once. Whether the images exist is for the dataset to check. on_bad="error" raises
+    UserError that names the first records that cannot be read; "keep" leaves each at its place, for the dataset to skip and
+    list, and for `readable` to drop. several: whether the model reads records with several pictures; if not, they count as
+    bad. Raises UserError for a source of no known kind.
     """
     import datasets
 
-    json_file = Path(json_file)
-    _check_exists(json_file)
-    table = cache_folder(cache_dir) / f"records-{_digest(json_file)}.arrow"
-    if not table.is_file():
-        _build_table(json_file, table)
-    info = datasets.DatasetInfo(description=str(json_file), features=features())
+    source = Path(source)
+    table = _table_of(source, Path(image_root), cache_folder(cache_dir))
+    info = datasets.DatasetInfo(description=str(source), features=features())
     records = datasets.Dataset.from_file(str(table), info=info)
     if on_bad == "error" and (bad := _unusable_rows(records, several)):
         first = [(index, records[index]) for index in bad[:5]]
         found = [(index, json.loads(row["id"]), str(unusable(row, several))) for index, row in first]
-        raise UserError(complaint(str(json_file), found, len(bad), len(records), image_root))
+        raise UserError(complaint(str(source), found, len(bad), len(records), image_root))
     return records
 
 
@@ -139,14 +139,14 @@ def complaint(
 
 
 def load_questions(file: Path, image_root: Path | None = None) -> list[dict[str, Any]]:
-    """The questions of a flat test file: a JSON list or JSON lines of {question_id, text, image?, answer?, …}.
+    """The questions of a test file or folder: rows of {question_id, text, image?, answer?, …}, or conversations of one question.
 
     Further fields are kept for the metrics. `image` is the picture's path, a list of several, or absent. An id that repeats
     with another text gets a suffix (`unique_ids`). Raises UserError for a missing text or id, and for a question asked twice.
     """
     file = Path(file)
     questions: list[dict[str, Any]] = []
-    for index, question in enumerate(stream(file)):
+    for index, question in enumerate(stream(file, image_root, asked=True)):
         check_question(question, f"{file}: question {index}", image_root)
         row = {key: value for key, value in question.items() if key not in ("image", "images")}
         if named := named_pictures(question):
@@ -195,23 +195,37 @@ def unique_ids(rows: Iterable[Mapping[str, Any]], what: str) -> list[dict[str, A
 # ------------------------------------------------------------------------------------------------------------ the table
 
 
-def _build_table(json_file: Path, table: Path) -> None:
+def _table_of(source: Path, image_root: Path, folder: Path) -> Path:
+    """The file of the table, which is built where it is not there yet."""
+    content = hashlib.sha256(f"{LAYOUT} {content_sha256(source)}".encode()).hexdigest()
+    place = os.path.relpath(source, image_root)
+    names = [content, hashlib.sha256(f"{content} {place}".encode()).hexdigest()]
+    apart, here = (folder / f"records-{name[:32]}.arrow" for name in names)
+    return next((table for table in (apart, here) if table.is_file()), None) or _build_table(source, image_root, apart, here)
+
+
+def _build_table(source: Path, image_root: Path, apart: Path, here: Path) -> Path:
+    """Write the table of a source that names its pictures' files to `apart`, of one that holds them itself to `here`."""
     from datasets.arrow_writer import ArrowWriter
 
-    table.parent.mkdir(parents=True, exist_ok=True)
+    apart.parent.mkdir(parents=True, exist_ok=True)
     # Written under a name of its own and renamed when complete: a crash or a second process leaves no half table.
-    temporary = table.with_name(f"{table.name}.{uuid.uuid4().hex}.tmp")
+    temporary = apart.with_name(f"{apart.name}.{uuid.uuid4().hex}.tmp")
     try:
-        count = 0
-        with writing(table), ArrowWriter(features=features(), path=str(temporary)) as writer:
-            for record in watched(stream(json_file), f"reading {json_file.name}"):
-                writer.write(_row(record))
+        count, embedded = 0, False
+        with writing(apart), ArrowWriter(features=features(), path=str(temporary)) as writer:
+            for record in watched(stream(source, image_root), f"reading {source.name}"):
+                row = _row(record)
+                embedded = embedded or any(isinstance(name, Embedded) for name in row["image"])
+                writer.write(row)
                 count += 1
             if count:
                 writer.finalize()
         if not count:
-            raise UserError(f"{json_file} holds no records (an empty list).")
+            raise UserError(f"{source} holds no records (an empty list).")
+        table = here if embedded else apart
         os.replace(temporary, table)
+        return table
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -227,6 +241,8 @@ def _row(record: Any) -> dict[str, Any]:
 
 def check_question(question: Any, where: str, image_root: Path | None) -> str:
     """`where` with the question's id, if it is a well-formed test question; UserError naming `where` if not."""
+    if isinstance(question, Unreadable):
+        raise UserError(f"{where}: {question.fault}")
     if not isinstance(question, Mapping):
         raise UserError(f"{where} is a {type(question).__name__}, expected an object with question_id and text.")
     identity = question.get("question_id")
@@ -245,6 +261,8 @@ def check_question(question: Any, where: str, image_root: Path | None) -> str:
 
 def check_record(record: Any) -> dict[str, Any]:
     """A training record in the shape of `features`, if it is well-formed; BadRecord with the reason if not."""
+    if isinstance(record, Unreadable):
+        raise record.fault
     if not isinstance(record, Mapping):
         raise BadRecord(f"is a {type(record).__name__}, expected an object with 'conversations'", "no object")
     identity = record.get("id", record.get("question_id"))
@@ -281,6 +299,9 @@ def _check_turn(turn: Any, where: str) -> None:
         raise BadRecord(f"{where} must be an object with 'from' and a string 'value'", "turn without text")
     if turn.get("from") not in ("human", "gpt"):
         raise BadRecord(f"{where} has the role {turn.get('from')!r}; the roles are 'human' and 'gpt'", "role of a turn")
+    if (key := next((key for key, value in turn.items() if _is_media(key, value)), None)) is not None:
+        raise BadRecord(f"{where} has {key!r}, which is not read; name its pictures as 'image' of the record",
+                        "picture under another key")  # fmt: skip
 
 
 def named_pictures(record: Mapping[str, Any]) -> list[str]:
@@ -313,7 +334,9 @@ def named_pictures(record: Mapping[str, Any]) -> list[str]:
 
 
 def _is_media(key: str, value: Any) -> bool:
-    return isinstance(value, str | list | Mapping) and bool(value) and bool(MEDIA.fullmatch(key))
+    bare = value[0] if isinstance(value, list) and value else value
+    held = isinstance(bare, bytes) or (isinstance(bare, Mapping) and isinstance(bare.get("bytes"), bytes))
+    return held or (isinstance(value, str | list | Mapping) and bool(value) and bool(MEDIA.fullmatch(key)))
 
 
 def _same_file(value: Any, named: list[str]) -> bool:
@@ -323,6 +346,8 @@ def _same_file(value: Any, named: list[str]) -> bool:
 
 
 def _check_path(image: str) -> None:
+    if isinstance(image, Embedded):  # named here, not by the file
+        return
     path = PurePosixPath(image)
     depth = 0
     for part in path.parts:
@@ -331,114 +356,3 @@ def _check_path(image: str) -> None:
             raise BadRecord(
                 f"the image path {image!r} leaves the image root; use a path relative to the root", "image path"
             )
-
-
-# -------------------------------------------------------------------------------------------------------- reading files
-
-
-def stream(file: Path) -> Iterator[Any]:
-    """The records of a file, one at a time: the elements of a JSON list, or one JSON value a line.
-
-    Which of the two it is, the first character says, not the file's name. A byte order mark is read over.
-
-    Raises:
-        UserError: missing, empty, another encoding than UTF-8 (with the byte), or broken JSON (with the line).
-    """
-    file = Path(file)
-    _check_exists(file)
-    with file.open("rb") as handle:
-        start = _start(handle, file)
-        handle.seek(start)
-        if _first_character(handle) != b"[":
-            handle.seek(start)
-            yield from _lines(handle, file)
-            return
-        handle.seek(start)
-        try:
-            yield from ijson.items(handle, "item", use_float=True)
-        except (ijson.JSONError, UnicodeDecodeError) as error:
-            _check_encoding(file)
-            said = _position(file) or " ".join(str(error).split())
-            raise UserError(f"{file} is not valid JSON: {said}; it may have been cut short.") from error
-
-
-def _lines(handle: BinaryIO, file: Path) -> Iterator[Any]:
-    count, value = 0, None
-    for number, line in enumerate(handle, start=1):
-        if not line.strip():
-            continue
-        try:
-            value = json.loads(line.decode("utf-8"))
-        except UnicodeDecodeError:
-            _check_encoding(file)
-            raise
-        except ValueError as error:
-            if number == 1 and line.strip() == b"{":  # an object over many lines: say it of the file
-                raise UserError(f"{file} is not a JSON list of records, nor one record a line.") from error
-            raise UserError(f"{file}, line {number} is not valid JSON: {error}") from error
-        count += 1
-        yield value
-    if count == 1 and not (isinstance(value, Mapping) and value.keys() & RECORD):
-        raise UserError(f"{file} is not a JSON list of records, nor one record a line.")
-
-
-def _check_exists(file: Path) -> None:
-    if not file.is_file():
-        raise UserError(f"{file} does not exist; check the path.")
-
-
-def _start(handle: BinaryIO, file: Path) -> int:
-    """Where the text begins: after a byte order mark, if there is one."""
-    head = handle.read(4)
-    if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or head[:2].count(0) == 1 or head.count(0) == 3:
-        raise UserError(f"{file} is not UTF-8 text (byte 0 begins UTF-16 or UTF-32); save it as UTF-8.")
-    return len(codecs.BOM_UTF8) if head.startswith(codecs.BOM_UTF8) else 0
-
-
-def _first_character(handle: BinaryIO) -> bytes:
-    while block := handle.read(4096):
-        if stripped := block.lstrip():
-            return stripped[:1]
-    raise UserError(f"{handle.name} is empty; expected a JSON list of records, or one record a line.")
-
-
-def _check_encoding(file: Path) -> None:
-    """Raises UserError that names the first byte that is not UTF-8. Only on the way to an error."""
-    decoder, read = codecs.getincrementaldecoder("utf-8")(), 0
-    with file.open("rb") as handle:
-        while True:
-            block = handle.read(1 << 20)
-            waiting = len(decoder.getstate()[0])  # of the block before: the beginning of a character
-            try:
-                decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                at = read - waiting + error.start
-                raise UserError(f"{file} is not UTF-8 text (byte {at}); save it as UTF-8.") from None
-            if not block:
-                return
-            read += len(block)
-
-
-def _position(file: Path) -> str | None:
-    """Line and column of the first syntax error; the streaming parser does not tell. Only on the way to an error,
-    and not for a file too large to be held in memory."""
-    if file.stat().st_size > 1 << 26:
-        return None
-    try:
-        json.loads(file.read_bytes())
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _digest(file: Path) -> str:
-    digest = hashlib.sha256(LAYOUT.encode())
-    with file.open("rb") as handle:
-        while block := handle.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:32]
-
-
-def cache_folder(cache_dir: Path | None = None) -> Path:
-    """Where tables and what is known of pictures are kept."""
-    return Path(cache_dir or os.environ.get("HIDE_CACHE") or Path.home() / ".cache" / "hide-llava").expanduser()

@@ -6,10 +6,11 @@ import shutil
 from pathlib import Path
 
 from hide_llava.data.records import load_questions
+from hide_llava.data.sources import content_sha256
 from hide_llava.errors import UserError
 from hide_llava.evaluation.binding import answered_with, stored_settings
 from hide_llava.evaluation.cells import Cell, answer, read_part
-from hide_llava.storage import sha256, write_jsonl
+from hide_llava.storage import write_jsonl
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.session import Session
@@ -39,7 +40,7 @@ def predict(
     session.restore_after(stage)
     settings = answered_with(of_run, of_task, of_run.chain_after(stage))
     settings["max_new_tokens"] = max_new_tokens or settings["max_new_tokens"]
-    settings["questions_sha256"] = sha256(questions)
+    settings["questions_sha256"] = content_sha256(questions)
     parts = output.with_name(output.name + ".part")
     with session:
         begun = (stored_settings(parts) or {}).get("batch_size")

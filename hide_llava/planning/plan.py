@@ -34,7 +34,7 @@ PER = {"step": "every training record", "epoch": "every epoch", "task": "after e
 
 def count_records(run: Run, stage: Stage) -> int | None:
     """Training records of a stage, or None while a file is not there."""
-    if not all(run.tasks[t].train_file.is_file() for t in stage.train):
+    if not all(run.tasks[t].train_file.exists() for t in stage.train):
         return None
     return run.records_of(stage)
 
@@ -47,7 +47,7 @@ def stated_records(run: Run, stage: Stage) -> int | None:
 
 def count_questions(task: BenchmarkTask) -> int | None:
     """Questions that are asked of a task: those of its file, else as the benchmark's YAML states, or None."""
-    if all(file.is_file() for file in task.question_files):
+    if all(file.exists() for file in task.question_files):
         return len(task.questions()[0])
     stated = task.entry.n_test if task.common.eval.split == "test" else None
     return None if stated is None else min(stated, task.common.limit or stated)

@@ -61,7 +61,7 @@ def _found(task: BenchmarkTask, run: Path) -> BenchmarkTask:
     """The task with its files where the run was started, if that was above the run folder: the data's place may be relative."""
     places = [task.common.data, *(above / task.common.data for above in run.resolve().parents[:ABOVE])]
     tasks = (replace(task, common=replace(task.common, data=place)) for place in places)
-    return next((one for one in tasks if one.question_files[0].is_file()), task)
+    return next((one for one in tasks if one.question_files[0].exists()), task)
 
 
 def _asked(task: BenchmarkTask) -> Asked:

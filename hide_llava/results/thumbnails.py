@@ -14,6 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from hide_llava.data import embedded
 from hide_llava.data.images import as_rgb, opened
 from hide_llava.errors import UserError
 from hide_llava.progress import Bar
@@ -79,7 +80,7 @@ def _copy(folder: Path, source: Source) -> str:
     """The key of the copy, which is made where it is missing or old; or why there is none."""
     path, copy = source.folder / source.name, place_of(folder, source.key)
     try:
-        changed = int(path.stat().st_mtime)
+        changed = int(embedded.stat(path).st_mtime)
     except (OSError, ValueError):
         return source.key if copy.is_file() else NOT_FOUND
     with contextlib.suppress(OSError):

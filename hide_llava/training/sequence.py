@@ -17,10 +17,11 @@ from hide_llava.data.collator import Collator, moved
 from hide_llava.data.dataset import TrainingDataset, pictures_of
 from hide_llava.data.decoded import undecodable
 from hide_llava.data.sampler import ModalityLengthSampler
+from hide_llava.data.sources import content_sha256
 from hide_llava.distributed import is_main, on_main, ranks
 from hide_llava.errors import Interrupted, UserError
 from hide_llava.methods.base import Stage
-from hide_llava.storage import publish, sha256, writing
+from hide_llava.storage import publish, writing
 from hide_llava.training.batching import BatchPlan, few_steps, recipe_warnings, warmup_steps
 from hide_llava.training.checkpoint import COMPLETE, latest_checkpoint, load_trained, save_trained
 from hide_llava.training.diverged import diverged
@@ -163,7 +164,7 @@ def refuse_changed_data(run: Run) -> None:
         known = entries[name].get("data", {})
         for task in (run.tasks[i] for i in stage.train):
             file, expected = task.train_file, known.get(task.id)
-            if expected is not None and sha256(file) != expected:
+            if expected is not None and content_sha256(file) != expected:
                 raise UserError(
                     f"{file}: is another file than {name} was trained on; put that one back, or choose another output=."
                 )
@@ -183,7 +184,7 @@ def train_stage(session: Session, stage: Stage) -> Session:
         _refuse_other_records(folder, name, dataset)
         if dataset.skipped:
             print(f"{name}: {dataset.left_out()}; the manifest lists them", flush=True)
-        files = {task.id: sha256(task.train_file) for task in (run.tasks[i] for i in stage.train)}
+        files = {task.id: content_sha256(task.train_file) for task in (run.tasks[i] for i in stage.train)}
         folder.update_stage(name, status="training", records=len(dataset), skipped=dataset.skipped, data=files)
     trainer, callback = build_trainer(session, stage, dataset)
     if is_main():

@@ -207,7 +207,7 @@ MALFORMED = {  # kind → record, and the words that tell it; case 21 of the pub
     "image path": {"image": "/abs/good.png"},
     "picture under another key": {"image": None, "img": "good.png"},
     "turn without text": {"conversations": [{"from": "human", "value": "<image>\nA?"}, {"from": "gpt", "value": None}]},
-    "role of a turn": {"conversations": [{"from": "system", "value": "be nice"}, {"from": "human", "value": "A?"}]},
+    "role of a turn": {"conversations": [{"from": "tool", "value": "be nice"}, {"from": "human", "value": "A?"}]},
     "order of turns": {"conversations": [{"from": "human", "value": "<image>\nA?"}, {"from": "human", "value": "B?"}]},
     "no conversations": {"conversations": []},
     "empty answer": {"conversations": [{"from": "human", "value": "<image>\nA?"}, {"from": "gpt", "value": ""}]},

@@ -96,7 +96,7 @@ def test_a_grid_of_variants_by_two_processes(alone: Path, tmp_path: Path) -> Non
     grid = ("method.temperature=0.05,0.5", "method.fusion=factor_sum", "--stages", "last")
     called = call("eval", here, *grid)
     assert called.code == 0, called.err
-    done = launch(COMMAND_LINE, "eval", str(there), *grid)
+    done = forked(COMMAND_LINE, "eval", str(there), *grid)
     assert done.returncode == 0, done.stderr[-2000:]
     assert len(answers(here)) == 6 + 2 * 3 and answers(there) == answers(here)
     assert len(list(there.rglob("variants.csv"))) == 1

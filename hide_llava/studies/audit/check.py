@@ -92,7 +92,7 @@ def check(run: Run, deep: bool = False) -> CheckReport:
     for task in [*run.tasks, *run.all_general]:
         scans: dict[str, list[Scan]] = {}
         for place in places(task):
-            if not place.file.is_file():
+            if not place.file.exists():
                 report.findings.append(_missing(place.task, place.split, place.file))
                 continue
             found = scan(place, lengths, room, deep)

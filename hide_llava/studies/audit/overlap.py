@@ -75,6 +75,6 @@ def _asking(train: Scan, asked: NDArray, key: np.uint64) -> int:
 
 
 def _examples(train: Scan, test: Scan, where: list[tuple[int, int]]) -> list[str]:
-    tests = name_records(test.place.file, {t for t, _ in where})
-    trains = name_records(train.place.file, {r for _, r in where})
+    tests = name_records(test.place, {t for t, _ in where})
+    trains = name_records(train.place, {r for _, r in where})
     return [f"{tests[t]} = train {trains[r]}" for t, r in where]

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hide_llava.data import embedded
 from hide_llava.data.hashing import Hashes, as_hashes, hash64, join
 from hide_llava.data.images import as_rgb, exif_turn, opened
 from hide_llava.errors import UserError
@@ -50,7 +51,7 @@ class Picture(NamedTuple):
 def picture(path: Path, orientation: str = "ignore") -> Picture:
     """Decode one file completely. UserError when it is missing, damaged, cut off, or of pixels without a range."""
     try:
-        data = path.read_bytes()
+        data = embedded.read(path)
     except FileNotFoundError:
         raise UserError(f"Image {path} does not exist; check the image root.") from None
     except OSError as error:

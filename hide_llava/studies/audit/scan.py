@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from hide_llava.data import embedded
 from hide_llava.data.dataset import check_place, check_turns
 from hide_llava.data.hashing import NONE, Hashes, as_hashes, hash64, repeats
-from hide_llava.data.records import check_question, check_record, named_pictures, stream, too_many
+from hide_llava.data.records import check_question, check_record, named_pictures, too_many
+from hide_llava.data.stream import stream
 from hide_llava.data.turns import routing_text
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.progress import watched
@@ -86,7 +88,8 @@ def scan(place: Place, lengths: PromptLengths, room: AnswerRoom, deep: bool) -> 
     found = Scan(place)
     images = _Images(found, deep)
     try:
-        for record in watched(stream(place.file), f"{place.task} {place.split}", place.expected):
+        records = stream(place.file, place.images, asked=place.split != "train")
+        for record in watched(records, f"{place.task} {place.split}", place.expected):
             _take(found, record, images, lengths, room)
     except UserError as error:
         found.complete = False
@@ -189,7 +192,7 @@ class _Images:
     def look(self) -> None:
         there = []
         for key, path, name in self.waiting:
-            if os.path.isfile(path):
+            if embedded.is_there(path):
                 there.append((key, path, name))
             else:
                 self.found.fault("missing image", name)
@@ -252,7 +255,7 @@ def _duplicate_ids(found: Scan, add: Any) -> None:
     if not len(again):
         return
     firsts = {int(k): int(np.flatnonzero(ids == ids[k])[0]) for k in again[:SHOWN]}
-    named = name_records(found.place.file, {*firsts, *firsts.values()})
+    named = name_records(found.place, {*firsts, *firsts.values()})
     kind = "duplicate train id" if found.place.split == "train" else "duplicate id"
     examples = [f"{named[k]} repeats the id of {named[first]}" for k, first in firsts.items()]
     add(
@@ -263,10 +266,10 @@ def _duplicate_ids(found: Scan, add: Any) -> None:
     )
 
 
-def name_records(file: Path, wanted: set[int]) -> dict[int, str]:
+def name_records(place: Place, wanted: set[int]) -> dict[int, str]:
     """Names of the records at these positions; reads the file again, up to the last of them."""
     named: dict[int, str] = {}
-    for index, record in enumerate(stream(file)):
+    for index, record in enumerate(stream(place.file, place.images, asked=place.split != "train")):
         if index in wanted:
             named[index] = label(index, record)
             if len(named) == len(wanted):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from hide_llava.backbones.vicuna import SPECIAL
+from hide_llava.data import embedded
 from hide_llava.data.images import size_of
 from hide_llava.data.reader import ANY_SIZE, Reader
 from hide_llava.data.turns import IMAGE_TEXT, Turn
@@ -147,7 +148,7 @@ class AnswerRoom:
         if self.reader is None:
             return
         if self.reader.by_size:
-            if all(path.is_file() for path in images):
+            if all(map(embedded.is_there, images)):
                 self.reader.training(turns, [size_of(path, orientation) for path in images], self.limit)
             return
         letters = sum(len(turn["value"].encode("utf-8", "replace")) + AROUND for turn in turns)  # a token is at least one byte

@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from hide_llava.data.hashing import NONE, Hashes, as_hashes, combine, hash64, join
-from hide_llava.data.records import named_pictures, stream
+from hide_llava.data.records import named_pictures
+from hide_llava.data.stream import stream
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.progress import watched
 from hide_llava.results.comparison import last_cell
@@ -133,11 +134,11 @@ def leakage(run: Run, mix_file: Path, mix_images: Path | None = None) -> Leakage
     jobs = [(task, place) for task in [*run.tasks, *run.all_general]
             for place in places(task) if place.split != "val"]  # fmt: skip
     for _, place in jobs:
-        if not place.file.is_file():
+        if not place.file.exists():
             raise UserError(f"{place.file} is missing; set data_root=, or choose tasks with tasks=[…].")
     if mix_images is not None and not mix_images.is_dir():
         raise UserError(f"--pretraining-images {mix_images}: no such folder.")
-    mix = read(mix_file, None)
+    mix = read(mix_file, None, mix_images)
     result = Leakage(run.benchmark.title or run.benchmark.name, mix_file.name, mix.records, len(mix.distinct), [])
     shown = Pictures()
     if mix_images is None:
@@ -162,10 +163,12 @@ def image_key(path: str, owner: str) -> int:
     return hash64(identity(path) or f"{owner}/{path}")
 
 
-def read(file: Path, place: Place | None, data_folder: Path | None = None) -> Asked:
-    """The questions and images of a training file, a test file, or (place None) the mix."""
+def read(file: Path, place: Place | None, folder: Path | None = None) -> Asked:
+    """The questions and images of a training file, a test file, or (place None) the mix. folder: of the data, or of the mix's
+    images."""
+    records = stream(file, folder if place is None else place.images, asked=place is not None and place.split != "train")
     images, questions, shown, paths, count = array("Q"), array("Q"), array("Q"), {}, 0
-    for count, record in enumerate(watched(stream(file), f"reading {file.name}"), 1):
+    for count, record in enumerate(watched(records, f"reading {file.name}"), 1):
         if not isinstance(record, Mapping):
             raise UserError(f"{file}: record {count - 1} is not an object; run `hide-llava check` on the file.")
         keys: list[int] = []
@@ -174,7 +177,7 @@ def read(file: Path, place: Place | None, data_folder: Path | None = None) -> As
             named = named_pictures(record)
         for path in named:
             if place is not None:  # the folder may say which collection it is
-                path = os.path.relpath(place.images / path, data_folder)
+                path = os.path.relpath(place.images / path, folder)
             keys.append(image_key(path, "mix" if place is None else "task"))
             paths.setdefault(keys[-1], path)
         asked = questions_of(record)
