@@ -120,22 +120,14 @@ def plan(
     """Say what a run will take, before anything runs: steps, parameters, files, extra passes, memory and hours."""
     from hide_llava.planning.plan import plan
 
-<<<<<<< HEAD
-    print(plan(_run_of(configuration_of(overrides or [])), tflops, gpus, gpu))
-=======
-    print(plan(run_of(_compose(overrides or [])), tflops, gpus, gpu))
->>>>>>> data
+    print(plan(run_of(configuration_of(overrides or [])), tflops, gpus, gpu))
 
 
 def doctor(overrides: Words = None) -> None:
     """Check this machine, and with a configuration also its files."""
     from hide_llava.doctor import report
 
-<<<<<<< HEAD
-    text, healthy = report(_run_of(configuration_of(overrides)) if overrides else None)
-=======
-    text, healthy = report(run_of(_compose(overrides)) if overrides else None)
->>>>>>> data
+    text, healthy = report(run_of(configuration_of(overrides)) if overrides else None)
     print(text)
     if not healthy:
         sys.exit(1)
