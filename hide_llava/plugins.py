@@ -1,15 +1,32 @@
-"""What installed packages add to this one, announced as entry points: methods, backbones and studies."""
+"""Installed packages: their versions, and what they add to this one, announced as entry points (methods, backbones, studies)."""
 
 from __future__ import annotations
 
 import sys
-from functools import lru_cache
+from collections.abc import Iterable
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Any
 
 from hide_llava.errors import UserError
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """{package: version} of those that are installed."""
+    return {package: version for package in packages if (version := version_of(package)) is not None}
+
+
+@cache
+def version_of(package: str) -> str | None:
+    """None where it is not installed. Kept, because reading it takes milliseconds and a run asks for each cell."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
 
 
 def announced(group: str) -> list[EntryPoint]:

@@ -1,11 +1,11 @@
 """The guides' code, YAML, JSON and commands are taken out of the pages and run on the tiny world."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from hide_llava.methods.base import Method
 from hide_llava.metrics import METRICS
 from hide_llava.sweep import expand, is_sweep
 from tests.cli.call import known_verbs, understood
+from tests.faults import processes
 from tests.tiny import OVERRIDES, arguments
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -47,13 +48,11 @@ def files(page: str) -> dict[str, str]:
 
 def hide_llava(*words: str | Path, path: Path | None = None, folder: Path | None = None) -> str:
     """`hide-llava WORDS…` in a new process, perhaps with a folder of plug-ins; its standard output."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{path or ROOT}{os.pathsep}{ROOT}"}
-    done = subprocess.run(
-        [sys.executable, "-m", "hide_llava.cli", *map(str, words)],
-        capture_output=True, text=True, timeout=300, env=environment, cwd=folder or ROOT,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+    processes.start_server()
+    with tempfile.TemporaryDirectory() as streams:
+        done = processes.begin(Path(streams), processes.run_at, folder or ROOT, [*map(str, words)], path).wait(300)
+    assert done.code == 0, done.err[-3000:]
+    return done.out
 
 
 # -------------------------------------------------------------------------------------------------------- the method

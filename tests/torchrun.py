@@ -42,8 +42,12 @@ def free_port() -> str:
         return str(found.getsockname()[1])
 
 
-def forked(module: str, *words: str, count: int = 2, seconds: int = 900) -> subprocess.CompletedProcess:
+def forked(
+    module: str, *words: str, count: int = 2, place: Path = processes.CHECKOUT, seconds: int = 900
+) -> subprocess.CompletedProcess:
     """`python -m MODULE WORDS` in `count` processes that find each other by torchrun's variables, as torchrun's workers do.
+
+    place: the folder in which they are started.
 
     They are forked from a server that has imported everything: importing it in each takes longer than a tiny run. As under
     torchrun, one that fails ends the others. returncode: −9 where one was killed, else that of the first that failed.
@@ -51,7 +55,7 @@ def forked(module: str, *words: str, count: int = 2, seconds: int = 900) -> subp
     processes.start_server()
     port, until = free_port(), time.monotonic() + seconds
     with tempfile.TemporaryDirectory() as folder:
-        children = [processes.begin(Path(folder), _member, rank, count, port, module, words) for rank in range(count)]
+        children = [processes.begin(Path(folder), _member, rank, count, port, place, module, words) for rank in range(count)]
         codes: list[int | None] = [None]
         while None in codes and not any(codes):
             assert time.monotonic() < until, "still running"
@@ -66,8 +70,9 @@ def forked(module: str, *words: str, count: int = 2, seconds: int = 900) -> subp
     return subprocess.CompletedProcess([module, *words], code, *("".join(texts) for texts in list(zip(*ends))[1:]))
 
 
-def _member(rank: int, count: int, port: str, module: str, words: tuple[str, ...]) -> None:
+def _member(rank: int, count: int, port: str, place: Path, module: str, words: tuple[str, ...]) -> None:
     """One process of a group."""
+    os.chdir(place)
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
                    "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
     sys.argv = [module, *words]

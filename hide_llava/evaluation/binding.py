@@ -6,7 +6,6 @@ known by their names only: reading all of them would take longer than answering.
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from hide_llava.backbones.loading import attention_of, device_of, dtype_of
 from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.errors import UserError
 from hide_llava.metrics import get
+from hide_llava.plugins import versions
 from hide_llava.schema import as_stored
 from hide_llava.storage import read_json, sha256
 from hide_llava.training.run import Run
@@ -43,7 +43,7 @@ def answered_with(run: Run, task: BenchmarkTask | None, weights: str | None) -> 
         **settings, "weights_sha256": weights, "model_sha256": run.model_sha256(),
         "dtype": str(dtype_of(model)).removeprefix("torch."), "device": device_of(model).type,
         "attention": attention_of(model), "tf32": model.tf32, "shrink_batches": shrinks(run),
-        "static_cache": run.eval.static_cache, "backend": run.eval.backend, "versions": _versions(ANSWERING),
+        "static_cache": run.eval.static_cache, "backend": run.eval.backend, "versions": versions(ANSWERING),
     }  # fmt: skip
 
 
@@ -53,7 +53,7 @@ def scored_with(task: BenchmarkTask) -> dict[str, Any]:
     return {
         "metric": get(task.metric).name, "metric_options": options,
         "references_sha256": _hash(task.reference_file), "other_answers_sha256": _hash(task.other_answers),
-        "scorer": {"hide_llava": __version__, **_versions(SCORING)},
+        "scorer": {"hide_llava": __version__, **versions(SCORING)},
     }  # fmt: skip
 
 
@@ -71,16 +71,6 @@ def shrinks(run: Run) -> bool:
     if run.eval.shrink_batches is not None or not run.family.shrinks:
         return bool(run.eval.shrink_batches)
     return dtype_of(run.model) == torch.float32 and device_of(run.model).type == "cpu"
-
-
-def _versions(packages: tuple[str, ...]) -> dict[str, str]:
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 def differences(stored: dict[str, Any], now: dict[str, Any]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import shutil
 import uuid
@@ -14,6 +13,7 @@ from hide_llava.errors import UserError
 from hide_llava.interop import hub, proof
 from hide_llava.interop.exporting import Export
 from hide_llava.interop.model_card import card
+from hide_llava.plugins import versions
 from hide_llava.storage import sha256, write_json, write_text
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder, stage_name
@@ -80,7 +80,7 @@ def _write(run: Run, stage: int, to: str, temporary: Path, output: Path, base: s
         "tasks": [run.tasks[i].id for s in run.stages[:stage] for i in s.train], "seed": run.seed,
         "model": run.model.path, "model_sha256": run.model_sha256(), "weights_sha256": weights, "base": made.base,
         "dtype": str(made.dtype).removeprefix("torch."), "image_transform": made.transform if run.family.transforms else None,
-        "versions": {"hide_llava": __version__, **{name: importlib.metadata.version(name) for name in PACKAGES}},
+        "versions": {"hide_llava": __version__, **versions(PACKAGES)},
         "modules": made.modules, "prompts": made.prompts,
         "files": {str(p.relative_to(temporary)): sha256(p) for p in sorted(temporary.rglob("*")) if p.is_file()},
     }  # fmt: skip

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import importlib.metadata
 import os
 import platform
 import shutil
 import subprocess
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +25,7 @@ from hide_llava.config import to_yaml
 from hide_llava.errors import UserError, nearest
 from hide_llava.methods.base import Method, Stage, Task
 from hide_llava.methods.registry import method_class, method_config, plugins
+from hide_llava.plugins import versions
 from hide_llava.schema import FREE, EvalConfig, ImageConfig, ModelConfig, RunConfig, TrainConfig, flatten
 from hide_llava.settings import MethodConfig, inference_options
 from hide_llava.storage import read_json, write_json, write_text
@@ -302,11 +301,7 @@ class Run:
 
     def new_manifest(self) -> dict[str, Any]:
         """Everything a reader needs to tell what made these numbers, before anything is done."""
-        versions = {"python": platform.python_version()}
-        for package in PACKAGES:
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                versions[package] = importlib.metadata.version(package)
-        versions |= {e.dist.name: e.dist.version for e in plugins() if e.name == self.method.name and e.dist}
+        added = {e.dist.name: e.dist.version for e in plugins() if e.name == self.method.name and e.dist}
         stages = [
             {
                 "name": stage_name(s), "title": s.title, "status": "pending",
@@ -328,7 +323,7 @@ class Run:
             "schema": 1, "name": self.folder.path.name, "method": self.method.name,
             "preset": self.preset, "benchmark": self.benchmark.name, "model": self.model.name,
             "seed": self.seed, "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            "versions": versions, "git": git_commit(),
+            "versions": {"python": platform.python_version(), **versions(PACKAGES), **added}, "git": git_commit(),
             "global_batch": batches[0] if len(batches) == 1 else ", ".join(map(str, batches)),
             "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or "cpu",
             "labels": labels,
@@ -366,8 +361,12 @@ def _named(task: BenchmarkTask) -> dict[str, str]:
     return {"id": task.id, "title": task.title, "metric": task.metric}
 
 
+@cache
 def git_commit() -> str | None:
-    """Commit of the checkout this package runs from, with `+` if it has changes; None for an installed package."""
+    """Commit of the checkout this package runs from, with `+` if it has changes; None for an installed package.
+
+    Asked once: what is imported stays what it was, whatever becomes of the checkout while runs follow each other.
+    """
     here = Path(__file__).parent
     if shutil.which("git") is None:
         return None

@@ -1,9 +1,7 @@
 """`method=./my_method.py`: found by every verb from then on, refused when it changed, its errors told in a sentence."""
 
-import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
@@ -16,8 +14,8 @@ from hide_llava.errors import UserError
 from hide_llava.methods import base
 from tests.cli.call import assert_refusal, call, content
 from tests.tiny import arguments
+from tests.torchrun import forked
 
-ROOT = Path(__file__).parent.parent.parent
 CODE = """
 from hide_llava.methods.base import register
 from hide_llava.methods.lora import SequentialLora
@@ -61,10 +59,7 @@ def test_every_verb_finds_it_by_the_run_alone(
     """Trained from the file's folder by two processes, then evaluated, planned and asked from elsewhere by the run's name."""
     run = tmp_path / "run"
     short = arguments(world, "./my_method.py", run, "train.max_steps=1", "method.rank=2")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "hide_llava.cli"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([*launch, "train", *short], capture_output=True, text=True, timeout=500, cwd=file.parent,
-                          env=environment)  # fmt: skip
+    done = forked("hide_llava.cli", "train", *short, place=file.parent, seconds=500)
     assert done.returncode == 0, done.stderr[-3000:]
     section = yaml.safe_load((run / "config.yaml").read_text())["method"]
     assert (section["name"], section["preset"], section["file"]) == ("mine", "my_method", str(file))

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import hide_llava.methods.all  # noqa: F401
+from hide_llava import plugins
 from hide_llava.cli import main
 from hide_llava.errors import UserError
 from hide_llava.evaluation import binding
@@ -122,8 +123,8 @@ def test_another_base_model_is_refused(folder: Path) -> None:
 
 @pytest.mark.parametrize("package", binding.ANSWERING)
 def test_other_versions_are_refused(package: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = binding.importlib.metadata.version
-    monkeypatch.setattr(binding.importlib.metadata, "version", lambda name: "0.1" if name == package else real(name))
+    real = plugins.version_of
+    monkeypatch.setattr(plugins, "version_of", lambda name: "0.1" if name == package else real(name))
     with pytest.raises(UserError, match=rf"{package} .* there, 0\.1 now"):
         evaluate(folder)
 

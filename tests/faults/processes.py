@@ -94,6 +94,13 @@ def run(folder: Path, words: list[str], fault: Fault | None = None) -> Child:
     return begin(folder, _command, words, fault, folder / "journal", hold)
 
 
+def run_at(place: Path, words: list[str], packages: Path | None) -> None:
+    """The command line as it is given in a folder, perhaps with packages that lie in another one."""
+    os.chdir(place)
+    sys.path[:0] = [str(path) for path in (place, packages) if path]
+    cli.main(words)
+
+
 def _command(words: list[str], fault: Fault | None, journal: Path, hold: Path) -> None:
     keep_journal(journal)
     if fault is not None:

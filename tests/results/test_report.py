@@ -320,7 +320,10 @@ def test_a_study_has_a_section_of_its_own(tmp_path: Path) -> None:
     {"title": "x", "table": {"header": ["a"], "rows": [["1", "2"]]}}, {"title": "x", "table": [1]},
     {"title": "x", "figure": {"../secret": "y"}}, {"title": "x", "figure": [1]},
 ])  # fmt: skip
-def test_a_damaged_section_is_named_and_left_out(tmp_path: Path, content: object) -> None:
+def test_a_damaged_section_is_named_and_left_out(
+    tmp_path: Path, content: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hide_llava.results.report._draw", lambda run, folder: ([], "not drawn"))  # a second, and not asked for
     run = sequential_run(tmp_path, done=1)
     write(run / "results" / "bad" / "section.json", content if isinstance(content, str) else json.dumps(content))
     write_section(run / "results" / "good", "A good one")

@@ -174,6 +174,17 @@ def launches_nothing(function: Any) -> bool:
     return _is_view_or_none[function]
 
 
+_may_alias: dict[Any, bool] = {}
+
+
+def may_alias(function: Any) -> bool:
+    """Whether a result may be, or share memory with, an argument."""
+    if function not in _may_alias:
+        schema = function._schema
+        _may_alias[function] = any(part.alias_info is not None for part in (*schema.arguments, *schema.returns))
+    return _may_alias[function]
+
+
 def on_cuda(device: Any) -> bool:
     return device is not None and torch.device(device).type == "cuda"
 
@@ -212,7 +223,7 @@ def compute(function: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
     if not result_there:
         return result
     result = each(wrapped, result)
-    if there and function is not aten._to_copy.default:
+    if there and may_alias(function) and function is not aten._to_copy.default:
         result = return_and_correct_aliasing(function, args, kwargs, result)
     return result
 
@@ -229,6 +240,8 @@ def _check_devices(function: Any, args: tuple, leaves: list[torch.Tensor]) -> No
         if any(i.dtype in (torch.bool, torch.uint8) for i in indices):
             wait("size of a mask")
         here = [t for t in tensors_in(args[2:3]) if not isinstance(t, DeviceTensor)]
+    if not here:
+        return
     scalars = torch.Tag.pointwise in function.tags or function in INDEXING or "fill" in str(function)
     here = [t for t in here if t.dim() or not scalars]  # a CPU number may take part in pointwise arithmetic
     if here:
@@ -248,6 +261,11 @@ def _check_dtypes(function: Any, args: tuple) -> None:
 
 # ---- modes: operations that no DeviceTensor takes part in, and names of devices ----------------------------------------
 class _Dispatch(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled here, and asking costs as much as a small operation."""
+        return False
+
     def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return compute(function, args, kwargs or {})
 

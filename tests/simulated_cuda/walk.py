@@ -30,7 +30,6 @@ from hide_llava.backbones.chat import ChatBackbone
 from hide_llava.config import compose
 from hide_llava.evaluation import cells
 from hide_llava.pipeline import run
-from hide_llava.training import run as run_module
 from hide_llava.training import sequence
 from hide_llava.training.run_folder import RunFolder
 from tests.methods.test_contract import assert_same, preset, small, tensors_of
@@ -137,7 +136,6 @@ def main() -> None:
     torch.set_num_threads(1)
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    run_module.git_commit = lambda: None  # asks git twice in every run, which takes as long as a step here
     gc.freeze()  # what importing has made is never searched for garbage again
     with device.simulated_cuda():
         for method in methods:
