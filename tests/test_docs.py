@@ -193,7 +193,7 @@ def test_every_printed_command_is_understood(line: str, tmp_path: Path, monkeypa
     (tmp_path / "orthogonal.py").write_text(blocks("ADD_A_METHOD.md", "python")[0])
     (tmp_path / "shapes.yaml").write_text(blocks("ADD_A_BENCHMARK.md", "yaml")[0])
     (tmp_path / "examples").symlink_to(ROOT / "examples")
-    if verb in ("check", "analyze", "preview"):
+    if verb in ("check", "analyze", "preview", "fetch"):
         words = ["method=zero_shot", "model=llava-1.5-7b", *words]
     configs = expand(words) if is_sweep(words) else [compose(words)]
     assert configs, line

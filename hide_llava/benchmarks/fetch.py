@@ -56,6 +56,9 @@ def fetch(benchmark: BenchmarkConfig, data: Path, only_list: bool = False) -> It
             yield f"{_headline(source, data)}\n  would be fetched: {_patterns(source)}; the hub was not reached ({error})"
             continue
         yield from _from_hub(source, info, data / source.folder, data, only_list)
+    if benchmark.general:
+        named = ", ".join(task.id for task in benchmark.general)
+        yield f"general ability ({named}) → {data / 'general'}\n  by hand: docs/GENERAL_ABILITY.md says from where"
     if missing is not None:
         raise Unreachable(missing)
     yield f"then: hide-llava check benchmark={benchmark.name} data_root={data}"

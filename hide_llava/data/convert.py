@@ -130,12 +130,19 @@ def _as_json(row: Row, index: int, name: Callable[[Blob], str], questions: bool)
 
 
 def _by_content(blob: Blob) -> str:
-    """A name by which equal pictures are one file: its own, in a folder that its content names."""
+    """A name by which equal pictures are one file: its own, in a folder that its content names.
+
+    Raises:
+        BadRecord: it has none, and nothing that a decoder knows says what it is.
+    """
     digest = hashlib.sha256(blob.content).hexdigest()[:20]
     if own := own_name(blob.file):
         return f"{digest}/{own}"
-    with opened(Path("of a record"), io.BytesIO(blob.content)) as image:
-        return f"{digest}.{'jpg' if image.format == 'JPEG' else image.format.lower()}"
+    try:
+        with opened(Path("of a record"), io.BytesIO(blob.content)) as image:
+            return f"{digest}.{'jpg' if image.format == 'JPEG' else image.format.lower()}"
+    except UserError:
+        raise BadRecord("holds a picture that cannot be decoded; replace it", "undecodable picture") from None
 
 
 def _free_name(blob: Blob, folder: Path, stem: str) -> str:

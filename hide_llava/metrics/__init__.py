@@ -17,6 +17,7 @@ from hide_llava.metrics import (  # noqa: F401
     answer_format,
     caption,
     cider,
+    ctbench,
     gqa,
     grounding,
     mathvista,

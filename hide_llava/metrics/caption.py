@@ -13,6 +13,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["PYTHON_LABEL", "Caption7", "caption_scores", "java_available", "require"]
 
 PYTHON_LABEL = "caption6-python, not comparable"
+NAMELESS = re.compile(r"@\d+\.\d+")  # the place of a picture in a table (docs/DATA.md)
 TOKENIZERS = ("ptb", "java", "python")  # "java" is the command line's word for "ptb"
 Scores = tuple[dict[str, float], list[float]]
 """(parts and mean, percent; per image mean of the parts, fraction)"""
@@ -63,7 +65,9 @@ def coco_records(questions: list[dict], references: Path | None, options: dict) 
                 f"in {references}; questions and references do not fit together."
             )
         name, asked = names.get(image), row.get("image")
-        if name and asked and os.path.basename(name) != os.path.basename(str(asked)):
+        own = os.path.basename(str(asked or ""))
+        known = own and not NAMELESS.fullmatch(own)  # a picture in a table may have had no file, and so no name
+        if name and known and os.path.basename(name) != own:
             raise UserError(
                 f"question_id {row['question_id']} (number {number}) shows {asked}, but image id {image} in "
                 f"{references} is {name}; the two files are not in the same order."

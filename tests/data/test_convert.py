@@ -139,6 +139,7 @@ def bad(**fields: Any) -> list[dict]:
         (bad(conversations=[]), "t.jsonl", "record 1: has no conversations"),
         ([{"text": "Q"}], "t.jsonl", "has no question_id"),
         ([], "t.parquet", "no records"),
+        ([{"id": 1, "image": "data:image/png;base64,AAAA", "conversations": TURNS}], "t.json", "record 0: holds a picture that"),
     ],
 )
 def test_what_is_not_converted(home: Path, records: list, target: str, says: str) -> None:

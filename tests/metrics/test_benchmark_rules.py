@@ -330,3 +330,47 @@ def test_answer_lists_are_checked() -> None:
     with pytest.raises(UserError, match="string or a list"):
         score("anls", [{"question_id": 1, "text": "a"}], [{"question_id": 1, "answer": [None]}])
     assert all(metric.name == name for name, metric in METRICS.items())
+
+
+# ------------------------------------------------------------------------------------------------------- MLLM-CTBench
+
+
+@pytest.mark.parametrize(
+    "rule, text, gold, legacy, clean",
+    [
+        ("words", "<think>red? no</think><answer> A kite </answer>", "kite", 1, 1),
+        ("words", "<answer>dog</answer> or <ANSWER>kite</ANSWER>", "kite", 1, 1),  # the last one counts
+        ("words", "<think>a kite", "kite", 0, 0),  # it was cut off while it thought
+        ("words", "it is a kite</answer>", "kite", 1, 1),
+        ("words", "<answer>catalogue</answer>", "cat", 1, 0),
+        ("words", "<answer>oil on canvas paint</answer>", "oil on canvas, painted", 1, 0),  # alike: 19 of 21 letters
+        ("words", "<answer>watercolour</answer>", "oil on canvas", 0, 0),
+        ("words", "<answer>x</answer>", "", 0, 0),
+        ("words", "", "kite", 0, 0),
+        ("words", "<answer>kite!</answer>", "Kite.", 1, 1),
+        ("words", "<answer>B</answer>", "<think>so</think> B", 0, 1),
+        ("choice", "<answer>(b) rises</answer>", "B", 1, 1),
+        ("choice", "<answer>The answer is C.</answer>", "C", 1, 1),
+        ("choice", "<answer>a dog</answer>", "A", 1, 0),
+        ("choice", "<answer>D</answer>", "A", 0, 0),
+        ("choice", "<answer>dovish</answer>", "dovish", 1, 1),
+        ("choice", "<answer>rises</answer>", "B. rises", 0, 0),
+        ("number", "<answer>about 1,200 or 12</answer>", "12", 1, 1),
+        ("number", "<answer>12.0004</answer>", "12", 1, 1),
+        ("number", "<answer>12.01</answer>", "12", 0, 0),
+        ("number", "<answer>twelve</answer>", "12", 0, 0),
+        ("result", "<answer>Yes, it is</answer>", "yes", 1, 1),
+        ("result", "<answer>There may be no way: yes</answer>", "yes", 0, 0),
+        ("result", "<answer>C) 4</answer>", "C", 1, 1),
+        ("result", "<answer>x = 4</answer>", "4", 1, 1),
+        ("result", "<answer>the triangle</answer>", "triangle", 1, 1),
+    ],
+)
+def test_ctbench(rule: str, text: str, gold: str, legacy: float, clean: float) -> None:
+    result = score("ctbench", [{"question_id": 1, "text": text}], [{"question_id": 1, "answer": gold}], options={"rule": rule})
+    assert (result["legacy"]["score"], result["clean"]["score"]) == (100 * legacy, 100 * clean)
+
+
+def test_ctbench_has_four_rules() -> None:
+    with pytest.raises(UserError, match=r"Option rule is 'words2'; it may be .words. or .choice. or .number. or .result"):
+        score("ctbench", [{"question_id": 1, "text": "x"}], [{"question_id": 1, "answer": "x"}], options={"rule": "words2"})

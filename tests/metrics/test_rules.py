@@ -237,6 +237,18 @@ def test_caption_mapping_is_checked(tmp_path: Path) -> None:
         score("caption7", rows, questions)
 
 
+def test_a_picture_in_a_table_may_have_no_name(tmp_path: Path) -> None:
+    """Then it is the place of its row alone, which the references cannot know."""
+    (questions, rows), coco = caption_files(tmp_path, ["0.jpg", "1.jpg", "2.jpg"])
+    straight = score("caption7", rows, questions, coco, PYTHON)
+    for i, question in enumerate(questions):
+        question["image"] = f"test.parquet/@{i}.0"
+    assert score("caption7", rows, questions, coco, PYTHON) == straight
+    questions[0]["image"] = "test.parquet/@0.0/1.jpg"
+    with pytest.raises(UserError, match="not in the same order"):
+        score("caption7", rows, questions, coco, PYTHON)
+
+
 def test_caption_without_java_says_so(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("hide_llava.metrics.caption.java_available", lambda: False)
     (questions, rows), coco = caption_files(tmp_path)
