@@ -88,7 +88,7 @@ def _groups(core: Core, adapter: str, shape: Callable[[LoraLayer], tuple[int, in
     at_once = max(1, int(min(len(sizes), _room(core.llava.device) / max(sizes))))
     names = [[path for path, _ in lot] for lot in lots.values()]
     for start in range(0, len(names), at_once):
-        yield sum(names[start : start + at_once], [])
+        yield [path for lot in names[start : start + at_once] for path in lot]
 
 
 def _room(device: torch.device) -> float:

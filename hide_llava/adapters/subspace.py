@@ -63,7 +63,10 @@ def leading(matrix: Tensor, rank: int, seed: int | None = None) -> tuple[Tensor,
     else:
         with torch.random.fork_rng([matrix.device] if matrix.is_cuda else []):
             torch.manual_seed(seed)
-            left, _, right = torch.svd_lowrank(matrix, q=min(rank, *matrix.shape))
+            left, values, right = torch.svd_lowrank(matrix, q=min(rank, *matrix.shape))
+        there = values.square() > NOTHING * values[:1].square()
+        fixed = torch.where(there, signed(left), 0.0)
+        right, left = right * (fixed * left).sum(0), fixed  # +1 or −1 for a pair of directions, 0 where there is none
     return _padded(left, rank), _padded(right, rank)
 
 
