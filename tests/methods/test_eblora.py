@@ -131,7 +131,9 @@ def test_where_gradients_are_taken(tensors: dict[str, Tensor]) -> None:
     """The second task begins at the base model, or at the model that the first task left; the first task is the same."""
     found = {}
     for at in ("current", "base"):
-        routed, first = on_recorded_model(tensors, rank=2, gradients_at=at, first_scale=0.5, last_scale=0.5, task_energy=0.2)
+        routed, first = on_recorded_model(
+            tensors, rank=2, gradients_at=at, first_scale=0.5, last_scale=0.5, task_energy=0.2
+        )
         method = routed.method
         method.before_task(tasks()[0], first)
         one = {path: layer.lora_A["expert-01"].weight.clone() for path, layer in method.linears().items()}
