@@ -78,6 +78,8 @@ class EBLora(ResidualExperts):
         self.frames = {}
         super().before_task(task, context)
         self.make_scales()
+        if context.loader is not None:
+            self.make_frames()
 
     def begin(self, path: str, layer: LoraLayer, left: Tensor, right: Tensor) -> None:
         layer.lora_A[self.adapter].weight.data.copy_(left.T)
@@ -108,18 +110,16 @@ class EBLora(ResidualExperts):
             return Route()
         return Route(self.experts, {self.adapter: self.gate} if self.at_work else {})
 
-    def frame(self, path: str, layer: LoraLayer) -> Tensor:
-        """M of a linear for the whole of a task."""
-        if path not in self.frames:
-            self.frames[path] = self.basis(path, layer)
-        return self.frames[path]
+    def make_frames(self) -> None:
+        """M of every linear stays on the device for the whole of a task: every step projects by it."""
+        self.frames = {path: self.basis(path, layer) for path, layer in self.linears().items()}
 
     @torch.no_grad()
     def on_gradients(self, step: int) -> None:
         for path, layer in self.linears().items():
             a, b = layer.lora_A[self.adapter].weight, layer.lora_B[self.adapter].weight
             b.grad = tangent(b, b.grad)
-            a.grad = tangent(a.T, outside(a.grad.T, self.frame(path, layer))).T.contiguous()
+            a.grad = tangent(a.T, outside(a.grad.T, self.frames[path])).T.contiguous()
             self.steps[path] = (b.detach().clone(), a.detach().T.clone())
 
     @torch.no_grad()
@@ -127,13 +127,14 @@ class EBLora(ResidualExperts):
         factor = (self.config.step_scale / self.config.rank) ** 0.5
         for path, layer in self.linears().items():
             a, b = layer.lora_A[self.adapter].weight, layer.lora_B[self.adapter].weight
-            (u, v), used = self.steps.pop(path), self.frame(path, layer)
+            (u, v), used = self.steps.pop(path), self.frames[path]
             b.copy_(retracted(u, tangent(u, factor * (b - u))))
             moved = v + tangent(v, outside(factor * (a.T - v), used))
             a.copy_(retracted(outside(moved, used), torch.zeros_like(v)).T)
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
-        self.frames = {}
+        if self.at_work:
+            self.make_frames()
         if not self.places:  # a stage that was restored: its experts are there, and no task has begun
             self.make_scales()
