@@ -34,7 +34,7 @@ def _first_sentence(text: str) -> str:
 # What a method does against forgetting, in the order in which `ls methods` shows the kinds.
 KINDS = {
     "reference": ("zero_shot", "lora", "multitask", "individual"),
-    "replay": ("replay",),
+    "replay": ("replay", "dgg"),
     "regularisation": ("ewc", "lwf", "olora", "sefe"),
     "subspace": ("keeplora", "eblora"),
     "mixture of experts": ("moelora", "clmoe", "smolora", "same", "branchlora", "passmoe"),
