@@ -31,7 +31,33 @@ def _first_sentence(text: str) -> str:
     return re.split(r"(?<=\.) (?=[A-Z0-9])", text, maxsplit=1)[0]
 
 
+# What a method does against forgetting, in the order in which `ls methods` shows the kinds.
+KINDS = {
+    "reference": ("zero_shot", "lora", "multitask", "individual"),
+    "replay": ("replay", "dgg"),
+    "regularisation": ("ewc", "lwf", "olora", "sefe"),
+    "subspace": ("keeplora", "eblora"),
+    "mixture of experts": ("moelora", "clmoe", "smolora", "same", "branchlora", "passmoe"),
+    "task experts": ("hide", "disco", "mrlora"),
+    "prompts": ("l2p", "dualprompt", "modalprompt"),
+    "merging": ("merge", "llavac", "wise-ft"),
+}
+PLUGIN = "plug-in"
+
+
+def kind_of(method: str) -> str:
+    """The kind of a method of ours, by its name; of any other: that it is a plug-in."""
+    return next((kind for kind, methods in KINDS.items() if method in methods), PLUGIN)
+
+
+def year_of(doc: str) -> str:
+    """Of the first paper that a docstring cites by its arXiv number; nothing where it cites none."""
+    found = re.search(r"arXiv[:\s]+(\d{2})\d{2}\.\d{4,5}", doc)
+    return f"20{found[1]}" if found else ""
+
+
 def _methods() -> list[tuple[str, ...]]:
+    """By kind, and within a kind by the year of the paper."""
     from hide_llava.methods.registry import method_class, plugins  # torch and peft: seconds that no other list needs
 
     rows = []
@@ -40,14 +66,17 @@ def _methods() -> list[tuple[str, ...]]:
         cls = method_class(read_yaml(path)["method"]["name"])
         module = __import__(cls.__module__, fromlist=["x"]).__doc__ or ""
         what = _first_sentence(comment(path)) or module.strip().splitlines()[0]
-        rows.append((name, cls.name, "".join(f"[{label}] " for label in cls.labels) + what))
+        what = "".join(f"[{label}] " for label in cls.labels) + what
+        rows.append((name, cls.name, kind_of(cls.name), year_of(module), what))
+    order = [*KINDS, PLUGIN]
+    rows.sort(key=lambda row: (order.index(row[2]), row[3], row[1] != row[0], row[0]))
     for plugin in plugins():
         try:
             what = (method_class(plugin.name).__doc__ or "").strip().partition("\n")[0]
         except UserError as error:
             what = f"[unusable: {error}]"
-        rows.append((plugin.name, plugin.name, f"{what} (from {plugin.value})".strip()))
-    return [("PRESET", "METHOD", "WHAT"), *rows]
+        rows.append((plugin.name, plugin.name, PLUGIN, "", f"{what} (from {plugin.value})".strip()))
+    return [("PRESET", "METHOD", "KIND", "YEAR", "WHAT"), *rows]
 
 
 def _benchmarks() -> list[tuple[str, ...]]:

@@ -53,7 +53,7 @@ def test_the_tables_are_complete(script: ModuleType) -> None:
     of_llava = {"hide-official", "hide-mcitlib", "olora-mcitlib", "modalprompt-mcitlib"}
     others = {title for title in titles if title != "LLaVA-1.5"}
     assert no == {(p, t) for p in of_llava for t in others} | {
-        (p, "Qwen3-VL-MoE") for p in ("disco", "same", "smolora")
+        (p, "Qwen3-VL-MoE") for p in ("disco", "lora-gate-up", "same", "smolora")
     }
     assert sorted(kind for kinds in script.families().values() for kind in kinds) == sorted(FAMILIES) == sorted(LIMITS)
 

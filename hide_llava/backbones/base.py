@@ -30,6 +30,7 @@ TARGETS = {
     "all": r"self_attn\.(q_proj|k_proj|v_proj|o_proj)|mlp\.(gate_proj|up_proj|down_proj)",
     "attention": r"self_attn\.(q_proj|k_proj|v_proj|o_proj)",
     "ffn": r"mlp\.(gate_proj|up_proj|down_proj)",
+    "gate_up": r"mlp\.(gate_proj|up_proj)",
 }
 
 

@@ -37,4 +37,4 @@ class QwenVLMoe(QwenVL):
     """Qwen3-VL with experts, which are parameters of three dimensions: only attention has linears to adapt."""
 
     title = "Qwen3-VL-MoE"
-    lacks = frozenset({"ffn"})
+    lacks = frozenset({"ffn", "gate_up"})

@@ -220,6 +220,7 @@ class Session:
         """
         set_seed(self.run.seed + stage.index)
         self.core.unfold()
+        self.routed.train()  # what a method measures before its task is routed as in training
         self.method.before_task(self.tasks[stage.train[0]], context)
         check_training(self.method)
         self.routed.train()  # by the Trainer only in a step; a task that is resumed behind its last one has none

@@ -18,7 +18,10 @@ ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj"}
 FFN = {"gate_proj", "up_proj", "down_proj"}
 
 
-@pytest.mark.parametrize("targets, names", [("all", ATTENTION | FFN), ("attention", ATTENTION), ("ffn", FFN)])
+@pytest.mark.parametrize(
+    "targets, names",
+    [("all", ATTENTION | FFN), ("attention", ATTENTION), ("ffn", FFN), ("gate_up", FFN - {"down_proj"})],
+)
 def test_only_the_decoder_is_adapted(targets: str, names: set[str], build: Callable[..., Core]) -> None:
     assert targets in TARGETS
     core = build(2, targets=targets)

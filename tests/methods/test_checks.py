@@ -10,7 +10,7 @@ import torch
 
 import hide_llava.methods.all  # noqa: F401
 from hide_llava.errors import UserError
-from hide_llava.listing import listing
+from hide_llava.listing import KINDS, listing
 from hide_llava.methods.base import REGISTRY, Method, Route, register
 from hide_llava.methods.lora import SequentialLora
 from hide_llava.methods.registry import method_class, method_config
@@ -36,6 +36,18 @@ def misspelt(self: Method, batch: dict, features: Any, train: bool) -> Route:
 
 def gate(self: Method, batch: dict, features: Any, train: bool) -> Route:
     return Route([self.adapter], {"sequentail": torch.ones(1)})
+
+
+def test_methods_are_listed_by_kind_and_year() -> None:
+    """Every method of ours has a kind; within a kind the older paper comes first."""
+    head, *rows = [line.split() for line in listing("methods").splitlines()]
+    assert head == ["PRESET", "METHOD", "KIND", "YEAR", "WHAT"]
+    ours = {name for name, cls in REGISTRY.items() if cls.__module__.startswith("hide_llava.methods.")}
+    listed = [name for methods in KINDS.values() for name in methods]
+    assert sorted(listed) == sorted(ours)
+    order = [row[0] for row in rows]
+    assert order.index("ewc") < order.index("olora") < order.index("keeplora") < order.index("moelora") < order.index("same")
+    assert rows[order.index("keeplora-official")][:4] == ["keeplora-official", "keeplora", "subspace", "2026"]
 
 
 @pytest.mark.parametrize(

@@ -33,6 +33,9 @@ if os.environ.get("HIDE_CONTRACT"):  # the preset of a method that lives elsewhe
 TRAINED = [n for n in TESTED if n != "zero_shot"]
 QUICK = dict.fromkeys(["mrlora", "mrlora-mini"], ("method.router_epochs=1", "method.router_rank=4"))  # only takes time
 IN_BF16 = ("hide", "lora", "modalprompt", "smolora")  # of one method each kind: anchors, an adapter, prompts, a router
+SIZED = ("keeplora-official", "eblora-official")  # presets that state a global batch, beside those of MCITlib
+# Singular vectors are stored as A: what differs in its last bits turns those of nearly equal values.
+VECTORS = ("keeplora", "eblora")
 ORACLES = ["individual"]  # upper references: they are told the task at inference, and every table says so
 
 
@@ -99,7 +102,7 @@ def preset(world: Path, method: str) -> str:
 
 def small(method: str) -> tuple[str, ...]:
     """Overrides for a preset that states a size of its own."""
-    published = ("train.global_batch_size=4", "eval.max_new_tokens=6") if "mcitlib" in method else ()
+    published = ("train.global_batch_size=4", "eval.max_new_tokens=6") if "mcitlib" in method or method.startswith(SIZED) else ()
     return (*published, *QUICK.get(method, ()))
 
 
@@ -308,7 +311,7 @@ def test_layout_of_a_step_does_not_matter(method: str, world: Path, tmp_path: Pa
     a, b = (tensors_of(r) for r in runs)
     if method in ("hide-official", "hide-mcitlib"):  # a running mean in bf16 counts depends on the order of arrival
         a, b = ({k: v for k, v in t.items() if "anchor" not in k} for t in (a, b))
-    assert_same(a, b, atol=1e-5)
+    assert_same(a, b, atol=2e-4 if Path(method).stem.startswith(VECTORS) else 1e-5)
     logs = [
         [json.loads(x) for x in sorted(r.glob("stages/*/trainer_log.jsonl"))[-1].read_text().splitlines()] for r in runs
     ]

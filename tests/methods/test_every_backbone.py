@@ -38,7 +38,7 @@ RESUMED = (
 )  # in the gate: an adapter, anchors, prompts, a router, a basis
 LAYOUT = ("tasks=[task0,task1]", "train.epochs=1", "train.gradient_checkpointing=true", "train.per_device_batch_size=2")
 FEW = ("method.samples=2",)  # records that are looked at again after a task, one by one: more only take time
-QUICK = {"branchlora": (*FEW, "method.branches=4"), "clmoe": FEW, "same": FEW}
+QUICK = {"branchlora": (*FEW, "method.branches=4"), "clmoe": FEW, "passmoe": FEW, "same": FEW}
 
 
 def pairs(methods: list[str] | tuple[str, ...], in_gate: tuple[str, ...] = ()) -> list:

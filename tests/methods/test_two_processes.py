@@ -34,7 +34,8 @@ from tests.torchrun import COMMAND_LINE, forked, launch
 # The reference's running-mean anchors are per process by definition.
 METHODS = [m for m in TRAINED if m not in ("hide-official", "hide-mcitlib")]
 FIRST = one_of_each(METHODS)
-GATHERS = ("branchlora", "clmoe", "ewc", "hide", "llavac", "modalprompt", "same", "smolora")  # means, counts, bases, Fisher
+# Means, counts, bases, Fisher.
+GATHERS = ("branchlora", "clmoe", "eblora", "ewc", "hide", "keeplora", "llavac", "modalprompt", "passmoe", "same", "smolora")
 GATE = [*((m, "float32") for m in FIRST), *((m, "bfloat16") for m in FIRST if m in (*GATHERS, "lora"))]
 REST = [(m, "bfloat16") for m in FIRST if (m, "bfloat16") not in GATE]
 ZERO = METHODS if os.environ.get("HIDE_ALL_ENGINES") and importlib.util.find_spec("deepspeed") else []
@@ -97,7 +98,9 @@ def assert_equal_runs(one: Path, two: Path, atol: float) -> None:
 def test_two_processes_equal_one(method: str, dtype: str, world: Path, in_two: InTwo, tmp_path: Path) -> None:
     two = in_two(method, dtype)
     run(compose(words(world, method, tmp_path / "one", dtype=dtype)), report=False)
-    assert_equal_runs(tmp_path / "one", two, 1e-6)
+    # Of singular vectors the last bits of a sum turn those of nearly equal values: 1e-5 was measured where A is made of them.
+    vectors = dict.fromkeys(("keeplora", "eblora"), 5e-5)
+    assert_equal_runs(tmp_path / "one", two, vectors.get(Path(method).stem, 1e-6))
 
 
 @pytest.mark.xdist_group("deepspeed")
