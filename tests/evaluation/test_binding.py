@@ -231,6 +231,7 @@ OPTIONS = {
              "temperature": 0.7, "expanded_layers": [0], "slots": 3},
     "disco": {"temperature": 0.7}, "clmoe": {"beta": 0.1, "task_gate": "oracle"},
     "merge": {"combination": "ties", "weight": 0.3, "density": 0.5, "seed": 1},
+    "wise-ft": {"mix": 0.25},
 }  # fmt: skip
 
 
