@@ -121,6 +121,5 @@ ABLATIONS = {
     "fusion": Ablation("What the fused layers add up",
                        "Products: Σ ε B A, the paper's formula. Factors: (Σ ε B)(Σ A), as the authors' code has it.", fusion),
 }  # fmt: skip
-OTHERS = ("cka", "orders", "leakage")  # no variants: a study of the stages, and tables of several runs
 NUMBERS = {"fig1": "cka", "fig2": "top-expert", "fig4": "modality", "fig5": "fusion-weight"}
 EVERY = ("cka", *ABLATIONS, "orders", "leakage")
