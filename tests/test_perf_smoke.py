@@ -57,6 +57,12 @@ def test_the_folded_and_the_naive_model_are_the_same_function(generation: str) -
     assert "hide and naive give the same tokens: yes" in generation
 
 
+def test_every_shape_of_records_is_read_and_measured() -> None:
+    table = rows(harness("record_formats", "--records", "30", "--kilobytes", "2", "--random", "5"))
+    assert [row["shape"] for row in table] == ["LLaVA JSON", "messages", "Parquet", "saved"]
+    assert all(row["records"] == "30" and float(row["ratio"]) > 0.5 for row in table)
+
+
 @pytest.mark.nightly
 def test_the_sample_browser_is_written_and_timed() -> None:
     table = {row["what"]: row["time"] for row in rows(harness("sample_browser", "--questions", "30", "--rounds", "1"))}
