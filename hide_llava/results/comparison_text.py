@@ -167,11 +167,19 @@ def _latex(view: View) -> str:
     titles = [*view.table.task_titles, *({"avg": "Avg", "last": "Last"}[key] for key in keys)]
     more, body = counted(view, rows(view, keys), view.names)
     theirs = [[n, *[""] * len(more), *row] for n, row in zip(names_of_published(view), published_rows(view, keys))]
-    notes = [f"{', '.join(view.names[k] for k in owners)}: {note}" for note, owners in view.notes.items()]
+    notes = [f"{_whose(view.names, owners)}: {note}" for note, owners in view.notes.items()]
     notes += view.table.reasons
     notes += [view.published_note] if view.published else []
     caption = f"{view.title}: score after the last task (percent); Avg is the column mean. {'. '.join(notes)}"
     return latex_table(["Method", *more, *titles], [body, theirs], caption) + _latex_general(view)
+
+
+def _whose(names: list[str], owners: list[int]) -> str:
+    """The rows of a note, by their names; of many, those that it is not about."""
+    others = [name for k, name in enumerate(names) if k not in owners]
+    if len(owners) > 3 and len(others) < len(owners):
+        return f"All but {'; '.join(others)}" if others else "All"
+    return "; ".join(names[k] for k in owners)
 
 
 def _latex_general(view: View) -> str:

@@ -25,9 +25,12 @@ NOTHING = float("nan")
 
 
 def mean_curves(rows: list[Row], theme: Theme = LIGHT) -> Figure | None:
-    """Percent over stages. None when no row has two stages, or nothing was evaluated."""
+    """Percent over stages. None when no row has two stages, or nothing was evaluated.
+
+    A row that was asked after a later stage only has no curve, and is left out.
+    """
     curves = {row.name: (row, curve(row)) for row in rows}
-    curves = {name: (row, values) for name, (row, values) in curves.items() if any(values)}
+    curves = {name: (row, values) for name, (row, values) in curves.items() if values and values[0]}
     stages = max((len(values) for _, values in curves.values()), default=0)
     if stages < 2:
         return None

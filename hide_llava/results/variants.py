@@ -73,8 +73,11 @@ def write_variants(paths: list[Path], keys: list[str], folder: Path) -> None:
 
 
 def figures(found: list[Variant], keys: list[str]) -> dict[str, Any]:
-    """{name: function of a theme}: a line for one option, a heat map of each mean for two, nothing for more."""
-    known = [mean for mean in MEANS if any(v.means[mean] is not None for v in found)]
+    """{name: function of a theme}: a line for one option, a heat map of each mean for two, nothing for more.
+
+    A mean that one variant alone has, as Avg where the others were asked after the last stage only, compares nothing.
+    """
+    known = [mean for mean in MEANS if sum(v.means[mean] is not None for v in found) > 1]
     if len(keys) == 1:
         return {"variants": lambda theme: line(theme, found, keys[0], known)} if known else {}
     if len(keys) == 2:

@@ -113,6 +113,20 @@ def test_the_figure_has_a_line_per_row_and_a_panel_each_when_they_are_many(tmp_p
     assert mean_curves([row for row in table.rows if row.name == "multitask"]) is None
 
 
+def test_rows_asked_after_the_last_stage_only(tmp_path: Path) -> None:
+    """They have no curve, and LaTeX names the one row that was asked after every stage, not the others."""
+    runs = seeds(tmp_path, [0.0]) + [seeds(tmp_path, [float(k)], f"preset{k}")[0] for k in range(1, 5)]
+    for run in runs[1:]:
+        for cell in sorted((run / "eval").glob("*/"))[:-1]:
+            shutil.rmtree(cell)
+    (table,) = tables_of([read_run(run) for run in runs])
+    figure = mean_curves(table.rows)
+    assert figure is not None and len(figure.axes) == 1 and "hide" in " ".join(t.get_text() for t in figure.axes[0].texts)
+    assert not any("preset" in text.get_text() for text in figure.axes[0].texts)
+    write_comparison(runs, tmp_path)
+    assert "All but hide: asked after the last stage only" in (tmp_path / "comparison.tex").read_text()
+
+
 def test_a_note_that_rows_share_is_written_once(tmp_path: Path) -> None:
     write_comparison(
         [*seeds(tmp_path, [0.0, 3.0]), *seeds(tmp_path, [1.0, 2.0], "lora"), joint_run(tmp_path)], tmp_path
@@ -123,7 +137,7 @@ def test_a_note_that_rows_share_is_written_once(tmp_path: Path) -> None:
     note = "mean ± sd over 2 runs (seeds 0, 1; 1 task order)"
     rows = list(csv.DictReader((tmp_path / "comparison.csv").open()))
     assert [row["Notes"] for row in rows] == [note, note, ""]
-    assert f"hide, lora: {note}" in (tmp_path / "comparison.tex").read_text().replace(r"$\pm$", "±")
+    assert f"hide; lora: {note}" in (tmp_path / "comparison.tex").read_text().replace(r"$\pm$", "±")
 
 
 def test_seeds_and_orders_are_one_row(tmp_path: Path) -> None:

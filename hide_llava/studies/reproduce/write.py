@@ -25,7 +25,7 @@ def write_ablation(name: str, rows: list[Row], folder: Path) -> str:
     """NAME.csv, .tex and figures in `folder`, and the section; returns the table as Markdown."""
     ablation, run, sized = ABLATIONS[name], rows[0].run, name == "layers"
     write_text(folder / f"{name}.csv", tables.tidy(rows).to_csv(index=False, lineterminator="\n"))
-    caption = f"{ablation.title}: {_of(run)}. {_labels(rows)}"
+    caption = f"{ablation.title}: {_of(run)}. {_labels(rows)}".rstrip()
     write_text(folder / f"{name}.tex", tables.latex(rows, caption, f"tab:{name}", sized))
     save(_drawn(name, rows), folder, name)
     header, texts = tables.shown(rows, sized)
@@ -76,7 +76,7 @@ def write_beside(name: str, table: Beside, folder: Path) -> str:
     frame = DataFrame([values for _, values in table.rows], [name for name, _ in table.rows], table.columns, dtype=float)
     write_text(folder / f"{name}.csv", frame.rename_axis("row").to_csv(lineterminator="\n"))
     escaped = frame.rename(columns=tables.escaped)
-    write_text(folder / f"{name}.tex", tables.booktabs(escaped, f"{table.title}. {table.note}", f"tab:{name}"))
+    write_text(folder / f"{name}.tex", tables.booktabs(escaped, f"{table.title}. {table.note}".rstrip(), f"tab:{name}"))
     header, texts = table.shown()
     write_section(folder, f"{HEADING}{_lower(table.title)}", table.reading, header, texts, None, table.note)
     return _markdown(table.title, header, texts, table.note)
