@@ -1,6 +1,7 @@
 """A random LLaVA of two layers with its CLIP text tower, and a benchmark of three tasks, written to a folder."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +50,6 @@ def write_model(folder: Path) -> None:
         "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
         "vocab_size": 704, "eos_token_id": 703, "bos_token_id": 702})  # fmt: skip
     CLIPModel(clip).float().save_pretrained(folder / "clip")
-    (folder / "clip" / "preprocessor_config.json").write_text(pixels)
     for name in ("vocab.json", "merges.txt", "tokenizer_config.json", "special_tokens_map.json"):
         if (GOLDEN / "clip" / name).exists():
             (folder / "clip" / name).write_bytes((GOLDEN / "clip" / name).read_bytes())
@@ -119,6 +119,7 @@ def write_world_of(kind: str, folder: Path, train: int = 8) -> Path:
     """The tiny world with a model of another family, one of `zoo.KINDS` or a folder that holds one; CLIP stands beside it."""
     folder.mkdir(parents=True, exist_ok=True)
     write_world(folder, train)
+    shutil.copy(folder / "llava" / "preprocessor_config.json", folder / "clip")  # other models' pictures are no CLIP's
     path = Path(kind) if Path(kind).is_absolute() else zoo.write(kind, folder / kind)
     model = json.loads((folder / "model.yaml").read_text())
     model["model"] |= {"name": path.name, "path": str(path)}

@@ -39,7 +39,8 @@ class Hide(torch.nn.Module):
         self.model.eval()  # adapters are made in training mode, with dropout
         self.clip = CLIPModel.from_pretrained(clip or self.rule["clip"], dtype=torch.float32).eval()
         self.words = AutoTokenizer.from_pretrained(clip or self.rule["clip"])
-        self.square = CLIPImageProcessorPil.from_pretrained(clip or self.rule["clip"])
+        if self.rule["tower"] == "clip":  # else it sees what the model sees
+            self.square = CLIPImageProcessorPil.from_pretrained(clip or self.rule["clip"])
 
     @torch.no_grad()
     def route(self, questions, pixels=None, pictures=()):
