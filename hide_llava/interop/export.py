@@ -8,10 +8,9 @@ import uuid
 from pathlib import Path
 
 from hide_llava import __version__
-from hide_llava.backbones.loading import resolve
 from hide_llava.errors import UserError
 from hide_llava.interop import hub, proof
-from hide_llava.interop.exporting import Export
+from hide_llava.interop.exporting import Export, called
 from hide_llava.interop.model_card import card
 from hide_llava.plugins import versions
 from hide_llava.storage import sha256, write_json, write_text
@@ -69,8 +68,7 @@ def _write(run: Run, stage: int, to: str, temporary: Path, output: Path, base: s
 
     session = Session(run)
     asked = proof.samples(session, run.common.settings(None)["image_transform"])
-    model = run.model.path
-    named = base or (model if is_hub_id(model) else str(resolve(model, run.model_root).resolve()))
+    named = base or called(run, run.model.path)
     made = Export(run, stage, temporary, output, session, named, asked, proof.of_base(session, asked))
     weights = run.chain_after(stage)  # a damaged stage is refused before anything is written
     {"hf": export_hf.write, "peft": export_peft.write, "vllm": export_vllm.write}[to](made)
@@ -86,8 +84,3 @@ def _write(run: Run, stage: int, to: str, temporary: Path, output: Path, base: s
     }  # fmt: skip
     write_json(temporary / "export.json", about)
     write_text(temporary / "README.md", card(run, about, made.source, made.notes))
-
-
-def is_hub_id(name: str) -> bool:
-    """Whether it looks like OWNER/NAME and not like a path."""
-    return name.count("/") == 1 and not name.startswith((".", "/", "package:")) and not Path(name).is_dir()

@@ -95,3 +95,13 @@ def name_base(folder: Path, base: str) -> None:
     """Say in an adapter's configuration which base model it is for."""
     file = folder / "adapter_config.json"
     write_json(file, {**read_json(file), "base_model_name_or_path": base})
+
+
+def called(run: Run, model: str) -> str:
+    """What others load a model of the run's configuration by: its name on the hub, or its folder here."""
+    return model if is_hub_id(model) else str(resolve(model, run.model_root).resolve())
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether it looks like OWNER/NAME and not like a path."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "package:")) and not Path(name).is_dir()

@@ -7,7 +7,7 @@ import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -22,6 +22,7 @@ from hide_llava.errors import UserError
 from hide_llava.interop import hub, proof
 from hide_llava.interop.export import export
 from hide_llava.interop.export_vllm import RANKS
+from hide_llava.interop.exporting import called
 from hide_llava.interop.model_card import licence_of
 from hide_llava.training.run import Run
 from hide_llava.training.session import Session
@@ -320,3 +321,12 @@ def test_push_and_card(runs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert json.loads(config)["base_model_name_or_path"] == "Qwen/Qwen2.5-VL-3B-Instruct"
     (tmp_path / "README.md").write_text("---\nlicense: llama2\ntags: []\n---\n# A model\n")
     assert licence_of(tmp_path) == "llama2" and licence_of(tmp_path / "nowhere") is None
+
+
+def test_what_others_load_a_model_by(tmp_path: Path) -> None:
+    """A name on the hub stays one; a model of the package, and one below model_root, is a folder that others find."""
+    (tmp_path / "models" / "clip").mkdir(parents=True)
+    run = SimpleNamespace(model_root=tmp_path / "models")
+    assert called(run, "openai/clip-vit-large-patch14-336") == "openai/clip-vit-large-patch14-336"
+    assert called(run, "clip") == str(tmp_path / "models" / "clip")
+    assert (Path(called(run, "package:assets/mini/clip")) / "config.json").is_file()
