@@ -72,7 +72,8 @@ def rule(made: Export, method: HiDe, experts: list[str]) -> dict[str, Any]:
     epsilon = 1 / len(experts) if config.fusion_weight is None else config.fusion_weight
     encoder = made.session.routed.encoder
     return {
-        "experts": experts, "base": made.base, "clip": called(run, run.model.clip), "tower": "own" if run.family.own_clip else "clip",
+        "experts": experts, "base": made.base, "clip": called(run, run.model.clip),
+        "tower": "own" if run.family.own_clip else "clip",
         "fusion": config.fusion, "fusion_weight": epsilon, "expanded_layers": method.expanded, "routing": config.routing,
         "image_weight": config.image_weight, "text_weight": config.text_weight, "temperature": config.temperature,
         "text_only": config.text_only, "text_length": encoder.text_model.config.max_position_embeddings,
