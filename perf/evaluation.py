@@ -99,7 +99,7 @@ def cell(session: Session, task: Any, folder: Path) -> tuple[dict[str, float], i
     settings, results = answered_with(session.run, task, None), []
     meter, begun = Meter(), cpu_seconds()
     with meter.watch(session):
-        one = cells.cell_of(session, task, folder, settings, task.id)
+        one = cells.cell_of(session, task, folder, settings, task.id, stage=1)
         cells.evaluate_cells(session, [one], lambda _, result: results.append(result))
     total = cpu_seconds() - begun
     return {**meter.seconds, "rest": total - sum(meter.seconds.values())}, results[0]["n_scored"]
