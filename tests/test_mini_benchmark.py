@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from hide_llava.benchmarks.mini import SIZES, generate
 from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, patch_labels, render
 from hide_llava.benchmarks.mini.tasks import CAPTION, LETTER, PHRASE, TASKS
 from hide_llava.errors import UserError
+from scripts.mini_base import base_training
 from scripts.mini_base.base_training import IGNORE, encode, pixels
 from scripts.mini_base.pretrain import draw
 from scripts.mini_base.vocabulary import SYSTEM, corpus, task_words
@@ -218,3 +220,39 @@ def test_clip_folder_gives_routing_features(llava: LlavaForConditionalGeneration
     assert not torch.allclose(features[0], features[1], atol=1e-3)
     pooled = llava.model.vision_tower(torch.zeros(1, 3, 48, 48)).pooler_output
     assert pooled.isfinite().all()
+
+
+@pytest.mark.slow
+def test_a_base_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped in its second phase, it ends with the weights of one that was not."""
+    monkeypatch.setattr(base_training, "KEEP", 1)
+    monkeypatch.setattr(base_training, "draw", drawn := Stops(base_training.draw))
+
+    def train(folder: Path) -> dict[str, torch.Tensor]:
+        trainer = base_training.BaseTrainer(folder, log=lambda _: None)
+        trainer.sight(2, batch=4)
+        trainer.language(2, batch=4)
+        return trainer.model.state_dict()
+
+    whole = train(tmp_path / "whole")
+    drawn.left = drawn.calls - 1  # the last of the second step
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "stopped")
+    drawn.left = None
+    again = train(tmp_path / "stopped")
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+class Stops:
+    """A function that is interrupted when it was called `left` times more; calls: how often it was."""
+
+    def __init__(self, of: Callable):
+        self.of, self.calls, self.left = of, 0, None
+
+    def __call__(self, *args: object) -> object:
+        self.calls += 1
+        if self.left is not None:
+            self.left -= 1
+            if self.left < 0:
+                raise KeyboardInterrupt
+        return self.of(*args)

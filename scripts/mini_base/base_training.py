@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import CLIPTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerFast
+from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, Scene, patch_labels, render
 
@@ -29,6 +29,7 @@ MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
 BACKGROUND = (122, 116, 104)
 IGNORE = -100
+KEEP = 100  # steps after which what a stopped call needs to go on is stored
 
 
 def pixels(image: Image.Image) -> Tensor:
@@ -68,6 +69,7 @@ class BaseTrainer:
 
     def __init__(self, out: Path, seed: int = 0, log: Callable[[str], None] = print) -> None:
         self.out, self.seed, self.log = out, seed, log
+        self.spent = 0.0  # seconds of calls that were stopped
         texts = vocabulary.corpus()
         vocabulary.save_llama(vocabulary.llama_tokenizer(texts), out / "llava")
         clip_size = vocabulary.save_clip(texts, out / "clip")
@@ -82,21 +84,6 @@ class BaseTrainer:
         self.heads = nn.ModuleList(nn.Linear(config.vision_config.hidden_size, n) for n in LABEL_SIZES)
         self.rng = np.random.default_rng([seed, 1])
         self.started = time.time()
-
-    def continue_from(self, base: Path) -> None:
-        """Start from an earlier base: rows of the word tables are matched by word, all other weights by name."""
-        stored = {f"llava.{name}": value for name, value in _weights(base / "llava").items()}
-        stored |= load_file(base / "clip" / "model.safetensors")
-        old = PreTrainedTokenizerFast.from_pretrained(base / "llava"), CLIPTokenizer.from_pretrained(base / "clip")
-        rows = {id(new): _matching(new, was) for new, was in zip((self.tokenizer, self.clip_tokenizer), old)}
-        with torch.no_grad():
-            for name, value in self.model.state_dict().items():
-                source = stored[name].float()
-                if value.shape == source.shape and "embed_tokens" not in name and "lm_head" not in name:
-                    value.copy_(source)
-                    continue
-                new, was = rows[id(self.clip_tokenizer if name.startswith("text_model") else self.tokenizer)]
-                value[new] = source[was]
 
     # --- losses -------------------------------------------------------------------------------------------------
 
@@ -150,7 +137,7 @@ class BaseTrainer:
 
     # --- phases -------------------------------------------------------------------------------------------------
 
-    def _run(self, name: str, steps: int, rate: float, step_loss: Callable[[], Tensor], report: int = 50) -> None:
+    def _run(self, name: str, steps: int, rate: float, step_loss: Callable[[int], Tensor], report: int = 50) -> None:
         named = [*self.model.named_parameters(), *self.heads.named_parameters()]
         parameters = [value for _, value in named]
         inner = [value for name, value in named if value.ndim == 2 and ".layers." in name]
@@ -166,11 +153,25 @@ class BaseTrainer:
             return min((step + 1) / warm, 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / steps)))
 
         schedules = [torch.optim.lr_scheduler.LambdaLR(optimizer, factor) for optimizer in optimizers]
+        quick = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
         self.model.train()
-        mean = 0.0
-        for step in range(1, steps + 1):
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = step_loss()
+        mean, file = 0.0, self.out / "state.pt"
+        stored = torch.load(file, weights_only=True) if file.is_file() else {"phase": name, "step": 0}
+        if stored["phase"] != name:
+            if name in stored["done"]:
+                return
+            stored = {"phase": name, "step": 0, "done": [*stored["done"], stored["phase"]]}
+        elif stored["step"]:
+            self.model.load_state_dict(stored["model"])
+            self.heads.load_state_dict(stored["heads"])
+            for each, kept in zip([*optimizers, *schedules], stored["optimizers"]):
+                each.load_state_dict(kept)
+            self.rng.bit_generator.state = json.loads(stored["random"])
+            self.spent = stored["seconds"]
+            self.log(f"{name}: goes on after step {stored['step']}")
+        for step in range(stored["step"] + 1, steps + 1):
+            with torch.autocast("cpu", torch.bfloat16, enabled=quick):
+                loss = step_loss(step)
             loss.backward()
             nn.utils.clip_grad_norm_(parameters, 1.0)
             for optimizer, schedule in zip(optimizers, schedules):
@@ -179,13 +180,26 @@ class BaseTrainer:
                 optimizer.zero_grad()
             mean += loss.item() / report
             if step % report == 0:
-                self.log(f"{name} step {step}/{steps} loss {mean:.3f} {time.time() - self.started:.0f} s")
+                self.log(f"{name} step {step}/{steps} loss {mean:.3f} {self.seconds():.0f} s")
                 mean = 0.0
+            if step % KEEP == 0 or step == steps:
+                kept = {
+                    "phase": name, "step": step, "done": stored.get("done", []), "seconds": self.seconds(),
+                    "model": self.model.state_dict(), "heads": self.heads.state_dict(),
+                    "optimizers": [each.state_dict() for each in (*optimizers, *schedules)],
+                    "random": json.dumps(self.rng.bit_generator.state),
+                }  # fmt: skip
+                torch.save(kept, file.with_suffix(".tmp"))
+                file.with_suffix(".tmp").replace(file)
+
+    def seconds(self) -> float:
+        """Of training, those of calls that were stopped included."""
+        return self.spent + time.time() - self.started
 
     def sight(self, steps: int, batch: int = 128) -> None:
         """Phase 1: the vision tower learns what is where, and CLIP learns captions."""
 
-        def loss() -> Tensor:
+        def loss(_: int) -> Tensor:
             samples: list[Sample] = []
             while len(samples) < batch:
                 sample = draw(self.rng, self.words, 1)
@@ -198,15 +212,11 @@ class BaseTrainer:
     def language(self, steps: int, batch: int = 36, rate: float = 8e-3, report: int = 50) -> None:
         """Phase 2: everything learns to answer. One batch in six has single turns, the others have four or five."""
 
-        done = 0
-
-        def loss() -> Tensor:
-            nonlocal done
-            done += 1
-            if done % 300 == 0:
+        def loss(step: int) -> Tensor:
+            if step % 300 == 0:
                 self.log(f"held-out {self.accuracy(300)}")
             # The system prompt is the same everywhere: most of the early batches save its time.
-            system = done > 0.6 * steps or done % 4 == 0
+            system = step > 0.6 * steps or step % 4 == 0
             turns = int(self.rng.choice((1, 3, 4, 4, 5, 6)))
             size = round(batch * 6.5 / (2.5 + turns))
             return self._language_loss([draw(self.rng, self.words, turns) for _ in range(size)], system)
@@ -265,15 +275,5 @@ class BaseTrainer:
             if not key.startswith("llava.")
         }
         save_file(rest, clip / "model.safetensors", metadata={"format": "pt"})
+        (self.out / "state.pt").unlink(missing_ok=True)
         (self.out / "base.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-
-
-def _weights(folder: Path) -> dict[str, Tensor]:
-    return LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).state_dict()
-
-
-def _matching(new: PreTrainedTokenizerFast, old: PreTrainedTokenizerFast) -> tuple[list[int], list[int]]:
-    """Ids of the words that both tokenizers have."""
-    a, b = new.get_vocab(), old.get_vocab()
-    shared = sorted(a.keys() & b.keys())
-    return [a[word] for word in shared], [b[word] for word in shared]

@@ -23,6 +23,7 @@ SYSTEM = (
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
 IMAGE, PAD = "<image>", "<pad>"
+PRIVATE = 0xE000  # the first code point that is nobody's letter
 _WORD = re.compile(r"[A-Za-z]+|[0-9]")
 
 
@@ -52,14 +53,24 @@ def task_words(seed: int = 0) -> list[str]:
     return sorted(found)
 
 
-def _merges(words: Counter[str], suffix: str | None) -> list[tuple[str, str]]:
-    """BPE merges that turn each word into one token, in training order."""
-    extra = {"end_of_word_suffix": suffix} if suffix else {}
-    tokenizer = Tokenizer(models.BPE(**extra))
+def _merges(words: Counter[str], suffix: str) -> list[tuple[str, str]]:
+    """BPE merges that turn each word into one token, in training order; suffix: what its last letter carries.
+
+    The trainer has a suffix of its own, but numbers the letters that carry it in the order of a hash table, and breaks ties by
+    number: with it every run has other merges. So the last letter stands as a letter of its own while it trains.
+    """
+    tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    trainer = trainers.BpeTrainer(vocab_size=100_000, min_frequency=1, show_progress=False, special_tokens=[], **extra)
-    tokenizer.train_from_iterator([" ".join([word] * min(count, 20)) for word, count in sorted(words.items())], trainer)
-    return [tuple(pair) for pair in json.loads(tokenizer.to_str())["model"]["merges"]]
+    trainer = trainers.BpeTrainer(vocab_size=100_000, min_frequency=1, show_progress=False, special_tokens=[])
+    marked = {word[:-1] + chr(PRIVATE + ord(word[-1])) if suffix else word: count for word, count in words.items()}
+    tokenizer.train_from_iterator([" ".join([word] * min(count, 20)) for word, count in sorted(marked.items())], trainer)
+    merges = json.loads(tokenizer.to_str())["model"]["merges"]
+    return [(_unmarked(left, suffix), _unmarked(right, suffix)) for left, right in merges]
+
+
+def _unmarked(piece: str, suffix: str) -> str:
+    last = ord(piece[-1]) - PRIVATE
+    return f"{piece[:-1]}{chr(last)}{suffix}" if suffix and last >= 0 else piece
 
 
 def llama_tokenizer(texts: list[str]) -> Tokenizer:
@@ -73,7 +84,7 @@ def llama_tokenizer(texts: list[str]) -> Tokenizer:
                 words["▁" + start] += bool(start)
             characters.update(word)
         words.update(line_start for line_start in re.findall(r"\n([A-Za-z]+)", text))
-    merges = _merges(words, None)
+    merges = _merges(words, "")
     specials = ["<unk>", "<s>", "</s>"]
     pieces = [*specials, *(f"<0x{byte:02X}>" for byte in range(256)), *("".join(pair) for pair in merges)]
     pieces += sorted(characters - set(pieces))
