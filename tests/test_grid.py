@@ -76,7 +76,7 @@ def test_the_page_names_every_inference_option(called: dict[str, Called]) -> Non
     from hide_llava.methods.base import REGISTRY
     from hide_llava.settings import inference_options
 
-    table = dict(re.findall(r"^\| `(\w+)` \| ((?:`\w+`(?:, )?)+) \|$", PAGE.read_text(), re.MULTILINE))
+    table = dict(re.findall(r"^\| `([\w-]+)` \| ((?:`\w+`(?:, )?)+) \|$", PAGE.read_text(), re.MULTILINE))
     listed = {name: set(re.findall(r"`(\w+)`", options)) for name, options in table.items()}
     assert listed == {name: set(o) for name, cls in REGISTRY.items() if (o := inference_options(cls.Config))}
 

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -404,7 +405,11 @@ def test_ls(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         called = call("ls", what)
         assert called.code == 0
         head, *lines = called.out.splitlines()
-        assert head.isupper() and [line.split()[0] for line in lines] == names(group)
+        listed = [line.split()[0] for line in lines]
+        assert head.isupper() and (sorted(listed) if what == "methods" else listed) == names(group)
+    head, *lines = call("ls", "methods").out.splitlines()
+    kinds = [line[head.index("KIND") : head.index("YEAR")].strip() for line in lines]
+    assert [kind for kind, _ in groupby(kinds)] == list(dict.fromkeys(kinds))  # those of a kind stand together
     assert "ImageNet-R, ArxivQA, VizWiz, IconQA, CLEVR-Math, Flickr30k" in call("ls", "benchmarks").out
     monkeypatch.chdir(tmp_path)
     assert call("ls", "runs").out == "no runs here\n"

@@ -14,8 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from hide_llava.config import from_yaml
-from hide_llava.evaluation.binding import ANSWERING, SCORING, _versions
+from hide_llava.evaluation.binding import ANSWERING, SCORING
 from hide_llava.pipeline import run
+from hide_llava.plugins import versions
 from hide_llava.results.report import write_report
 from hide_llava.results.run_reader import read_run
 
@@ -28,9 +29,9 @@ def before(tmp_path: Path) -> Path:
     folder = shutil.copytree(FIXTURE, tmp_path / "run", ignore=shutil.ignore_patterns("expected"))
     for file in folder.glob("eval/*/*/*.json"):
         stored = json.loads(file.read_text())
-        stored["versions"] = _versions(ANSWERING)
+        stored["versions"] = versions(ANSWERING)
         if "scorer" in stored:
-            stored["scorer"] |= _versions(SCORING)
+            stored["scorer"] |= versions(SCORING)
         file.write_text(json.dumps(stored))
     return folder
 
