@@ -100,7 +100,7 @@ def test_two_processes_equal_one(method: str, dtype: str, world: Path, in_two: I
     two = in_two(method, dtype)
     run(compose(words(world, method, tmp_path / "one", dtype=dtype)), report=False)
     vectors = Path(method).stem.startswith(VECTORS)
-    assert_equal_runs(tmp_path / "one", two, 1e-5 if vectors else 1e-6, products=vectors)
+    assert_equal_runs(tmp_path / "one", two, 5e-5 if vectors else 1e-6, products=vectors)
 
 
 @pytest.mark.xdist_group("deepspeed")
