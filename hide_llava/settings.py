@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic.fields import FieldInfo
+from typing_extensions import Self
 
 from hide_llava.errors import UserError
 
@@ -51,6 +52,16 @@ class MethodConfig(Settings):
     only. What holds between fields is checked by a
     `@model_validator(mode="after")` that raises ValueError("field=value: must …").
     """
+
+
+class DividedRank(MethodConfig):
+    """Of a method whose `rank` is that of all its `experts` together: two fields of whoever inherits from this beside others."""
+
+    @model_validator(mode="after")
+    def _rank_of_experts(self) -> Self:
+        if self.rank % self.experts:
+            raise ValueError(f"rank={self.rank}: must be a multiple of experts={self.experts}")
+        return self
 
 
 def inference_options(config: type[MethodConfig]) -> frozenset[str]:

@@ -6,13 +6,10 @@ with all that has no column of its own, so that the way back gives each record a
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
-import os
-import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -24,7 +21,7 @@ from hide_llava.data.sources import FIELDS, OURS, Row, read_rows
 from hide_llava.data.stream import as_record
 from hide_llava.errors import BadRecord, UserError
 from hide_llava.progress import watched
-from hide_llava.storage import write_bytes, writing
+from hide_llava.storage import complete, write_bytes
 
 if TYPE_CHECKING:
     from datasets import Features
@@ -61,19 +58,6 @@ def convert(source: Path, target: Path, images: Path | None = None, questions: b
     return _to_json(source, target, images or target.parent, questions)
 
 
-@contextlib.contextmanager
-def _complete(target: Path) -> Iterator[Path]:
-    """A name to write to; the file gets its own when it is complete."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with writing(target):
-            yield temporary
-            os.replace(temporary, target)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def _checked(record: Mapping[str, Any], where: str, image_root: Path) -> list[str]:
     """The names of a record's pictures, if a run would take the record.
 
@@ -92,7 +76,7 @@ def _checked(record: Mapping[str, Any], where: str, image_root: Path) -> list[st
 def _to_json(source: Path, target: Path, folder: Path, questions: bool) -> Converted:
     count, written = 0, 0
     lines = target.suffix == ".jsonl"
-    with _complete(target) as temporary, temporary.open("w", encoding="utf-8") as file:
+    with complete(target) as temporary, temporary.open("w", encoding="utf-8") as file:
         for index, row in enumerate(watched(read_rows(source), f"reading {source.name}")):
             where = f"{source}: record {index}"
             try:
@@ -189,7 +173,7 @@ def _to_parquet(source: Path, target: Path, folder: Path, questions: bool) -> Co
     schema = _features().arrow_schema
     schema = schema.with_metadata({**(schema.metadata or {}), OURS: b"1"})
     count, pictures, size, waiting = 0, 0, 0, []
-    with _complete(target) as temporary, parquet.ParquetWriter(
+    with complete(target) as temporary, parquet.ParquetWriter(
         temporary, schema, compression="zstd", use_dictionary=False, write_statistics=False
     ) as writer:  # fmt: skip
 

@@ -16,15 +16,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from hide_llava.adapters.route import RankMap
 from hide_llava.adapters.token_gates import Mixture, Routers, per_rank, product_of_sums, weighted
 from hide_llava.methods.base import Features, Route, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.lora import SequentialLora
+from hide_llava.settings import DividedRank
 
 
 @register
@@ -32,18 +32,12 @@ class MoELora(SequentialLora):
     name = "moelora"
     adapter = "experts"
 
-    class Config(SequentialLora.Config):
+    class Config(DividedRank, SequentialLora.Config):
         rank: int = Field(128, ge=1)  # r, of all experts together
         alpha: float = Field(256.0, gt=0)
         init_std: float | None = Field(0.01, ge=0)
         experts: int = Field(8, ge=1)  # E, in every adapted linear
         reference: Literal["none", "prism"] = "none"  # none (the paper) | what published code computes, see above
-
-        @model_validator(mode="after")
-        def _rank_of_experts(self) -> Self:
-            if self.rank % self.experts:
-                raise ValueError(f"rank={self.rank}: must be a multiple of experts={self.experts}")
-            return self
 
     def setup(self) -> None:
         self.core.add(self.adapter, self.config)

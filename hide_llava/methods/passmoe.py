@@ -20,9 +20,8 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
-from typing_extensions import Self
 
 from hide_llava.adapters.observe import observe
 from hide_llava.adapters.route import Apply, BoundGate, RankMap
@@ -31,6 +30,7 @@ from hide_llava.distributed import from_main
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.lora import SequentialLora
+from hide_llava.settings import DividedRank
 
 
 def energy_weights(experts: int, u: Tensor) -> Tensor:
@@ -64,7 +64,7 @@ class PassMoe(SequentialLora):
     reads_parameters = True
     reads_logits = False
 
-    class Config(SequentialLora.Config):
+    class Config(DividedRank, SequentialLora.Config):
         rank: int = Field(96, ge=1)  # of all experts together
         alpha: float = Field(192.0, gt=0)
         experts: int = Field(6, ge=1)  # E, in every adapted linear
@@ -72,12 +72,6 @@ class PassMoe(SequentialLora):
         strength_b: float = Field(1.0, ge=0)  # λ_B, of the penalty on B
         normalise: Literal["largest", "none"] = "largest"  # w = I / its largest value in the linear | w = I
         samples: int = Field(256, ge=1)  # records by which a task's importance is measured
-
-        @model_validator(mode="after")
-        def _rank_of_experts(self) -> Self:
-            if self.rank % self.experts:
-                raise ValueError(f"rank={self.rank}: must be a multiple of experts={self.experts}")
-            return self
 
     def setup(self) -> None:
         self.core.add(self.adapter, self.config)

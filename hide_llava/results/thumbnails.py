@@ -18,7 +18,7 @@ from hide_llava.data import embedded
 from hide_llava.data.images import as_rgb, opened
 from hide_llava.errors import UserError
 from hide_llava.progress import Bar
-from hide_llava.storage import writing
+from hide_llava.storage import complete
 
 SIDE = 160  # pixels of the longer side
 QUALITY = 70  # of JPEG: 3 to 6 kB a photograph
@@ -93,13 +93,7 @@ def _copy(folder: Path, source: Source) -> str:
             small.thumbnail((SIDE, SIDE))
     except UserError:
         return UNREADABLE
-    temporary = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
-    with writing(copy):
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            small.save(temporary, "JPEG", quality=QUALITY)
-            os.utime(temporary, (changed, changed))
-            os.replace(temporary, copy)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with complete(copy) as temporary:
+        small.save(temporary, "JPEG", quality=QUALITY)
+        os.utime(temporary, (changed, changed))
     return source.key
