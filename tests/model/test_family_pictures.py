@@ -95,6 +95,7 @@ def test_answers_are_bound_to_the_budget(world: Path, zoo: Zoo, tmp_path: Path) 
 
 @pytest.fixture(scope="module")
 def clip(world: Path) -> ClipBeside:
+    shutil.copy(world / "llava" / "preprocessor_config.json", world / "clip")  # other models' pictures are no CLIP's
     return ClipBeside(world / "clip")
 
 
