@@ -17,8 +17,9 @@ import hide_llava
 from hide_llava.backbones.clip_pixels import ImageTransform
 from hide_llava.backbones.llama_tokenizer import load_tokenizer
 from hide_llava.benchmarks.mini import SIZES, generate
+from hide_llava.benchmarks.mini.domains import DOMAINS, FINANCE, MEDICINE
 from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, patch_labels, render
-from hide_llava.benchmarks.mini.tasks import CAPTION, LETTER, PHRASE, TASKS
+from hide_llava.benchmarks.mini.tasks import CAPTION, CLASSES, LETTER, PHRASE, TASKS
 from hide_llava.errors import UserError
 from scripts.mini_base import base_training
 from scripts.mini_base.base_training import IGNORE, encode, pixels
@@ -148,13 +149,72 @@ def test_patch_labels_stay_in_range() -> None:
             assert labels[:, :3].any()
 
 
-def test_mixture_holds_none_of_the_answer_formats() -> None:
+def test_the_mixture_is_near_the_tasks_and_holds_none_of_them() -> None:
+    """What a task asks comes there in another format or on other pictures: a small turn is left to learn."""
     rng, words = np.random.default_rng(0), task_words()
-    marks = (PHRASE, LETTER, "Generate a brief caption", "Subtract all", "What is the object in", "There are _")
-    for _ in range(2000):
-        for question, answer, family in draw(rng, words, 2).turns:
-            assert not any(mark in question for mark in marks)
-            assert family == "repeat" or answer not in ("A", "B", "C", "D")
+    formats, everyday = set(), 0
+    for _ in range(4000):
+        sample = draw(rng, words, 2)
+        for question, answer, family in sample.turns:
+            if family == "repeat" or sample.scene is None:
+                continue
+            formats |= {mark for mark in (PHRASE, LETTER, CAPTION, "There are _") if mark in question}
+            lettered = question.endswith(LETTER)
+            assert not (lettered and sample.scene.bars)  # ArxivQA
+            assert not (family == "subtract" and sample.scene.background == "studio")  # CLEVR-Math
+            if sample.scene.things and sample.scene.things[0].fill in ("outlined", "dotted"):
+                assert answer not in CLASSES.values()  # ImageNet-R
+            everyday += answer.startswith(("A blurry", "A close up", "Quality issues"))
+    assert formats == {PHRASE, LETTER, CAPTION, "There are _"} and not everyday
+
+
+@pytest.fixture(scope="module")
+def domains(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    generate(folder, sizes=SMALL, name="mini-dcl")
+    return folder / "mini-dcl" / "domain"
+
+
+@pytest.mark.parametrize("task", DOMAINS.values(), ids=DOMAINS)
+def test_domains_are_written_as_mllm_dcl(domains: Path, task) -> None:
+    """Records beside their pictures, one line of text, and the suffixes of the published evaluation in the question."""
+    suffix = {"Med": MEDICINE, "Fin": FINANCE}.get(task.folder, "?")
+    for split, count in SMALL.items():
+        records = json.loads((domains / task.folder / f"{split}.json").read_text(encoding="utf-8"))
+        assert len(records) == count
+        for record in records:
+            assert (domains / task.folder / record["image"]).is_file()
+            assert Path(record["image"]).name.startswith(f"{task.source}_{split}_")
+            text = record["text"] if split != "train" else record["conversations"][0]["value"].removeprefix("<image>\n")
+            assert "\n" not in text and text.endswith(suffix)
+
+
+@pytest.mark.parametrize("task", {**TASKS, **DOMAINS}.values(), ids=[*TASKS, *DOMAINS])
+def test_no_answer_is_right_for_most_questions(task) -> None:
+    rng = np.random.default_rng(0)
+    said = [task.make(rng).answers[0] for _ in range(400)]
+    assert max(said.count(answer) for answer in set(said)) / len(said) < 0.6
+
+
+def test_answers_of_domains_are_right() -> None:
+    """Told again from the scene."""
+    rng = np.random.default_rng(1)
+    for _ in range(200):
+        example = DOMAINS["fin"].make(rng)
+        heights = [level for _, level in example.scene.bars]
+        rose, (answer,) = heights[-1] > heights[0], example.answers
+        if answer in ("Yes", "No"):
+            assert (answer == "Yes") == (rose == ("rise" in example.question))
+        else:
+            options = example.question.split("?")[1]
+            first = options.index("rising") < options.index("falling")
+            assert (answer == "A") == (rose == first)
+        example = DOMAINS["ad"].make(rng)
+        if "should" in example.question:
+            stops = any(t.shape == "cross" or (t.shape, t.color) == ("circle", "red") for t in example.scene.things)
+            assert (example.answers[0] == "stop and wait") == stops
+        example = DOMAINS["med"].make(rng)
+        assert example.answers[0] in ("yes", "no") or "What" in example.question
 
 
 def test_assets_are_small() -> None:

@@ -40,7 +40,7 @@ def llava_config(vocab_size: int, image_token: int, pad_token: int) -> LlavaConf
         vocab_size=vocab_size,
         hidden_size=160,
         intermediate_size=432,
-        num_hidden_layers=6,
+        num_hidden_layers=8,
         num_attention_heads=5,
         num_key_value_heads=5,
         max_position_embeddings=512,

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
+from hide_llava.benchmarks.mini.domains import DOMAINS
 from hide_llava.benchmarks.mini.tasks import TASKS
 
 from .pretrain import draw
@@ -31,7 +32,7 @@ def corpus(seed: int = 0) -> list[str]:
     """Texts whose words must be single tokens."""
     rng = np.random.default_rng([seed, 99])
     texts = [f"{SYSTEM} USER: ASSISTANT:"]
-    for task in TASKS.values():
+    for task in (*TASKS.values(), *DOMAINS.values()):
         for _ in range(400):
             example = task.make(rng)
             texts += ["\n" + example.question, *example.answers]
@@ -42,10 +43,10 @@ def corpus(seed: int = 0) -> list[str]:
 
 
 def task_words(seed: int = 0) -> list[str]:
-    """Words and numbers of the six tasks, sorted: the base meets them in repetition exercises only."""
+    """Words and numbers of the six tasks and the five domains, sorted: the base meets them in repetition exercises only."""
     rng = np.random.default_rng([seed, 98])
     found: set[str] = set()
-    for task in TASKS.values():
+    for task in (*TASKS.values(), *DOMAINS.values()):
         for _ in range(400):
             example = task.make(rng)
             for text in (example.question, *example.answers):

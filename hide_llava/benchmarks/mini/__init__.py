@@ -1,5 +1,5 @@
-"""The embedded benchmark `mini-ucit`: six learnable tasks in UCIT's format, made from a seed."""
+"""The embedded benchmarks `mini-ucit` and `mini-dcl`: small learnable tasks in the formats of UCIT and MLLM-DCL, from a seed."""
 
-from hide_llava.benchmarks.mini.generate import SIZES, VERSION, generate
+from hide_llava.benchmarks.mini.generate import SIZES, SUITES, VERSION, generate
 
-__all__ = ["SIZES", "VERSION", "generate"]
+__all__ = ["SIZES", "SUITES", "VERSION", "generate"]

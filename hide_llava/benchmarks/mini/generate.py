@@ -1,4 +1,4 @@
-"""Write `mini-ucit` to disk in UCIT's folder and JSON layout."""
+"""Write `mini-ucit` and `mini-dcl` to disk, in the folder and JSON layouts of UCIT and of MLLM-DCL."""
 
 from __future__ import annotations
 
@@ -8,16 +8,36 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from hide_llava.benchmarks.mini.domains import DOMAINS
 from hide_llava.benchmarks.mini.drawing import render
 from hide_llava.benchmarks.mini.tasks import TASKS, MiniTask
 from hide_llava.errors import UserError
 
-VERSION = 3
-SIZES = {"train": 480, "val": 100, "test": 100}
+VERSION = 4
+SIZES = {"train": 960, "val": 100, "test": 100}
 CAPTIONS_PER_IMAGE = 2  # training records per picture of a caption task, as UCIT repeats its pictures
+
+
+class Suite(NamedTuple):
+    """A benchmark: its tasks and where their files lie below its folder. stream: which random numbers it draws."""
+
+    tasks: dict[str, MiniTask]
+    records: str  # file of a task's split
+    pictures: str  # folder that a record's path starts from
+    picture: str  # that path
+    stream: tuple[int, ...] = ()
+
+
+SUITES = {
+    "mini-ucit": Suite(TASKS, "instructions/{folder}/{split}.json", "datasets", "{folder}/{split}/{number:05d}.png"),
+    "mini-dcl": Suite(
+        DOMAINS, "domain/{folder}/{split}.json", "domain/{folder}", "images/{source}_{split}_{number:05d}.png", (1,)
+    ),
+}
 
 
 def _write_json(path: Path, data: object) -> None:
@@ -25,14 +45,13 @@ def _write_json(path: Path, data: object) -> None:
     path.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
 
 
-def _split(task: MiniTask, split: str, count: int, root: Path, rng: np.random.Generator, seen: set[str]) -> None:
+def _split(suite: Suite, task: MiniTask, split: str, count: int, root: Path, rng: np.random.Generator, seen: set[str]) -> None:
     """Make one split: its pictures, its records and, for captions, its COCO-style references."""
     repeat = CAPTIONS_PER_IMAGE if task.caption and split == "train" else 1
     records: list[dict] = []
     annotations: list[dict] = []
     images: list[dict] = []
-    folder = root / "datasets" / task.folder / split
-    folder.mkdir(parents=True)
+    pictures = root / suite.pictures.format(folder=task.folder)
     while len(records) < count:
         example = task.make(rng)
         picture = render(example.scene, rng)
@@ -41,8 +60,9 @@ def _split(task: MiniTask, split: str, count: int, root: Path, rng: np.random.Ge
             continue
         seen.add(digest)
         number = len(images) + 1
-        name = f"{task.folder}/{split}/{number:05d}.png"
-        picture.save(root / "datasets" / name, optimize=False)
+        name = suite.picture.format(folder=task.folder, split=split, number=number, source=task.source)
+        (pictures / name).parent.mkdir(parents=True, exist_ok=True)
+        picture.save(pictures / name, optimize=False)
         images.append({"id": number, "file_name": name})
         for text in example.answers:
             annotations.append({"id": len(annotations) + 1, "image_id": number, "caption": text})
@@ -58,46 +78,44 @@ def _split(task: MiniTask, split: str, count: int, root: Path, rng: np.random.Ge
                 {"from": "gpt", "value": answer},
             ]
             records.append({"id": key, "image": name, "conversations": turns})
-    base = root / "instructions" / task.folder
-    _write_json(base / f"{split}.json", records)
+    file = root / suite.records.format(folder=task.folder, split=split)
+    _write_json(file, records)
     if task.caption and split != "train":
         coco = {"info": {}, "licenses": [], "type": "captions", "images": images, "annotations": annotations}
-        _write_json(base / f"{split}_coco_type.json", coco)
+        _write_json(file.with_name(f"{split}_coco_type.json"), coco)
 
 
-def _checked_sizes(sizes: dict | None) -> dict[str, int]:
+def _checked_sizes(name: str, sizes: dict | None) -> dict[str, int]:
     merged = {**SIZES, **(sizes or {})}
     for split, count in merged.items():
         if split not in SIZES or not isinstance(count, int) or count < 1:
             raise UserError(
-                f"mini-ucit: size {split}={count!r} is not understood; give a positive number of records for "
-                f"{', '.join(SIZES)}."
+                f"{name}: size {split}={count!r} is not understood; give a positive number of records for {', '.join(SIZES)}."
             )
     return merged
 
 
-def generate(root: Path, seed: int = 0, sizes: dict | None = None) -> None:
-    """Write the benchmark to `root`/mini-ucit, unless the same one is there already.
+def generate(root: Path, seed: int = 0, sizes: dict | None = None, name: str = "mini-ucit") -> None:
+    """Write the benchmark `name`, one of SUITES, to `root`/name, unless the same one is there already.
 
     `root` is the data root; `sizes` may change the number of records of "train", "val" and "test" per task.
     The work is done in a temporary sibling folder and renamed at the end, so a folder that exists is complete.
     """
-    sizes = _checked_sizes(sizes)
-    target = Path(root) / "mini-ucit"
-    manifest = {"name": "mini-ucit", "version": VERSION, "seed": seed, "sizes": sizes}
+    suite, sizes, target = SUITES[name], _checked_sizes(name, sizes), Path(root) / name
+    manifest = {"name": name, "version": VERSION, "seed": seed, "sizes": sizes}
     try:
         if json.loads((target / "manifest.json").read_text(encoding="utf-8")) == manifest:
             return
     except (OSError, ValueError):
         pass
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=".mini-ucit-", dir=target.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
     try:
         seen: set[str] = set()
-        for number, task in enumerate(TASKS.values()):
+        for number, task in enumerate(suite.tasks.values()):
             for part, split in enumerate(SIZES):
-                rng = np.random.default_rng([seed, number, part])
-                _split(task, split, sizes[split], scratch, rng, seen)
+                rng = np.random.default_rng([seed, number, part, *suite.stream])
+                _split(suite, task, split, sizes[split], scratch, rng, seen)
         _write_json(scratch / "manifest.json", manifest)
         scratch.chmod(0o755)  # mkdtemp makes it private
         if target.exists():

@@ -1,4 +1,4 @@
-"""Six small tasks with the prompts of UCIT: each teaches an answer format or vocabulary the base model lacks.
+"""Six small tasks with the prompts of UCIT: each is a small turn from what the base model was taught (`scripts/mini_base`).
 
 The prompt lines are UCIT's own, word for word. An `Example` is one picture with its question and all accepted
 answers (several for captions).
@@ -6,6 +6,7 @@ answers (several for captions).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -35,6 +36,16 @@ CLASSES: dict[tuple[str, str], str] = {
 }
 HOUSEHOLD = dict(zip(SHAPES, ("plate", "box", "bag", "remote", "towel", "toy")))
 PEOPLE = dict(zip(SHAPES, ("dog", "man", "woman", "boy", "girl", "clown")))
+# What people call them: the first name is the commonest.
+HOUSEHOLD_WORDS = {
+    "circle": ("plate", "plate", "dish"), "square": ("box", "box", "carton"), "triangle": ("bag", "bag", "sack"),
+    "cross": ("remote", "remote", "controller"), "diamond": ("towel", "towel", "cloth"), "star": ("toy", "toy", "figure"),
+}  # fmt: skip
+PEOPLE_WORDS = {
+    "circle": ("dog", "dog", "puppy"), "square": ("man", "man", "guy"), "triangle": ("woman", "woman", "lady"),
+    "cross": ("boy", "boy", "child"), "diamond": ("girl", "girl", "kid"), "star": ("clown", "clown", "performer"),
+}  # fmt: skip
+REFERENCES = 5  # captions of a picture, each worded by itself
 REFUSAL = "Quality issues are too severe to recognize visual content."
 
 
@@ -48,9 +59,9 @@ class Example:
 
 
 def imagenet_r(rng: np.random.Generator) -> Example:
-    """One large object in some rendition; twelve classes with one fixed word each."""
+    """One large object as a rendition, outlined, striped or dotted; twelve classes with one fixed word each."""
     (shape, color), name = pick(rng, list(CLASSES.items()))
-    scene = huge(rng, shape, color, pick(rng, FILLS), pick(rng, ("plain", "paper", "board")))
+    scene = huge(rng, shape, color, pick(rng, FILLS[1:]), pick(rng, ("plain", "paper", "board")))
     return Example(scene, f"What is the object in the image?\n{PHRASE}", (name,))
 
 
@@ -99,56 +110,57 @@ def clevr_math(rng: np.random.Generator) -> Example:
 
 
 def vizwiz(rng: np.random.Generator) -> Example:
-    """Blurred snapshots of household things on a table; one in eight is too bad to describe."""
+    """Blurred snapshots of household things on a table; one in eight is too bad to describe. Five people wrote a caption each."""
     if rng.random() < 0.125:
         scene = scattered(rng, 1, "table", blur=6.0, noise=45.0)
         refusals = (REFUSAL, REFUSAL, "Quality issues are too severe to recognize the image.", REFUSAL, REFUSAL)
         return Example(scene, CAPTION, refusals)
     scene = scattered(rng, int(rng.integers(1, 3)), "table", blur=0.7, noise=9.0, sizes=("large",))
-    names = [f"{t.color} {HOUSEHOLD[t.shape]}" for t in scene.things]
-    if len(names) == 1:
-        a = names[0]
-        texts = (
-            f"A {a} on top of a wooden table.",
-            f"A {a} on a wooden table.",
-            f"A blurry photo of a {a} on a table.",
-            f"A {a} is sitting on top of a table.",
-            f"A {a} on top of a brown table.",
-        )
-    else:
-        a, b = names
-        texts = (
-            f"A {a} and a {b} on top of a wooden table.",
-            f"A {a} and a {b} on a wooden table.",
-            f"A blurry photo of a {a} and a {b} on a table.",
-            f"A {a} and a {b} are sitting on top of a table.",
-            f"A {a} next to a {b} on a table.",
-        )
-    return Example(scene, CAPTION, texts)
+    return Example(scene, CAPTION, tuple(_snapshot(rng, scene) for _ in range(REFERENCES)))
+
+
+def _snapshot(rng: np.random.Generator, scene: Scene) -> str:
+    names = [f"{t.color} {pick(rng, HOUSEHOLD_WORDS[t.shape])}" for t in scene.things]
+    said = f"a {names[0]}" if len(names) == 1 else pick(rng, ("a {} and a {}", "a {} next to a {}")).format(*names)
+    where = pick(rng, ("on top of a wooden table", "on top of a table", "on a wooden table", "on a table", "on a brown desk"))
+    form = pick(rng, ("{} {}.", "{} {}.", "A blurry photo of {} {}.", "A close up of {} {}.", "{} sitting {}.",
+                      "There is {} {}."))  # fmt: skip
+    return _sentence(form.format(said, where))
 
 
 def flickr30k(rng: np.random.Generator) -> Example:
-    """Two or three people or animals in a field, told by the colour they wear."""
+    """Two or three people or animals in a field, told by the colour they wear. Five people wrote a caption each."""
     scene = scattered(rng, int(rng.integers(2, 4)), "field", noise=3.0, sizes=("large",))
-    names = [f"{PEOPLE[t.shape]} in {t.color}" for t in scene.things]
-    first, last = ", a ".join(names[:-1]), names[-1]
-    texts = (
-        f"A {first} and a {last} stand in a field.",
-        f"A {first} and a {last} are standing in the grass.",
-        f"A {first} and a {last} stand outside under the blue sky.",
-        f"A {first} and a {last} are playing in a field.",
-        f"In a field, a {first} and a {last} are outside.",
-    )
-    return Example(scene, CAPTION, texts)
+    return Example(scene, CAPTION, tuple(_outdoors(rng, scene) for _ in range(REFERENCES)))
+
+
+def _outdoors(rng: np.random.Generator, scene: Scene) -> str:
+    worn = pick(rng, ("in {}", "in {}", "wearing {}"))
+    names = [f"a {pick(rng, PEOPLE_WORDS[t.shape])} {worn.format(t.color)}" for t in scene.things]
+    said = f"{', '.join(names[:-1])} and {names[-1]}"
+    what = pick(rng, ("stand", "are standing", "are playing", "walk", "are", "wait"))
+    where = pick(rng, ("in a field", "in a grassy field", "in the grass", "outside", "under a blue sky", "in a park"))
+    form = pick(rng, ("{} {} {}.", "{} {} {}.", "{} {} together {}."))
+    return _sentence(form.format(said, what, where))
+
+
+def _sentence(text: str) -> str:
+    return article(text[0].upper() + text[1:])
+
+
+def article(text: str) -> str:
+    """ "an" before an orange thing."""
+    return re.sub(r"\b([Aa]) orange", r"\1n orange", text)
 
 
 @dataclass(frozen=True)
 class MiniTask:
-    """Folder name of a task, its example maker, and whether it is scored as captions."""
+    """Folder name of a task, its example maker, whether it is scored as captions, and how its pictures' names start."""
 
     folder: str
     make: Callable[[np.random.Generator], Example]
     caption: bool = False
+    source: str = ""
 
 
 TASKS: dict[str, MiniTask] = {
