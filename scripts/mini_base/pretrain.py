@@ -72,6 +72,14 @@ def describe(scene: Scene) -> str:
     return f"{kind} of a {huge_fill}{' and a '.join(names)} on a {where}"
 
 
+def told(scene: Scene) -> str:
+    """The picture in words, thing by thing: what it is replaced by where a conversation is to be read instead of seen."""
+    if scene.bars:
+        return "A chart: " + ", ".join(f"{color} {level}" for color, level in scene.bars) + "."
+    things = ", ".join(" ".join((t.size, *([t.fill] if t.size == "huge" else []), t.color, t.shape)) for t in scene.things)
+    return f"A {PLACES[scene.background]} background: {things}."
+
+
 # ------------------------------------------------------------------------------------------------------------ formats
 
 
@@ -250,8 +258,11 @@ def _text_turn(rng: np.random.Generator, words: list[str]) -> Turn:
     return pick(rng, ("Repeat: {}", "Say this again: {}", "Copy the words: {}")).format(text), text, "repeat"
 
 
-def draw(rng: np.random.Generator, words: list[str], turns: int) -> Sample:
-    """One conversation of `turns` turns; one in 24 has no picture. `words` feed the repetition exercise."""
+def draw(rng: np.random.Generator, words: list[str], turns: int, read: float = 0.0) -> Sample:
+    """One conversation of `turns` turns; one in 24 has no picture, and of the others the share `read` is told in words.
+
+    `words` feed the repetition exercise.
+    """
     if rng.integers(24) == 0:
         return practice(rng, words, turns)
     scene = _scene(rng)
@@ -267,6 +278,9 @@ def draw(rng: np.random.Generator, words: list[str], turns: int) -> Sample:
             found.append(_text_turn(rng, words))
         elif made := pick(rng, makers)(rng, scene):
             found.append(formatted(rng, made) if isinstance(made, Asked) else made)
+    if read and rng.random() < read:
+        (question, answer, family), *rest = found
+        return Sample(None, ((f"{told(scene)}\n{question}", answer, family), *rest))
     return Sample(scene, tuple(found))
 
 

@@ -38,7 +38,7 @@ def corpus(seed: int = 0) -> list[str]:
             texts += ["\n" + example.question, *example.answers]
     words = task_words(seed)
     for _ in range(6000):
-        texts += [f"\n{question} {answer}" for question, answer, _ in draw(rng, words, 1).turns]
+        texts += [f"\n{question} {answer}" for question, answer, _ in draw(rng, words, 1, read=0.5).turns]
     return texts
 
 
