@@ -20,7 +20,7 @@ def main() -> None:
     """Parse the command line, train, report, and move the result into place."""
     parser = argparse.ArgumentParser(description="Rebuild the small LLaVA base from a seed.")
     parser.add_argument("--out", type=Path, default=Path("hide_llava/assets/mini"), help="folder to (re)place")
-    parser.add_argument("--steps", type=int, default=3000, help="language steps; sight gets a third as many more")
+    parser.add_argument("--steps", type=int, default=3000, help="language steps; sight gets a third, words a sixth as many more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     args = parser.parse_args()
@@ -29,6 +29,7 @@ def main() -> None:
     scratch.mkdir(parents=True, exist_ok=True)
     trainer = BaseTrainer(scratch, args.seed, log=lambda line: print(line, flush=True))
     trainer.sight(max(1, args.steps // 3))
+    trainer.words_first(max(1, args.steps // 6))
     trainer.language(args.steps)
     accuracy = trainer.accuracy()
     for family, value in accuracy.items():

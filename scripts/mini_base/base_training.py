@@ -23,7 +23,7 @@ from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, Scene, patch_labels, render
 
 from . import toy, vocabulary
-from .pretrain import Sample, describe, draw
+from .pretrain import Sample, describe, draw, practice
 
 MEAN = np.array([0.48145466, 0.4578275, 0.40821073])
 STD = np.array([0.26862954, 0.26130258, 0.27577711])
@@ -114,13 +114,14 @@ class BaseTrainer:
         scenes = [sample.scene for sample in samples if sample.scene is not None]
         return scenes, torch.stack([pixels(render(scene, self.rng)) for scene in scenes])
 
-    def _answer_loss(self, batch: dict[str, Tensor], features: Tensor) -> Tensor:
-        """Next-token loss on the answers; `features` (n, 16, width) are the pictures' patches, in order."""
+    def _answer_loss(self, batch: dict[str, Tensor], features: Tensor | None) -> Tensor:
+        """Next-token loss on the answers; `features` (n, 16, width) are the pictures' patches, in order; None: no pictures."""
         llava = self.model.llava.model
         embeds = llava.language_model.embed_tokens(batch["ids"])
-        patches = llava.multi_modal_projector(features).to(embeds.dtype)
-        where = (batch["ids"] == self.image_token)[..., None].expand_as(embeds)
-        embeds = embeds.masked_scatter(where, patches)
+        if features is not None:
+            patches = llava.multi_modal_projector(features).to(embeds.dtype)
+            where = (batch["ids"] == self.image_token)[..., None].expand_as(embeds)
+            embeds = embeds.masked_scatter(where, patches)
         # Causal attention never looks at padding on the right, so no mask is needed.
         hidden = llava.language_model(inputs_embeds=embeds).last_hidden_state
         target = batch["labels"][:, 1:]
@@ -209,8 +210,18 @@ class BaseTrainer:
 
         self._run("sight", steps, 5e-3, loss)
 
-    def language(self, steps: int, batch: int = 36, rate: float = 8e-3, report: int = 50) -> None:
-        """Phase 2: everything learns to answer. One batch in six has single turns, the others have four or five."""
+    def words_first(self, steps: int, batch: int = 48, longest: int = 20) -> None:
+        """Phase 2: repeating long lists of words. Looking up what was said before is what every later skill needs, and
+        lists teach it within a few hundred steps, where short answers about pictures need thousands."""
+
+        def loss(step: int) -> Tensor:
+            samples = [practice(self.rng, self.words, 1, longest) for _ in range(batch)]
+            return self._answer_loss(self._batch(samples, system=step % 4 == 0), None)
+
+        self._run("words", steps, 2e-3, loss)
+
+    def language(self, steps: int, batch: int = 36, rate: float = 4e-3, report: int = 50) -> None:
+        """Phase 3: everything learns to answer. One batch in six has single turns, the others have four or five."""
 
         def loss(step: int) -> Tensor:
             if step % 300 == 0:

@@ -252,9 +252,9 @@ SCATTERED: tuple[Maker, ...] = (_attribute, _attribute, _attribute, _count, _cou
                                 _captioned, _captioned, _background)  # fmt: skip
 
 
-def _text_turn(rng: np.random.Generator, words: list[str]) -> Turn:
-    """Practice without a picture."""
-    text = " ".join(sample(rng, words, int(rng.integers(1, 3))))
+def _text_turn(rng: np.random.Generator, words: list[str], longest: int = 2) -> Turn:
+    """Practice without a picture: up to `longest` words to repeat."""
+    text = " ".join(sample(rng, words, int(rng.integers(1, longest + 1))))
     return pick(rng, ("Repeat: {}", "Say this again: {}", "Copy the words: {}")).format(text), text, "repeat"
 
 
@@ -284,6 +284,6 @@ def draw(rng: np.random.Generator, words: list[str], turns: int, read: float = 0
     return Sample(scene, tuple(found))
 
 
-def practice(rng: np.random.Generator, words: list[str], turns: int) -> Sample:
+def practice(rng: np.random.Generator, words: list[str], turns: int, longest: int = 2) -> Sample:
     """A conversation without a picture."""
-    return Sample(None, tuple(_text_turn(rng, words) for _ in range(turns)))
+    return Sample(None, tuple(_text_turn(rng, words, longest) for _ in range(turns)))
