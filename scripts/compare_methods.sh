@@ -38,19 +38,25 @@ configuration() { # preset → the words that every run of it has, of a search t
   words=$(settings "$1") || return
   echo "benchmark=$BENCHMARK model=mini train=mini train.max_steps=60 eval.batch_size=50 method=$1 $words"
 }
-chosen() { # preset → the words that a finished search chose, if there is one
+chosen() { # preset [its configuration's words] → the words that a finished search chose, if there is one
   local file="$OUT/search/$1.json"
+  shift
   [ ! -f "$file" ] || python -c 'import json, sys
-for key, value in (json.load(open(sys.argv[1]))["chosen"] or {}).items(): print(f"{key}={json.dumps(value)}")' "$file"
+found = json.load(open(sys.argv[1]))
+if lacking := [word for word in sys.argv[2:] if word not in found["words"]]:
+    sys.exit(f"error: {sys.argv[1]} is of a search without {lacking[0]}; take another OUT, or remove the folder it lies in.")
+for key, value in (found["chosen"] or {}).items():
+    print(f"{key}={json.dumps(value)}")' "$file" "$@"
 }
 run() { # seed preset [key=value …]
   local seed="$1" preset="$2" folder="$OUT/$2-seed$1" words searched
   shift 2
   words=$(configuration "$preset") || return
-  searched=$(chosen "$preset") || return
+  # shellcheck disable=SC2086 # one word per setting, here and below
+  searched=$(chosen "$preset" $words) || return
   mkdir -p "$OUT"
   [ -z "$searched" ] || echo "$folder:" $searched "($OUT/search/$preset.json)"
-  # shellcheck disable=SC2086 # one word per setting
+  # shellcheck disable=SC2086
   hide-llava run $words $searched seed="$seed" output="$folder" "$@" > "$folder.log" 2>&1 \
     || { echo "failed: $folder.log" >&2; return 1; }
   echo "$folder: $(grep '^Last' "$folder.log" | tail -1)"

@@ -106,15 +106,19 @@ def test_a_search_of_every_method_and_its_table(call, tmp_path: Path) -> None:
 
 
 def test_what_was_chosen_is_used_and_said(call, tmp_path: Path) -> None:
-    found = Search("ewc", 2, [], [], {"train.learning_rate": 0.001667, "method.strength": 5e-05, "method.weight": None})
-    write_search(tmp_path / "out" / "search" / "ewc.json", found)
-    write_search(tmp_path / "out" / "search" / "lora.json", Search("lora", 2, []))  # not finished
+    common = ["benchmark=mini-ucit", "model=mini", "train=mini", "train.max_steps=60", "eval.batch_size=50"]
+    values = {"train.learning_rate": 0.001667, "method.strength": 5e-05, "method.weight": None}
+    for preset, chosen in (("ewc", values), ("lora", None)):  # the latter is not finished
+        words = [*common, f"method={preset}", *settings(preset), "eval.split=val"]
+        write_search(tmp_path / "out" / "search" / f"{preset}.json", Search(preset, 2, words, [], chosen))
     done, noted = call("method.gamma=0.5", METHODS="ewc lora", SEEDS="0")
     assert done.returncode == 0, done.stderr
     words = "train.learning_rate=0.001667 method.strength=5e-05 method.weight=null"
     assert f"method.fisher_examples=120 {words} seed=0 output={tmp_path}/out/ewc-seed0 method.gamma=0.5" in noted[0]
     assert f"ewc-seed0: {words} ({tmp_path}/out/search/ewc.json)" in done.stdout
     assert "learning_rate" not in noted[1] and "search" not in done.stdout.split("lora-seed0")[1]
+    done, noted = call(METHODS="ewc", SEEDS="0", BENCHMARK="mini-other")
+    assert done.returncode and not noted and "ewc.json is of a search without benchmark=mini-other;" in done.stderr
 
 
 def test_an_unknown_benchmark_needs_its_number_of_tasks(call) -> None:

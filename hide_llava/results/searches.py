@@ -105,7 +105,7 @@ def table(searches: list[Search]) -> str:
 
 
 def write_table(folder: Path) -> Path:
-    """`FOLDER.md` from every `FOLDER/METHOD.json`; returns its path.
+    """The table of every search in a folder, beside it and under its name; returns its path.
 
     Raises:
         UserError: there is none, or one is damaged.
