@@ -25,7 +25,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="the configuration, as for `hide-llava run`")
     parser.add_argument("--trials", type=int, default=TRIALS, help=f"of the method (default {TRIALS})")
     parser.add_argument("--table", action="store_true", help="write the table of what was searched")
-    given = parser.parse_args(words)
+    given = parser.parse_intermixed_args(words)  # options may stand between the folder and the overrides
     quiet()
     try:
         if given.table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from hide_llava.results.run_reader import read_run
 from hide_llava.results.searches import Search, Trial, best, read_search, table, write_search, write_table
 from hide_llava.search import Axis, axes_of, following, next_value, schedule
 from hide_llava.settings import strengths
-from tests.test_compare_methods import PRESETS, settings
+from tests.test_compare_methods import PRESETS, ROOT, settings
 from tests.tiny import arguments
 
 WORDS = ["benchmark=mini-ucit", "model=mini", "train=mini"]
@@ -252,6 +253,25 @@ def test_the_table_has_every_trial(tmp_path: Path) -> None:
     assert table([found]) in page.read_text().replace(page.read_text().splitlines()[-3] + "\n", "")
     with pytest.raises(UserError, match="search first"):
         write_table(tmp_path / "nowhere")
+
+
+def test_the_command_of_the_script(runs: SimpleNamespace, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """Its words in the order in which scripts/compare_methods.sh gives them, and its exit codes."""
+    spec = importlib.util.spec_from_file_location("search_strengths", ROOT / "scripts" / "search_strengths.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.main([f"{tmp_path}/search", "--trials", "2", *WORDS, "method=lora"])
+    assert capsys.readouterr().out.splitlines()[-1] == "lora: chosen train.learning_rate=0.005" and len(runs.begun) == 2
+    script.main([f"{tmp_path}/search", "--trials", "2", *WORDS, "method=zero_shot"])
+    assert capsys.readouterr().out == "zero_shot: chosen nothing, it does not train\n"
+    script.main([f"{tmp_path}/search", "--table"])
+    assert capsys.readouterr().out == f"{tmp_path}/search.md\n" and "| lora | 2 of 2 |" in (tmp_path / "search.md").read_text()
+    with pytest.raises(SystemExit, match=r"^error: unknown method 'lorra'"):
+        script.main([f"{tmp_path}/search", *WORDS, "method=lorra"])
+    runs.score = lambda config: (_ for _ in ()).throw(Interrupted("stopped"))
+    with pytest.raises(SystemExit, match="143"):
+        script.main([f"{tmp_path}/search", *WORDS, "method=ewc"])
+    assert capsys.readouterr().err == "stopped; run the same command again to go on.\n"
 
 
 @pytest.mark.parametrize(
