@@ -77,11 +77,13 @@ def call(tmp_path: Path):
     )
     for tool in tools.iterdir():
         tool.chmod(0o755)
-    told = subprocess.run(["bash", "-c", "cat pyproject.toml constraints.txt | cksum"], cwd=ROOT, capture_output=True, text=True)
+    stamp = ["bash", "-c", "cat pyproject.toml constraints.txt | cksum"]
+    told = subprocess.run(stamp, cwd=ROOT, capture_output=True, text=True)
     (tmp_path / "venv" / ".hide-llava").write_text(f"{told.stdout.strip()} caption,report\n")
 
     def run(*words: str, **environment: str) -> tuple[subprocess.CompletedProcess, list[str]]:
-        own = {"HIDE_VENV": str(tmp_path / "venv"), "HIDE_EXTRAS": "caption,report", "OUT": str(tmp_path / "out"), **environment}
+        own = {"HIDE_VENV": str(tmp_path / "venv"), "HIDE_EXTRAS": "caption,report", "OUT": str(tmp_path / "out")}
+        own |= environment
         noted.unlink(missing_ok=True)
         done = subprocess.run(["bash", ROOT / "scripts" / "compare_methods.sh", *words], env={**os.environ, **own},
                               capture_output=True, text=True)  # fmt: skip
