@@ -156,6 +156,9 @@ def compare(
     baseline: Annotated[
         Path | None, typer.Option(metavar="RUN", help="Paired difference to this run on the same questions.")
     ] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", help="Count only this task; may be repeated. The others' stages stay.")
+    ] = None,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder, or a path ending in .html.")] = Path("runs/comparison"),
 ) -> None:
     """Show runs side by side, in one table per benchmark, metric and image transform.
@@ -165,7 +168,7 @@ def compare(
     """
     from hide_llava.results.comparison import write_comparison
 
-    page = write_comparison(runs, output, baseline, published)
+    page = write_comparison(runs, output, baseline, published, task or ())
     print(page.with_suffix(".md").read_text(encoding="utf-8"))
     print(f"report: {page}")
 

@@ -41,7 +41,7 @@ def avg(m: AccuracyMatrix) -> Cell:
 
 def maa(m: AccuracyMatrix) -> Cell:
     """ROW mean, CoIN's and MCITlib's: (1/T) Σ_t (1/t) Σ_{j≤t} A[t][j]. Not the HiDe paper's Avg."""
-    return mean(row_means(m)) if m.sequential else None
+    return mean(row_means(m)[min(m.learned_at, default=0) :]) if m.sequential else None
 
 
 def mft(m: AccuracyMatrix) -> Cell:
@@ -51,7 +51,7 @@ def mft(m: AccuracyMatrix) -> Cell:
 
 def bwt(m: AccuracyMatrix) -> Cell:
     """MCITlib's: 1/(T−1) Σ_{j<T} (A[T][j] − A[j][j]); None for a single task."""
-    return mean(_differences(last_row(m), _diagonal(m))[:-1]) if m.sequential else None
+    return mean(_before_the_end(m, _differences(last_row(m), _diagonal(m)))) if m.sequential else None
 
 
 def bwt_coin(m: AccuracyMatrix) -> Cell:
@@ -64,11 +64,11 @@ def forgetting(m: AccuracyMatrix) -> Cell:
     if not m.sequential:
         return None
     drops: list[Cell] = []
-    for j in range(len(m.tasks) - 1):
-        earlier = [row[j] for row in m.cells[j:-1]]
+    for j, at in enumerate(m.learned_at):
+        earlier = [row[j] for row in m.cells[at:-1]]
         complete = m.cells[-1][j] is not None and all(value is not None for value in earlier)
-        drops.append(max(earlier) - m.cells[-1][j] if complete else None)
-    return mean(drops)
+        drops.append(max(earlier) - m.cells[-1][j] if complete and earlier else None)
+    return mean(_before_the_end(m, drops))
 
 
 def fwt(m: AccuracyMatrix, references: References) -> Cell:
@@ -79,8 +79,10 @@ def fwt(m: AccuracyMatrix, references: References) -> Cell:
     """
     if not m.sequential or references.zero_shot is None:
         return None
-    ahead = [m.cells[j - 1][j] for j in range(1, len(m.tasks))]
-    return mean(_differences(ahead, _of(references.zero_shot, m)[1:]))
+    later = [(j, at) for j, at in enumerate(m.learned_at) if at]
+    ahead = [m.cells[at - 1][j] for j, at in later]
+    known = _of(references.zero_shot, m)
+    return mean(_differences(ahead, [known[j] for j, _ in later]))
 
 
 def learning_gain(m: AccuracyMatrix, references: References) -> Cell:
@@ -101,7 +103,12 @@ def intransigence(m: AccuracyMatrix, references: References) -> Cell:
 
 
 def _diagonal(m: AccuracyMatrix) -> list[Cell]:
-    return [m.cells[j][j] for j in range(len(m.tasks))]
+    return [m.cells[at][j] for j, at in enumerate(m.learned_at)]
+
+
+def _before_the_end(m: AccuracyMatrix, values: list[Cell]) -> list[Cell]:
+    """Those of tasks that are not learned in the last stage, after which nothing can be forgotten."""
+    return [value for value, at in zip(values, m.learned_at) if at < len(m.stages) - 1]
 
 
 def _of(scores: dict[str, Cell], m: AccuracyMatrix) -> list[Cell]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 
 from hide_llava.errors import UserError
@@ -15,11 +17,15 @@ from hide_llava.results.run_reader import CellScore, StoredRun, read_run
 from hide_llava.results.view import BaselineRow, PublishedRow, View
 
 
-def readable(paths: list[Path], baseline: Path | None = None) -> tuple[list[StoredRun], str]:
+def readable(
+    paths: list[Path], baseline: Path | None = None, tasks: Collection[str] = ()
+) -> tuple[list[StoredRun], str]:
     """The runs among those paths, and a sentence on what was left out, so that `runs/*` may hold other things.
 
+    tasks: the only ones that count, in tables and in aggregates; the stages of the others stay.
+
     Raises:
-        UserError: nothing is left, or the baseline is no run.
+        UserError: nothing is left, the baseline is no run, or a run has none of the tasks.
     """
     named = list(dict.fromkeys(Path(path).resolve() for path in paths))
     if baseline is not None:
@@ -37,6 +43,9 @@ def readable(paths: list[Path], baseline: Path | None = None) -> tuple[list[Stor
         except UserError as error:
             damaged.append(str(error))
             continue
+        if missing := sorted(set(tasks) - run.trained):
+            raise UserError(f"{path} trains no task {', '.join(missing)}; it has {', '.join(sorted(run.trained))}.")
+        run = replace(run, counted=frozenset(tasks)) if tasks else run
         if run.cells or run.general:
             runs.append(run)
         else:
@@ -47,6 +56,8 @@ def readable(paths: list[Path], baseline: Path | None = None) -> tuple[list[Stor
     parts += [f"{', '.join(empty)} (nothing evaluated yet)"] if empty else []
     parts += [error.rstrip(".") for error in damaged]
     sentence = f"Left out: {'; '.join(parts)}." if parts else ""
+    if tasks:
+        sentence = f"Only {', '.join(tasks)} count here; the stages of the other tasks stay. {sentence}".strip()
     if not runs:
         raise UserError(f"There is nothing to compare. {sentence}")
     return runs, sentence
@@ -67,13 +78,17 @@ def _views(runs: list[StoredRun], baseline: Path | None, with_published: bool) -
     return [_view(table, tables, against, with_published) for table in tables]
 
 
-def write_comparison(runs: list[Path], out: Path, baseline: Path | None = None, with_published: bool = False) -> Path:
+def write_comparison(
+    runs: list[Path], out: Path, baseline: Path | None = None, with_published: bool = False, tasks: Collection[str] = ()
+) -> Path:
     """Compare run folders; returns the path of the page.
 
     `out` is a folder (comparison.html, .md, .csv, .tex and mean.png are written there) or a path ending in .html (the
-    others get the same stem). CSV has one file per table: NAME.csv, NAME-2.csv, …. UserError: see `readable`.
+    others get the same stem). CSV has one file per table: NAME.csv, NAME-2.csv, …. tasks, UserError: see `readable`.
     """
-    found, left_out = readable(runs, baseline)
+    if tasks and with_published:
+        raise UserError("Published means are those of all tasks: name tasks, or ask for published values, not both.")
+    found, left_out = readable(runs, baseline, tasks)
     views = _views(found, baseline, with_published)
     page = Path(out) if Path(out).suffix == ".html" else Path(out) / "comparison.html"
     html.write(page.with_suffix(".md"), markdown_text(views, left_out))

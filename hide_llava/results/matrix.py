@@ -34,6 +34,7 @@ class AccuracyMatrix:
     learned_at: list[int | None]
     stage_titles: list[str]
     task_titles: list[str]
+    selected: bool = False  # whether columns were left out on purpose, while the stages of their tasks stay
 
     @classmethod
     def from_rows(
@@ -63,7 +64,13 @@ class AccuracyMatrix:
 
     @property
     def sequential(self) -> bool:
-        """Whether every task has a stage of its own, in the order of the columns: what the formulas assume."""
+        """Whether every task has a stage of its own, in the order of the columns: what the formulas assume.
+
+        Where columns were selected, the stages of the tasks that were left out stay and count as stages.
+        """
+        if self.selected:
+            own = [at for at in self.learned_at if at is not None]
+            return len(self.stages) > 1 and len(own) == len(self.tasks) > 0 and own == sorted(set(own))
         return len(self.stages) == len(self.tasks) and self.learned_at == list(range(len(self.tasks)))
 
     @property
@@ -81,6 +88,7 @@ class AccuracyMatrix:
             [self.learned_at[j] for j in keep],
             self.stage_titles[:n],
             [self.task_titles[j] for j in keep],
+            self.selected,
         )
 
 
@@ -104,7 +112,7 @@ def column_means(m: AccuracyMatrix) -> list[Cell]:
     """1/(T−j+1) Σ_{t≥j} A[t][j] for every task j: the paper's per-task "Avg" row."""
     if not m.sequential:
         return [None] * len(m.tasks)
-    return [mean(row[j] for row in m.cells[j:]) for j in range(len(m.tasks))]
+    return [mean(row[j] for row in m.cells[at:]) for j, at in enumerate(m.learned_at)]
 
 
 def row_means(m: AccuracyMatrix) -> list[Cell]:

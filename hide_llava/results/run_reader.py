@@ -56,6 +56,7 @@ class StoredRun:
     problems: list[str] = field(default_factory=list)
     general: dict[tuple[str, str], CellScore] = field(default_factory=dict)
     base: dict[str, CellScore] = field(default_factory=dict)  # general tests of the untouched model (eval.general_base)
+    counted: frozenset[str] | None = None  # tasks that tables and aggregates are limited to; None: all
 
     @property
     def name(self) -> str:
@@ -77,7 +78,11 @@ class StoredRun:
 
     @cached_property
     def trained(self) -> frozenset[str]:
-        """Tasks of the sequence. A benchmark may also have tasks that no run ever trains: `unseen`."""
+        """Tasks of the sequence that count. A benchmark may also have tasks that no run ever trains: `unseen`."""
+        return self._sequence if self.counted is None else self._sequence & self.counted
+
+    @cached_property
+    def _sequence(self) -> frozenset[str]:
         tasks = (self.config.get("benchmark") or {}).get("tasks") or []
         never = {task.get("id") for task in tasks if isinstance(task, dict) and task.get("train", "") is None}
         every = frozenset(task["id"] for task in self.manifest["tasks"])
@@ -86,7 +91,7 @@ class StoredRun:
     @property
     def unseen(self) -> list[str]:
         """Tasks that are asked but never trained; they are in no aggregate."""
-        return [task["id"] for task in self.manifest["tasks"] if task["id"] not in self.trained]
+        return [task["id"] for task in self.manifest["tasks"] if task["id"] not in self._sequence]
 
     @cached_property
     def matrix(self) -> AccuracyMatrix:
@@ -109,6 +114,7 @@ class StoredRun:
             [learned.get(task) for task in order],
             [stage.get("title") or stage["name"] for stage in stages],
             [tasks[task].get("title") or task for task in order],
+            self.counted is not None,
         )
 
     @property

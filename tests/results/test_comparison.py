@@ -76,6 +76,23 @@ def test_methods_by_tasks(tmp_path: Path) -> None:
     assert alone == tmp_path / "one.html" and (tmp_path / "one.csv").is_file()
 
 
+def test_only_some_tasks_count(tmp_path: Path) -> None:
+    """Their columns and their means; the stages of the others stay, so what these made forget is seen."""
+    runs = [sequential_run(tmp_path), joint_run(tmp_path)]
+    tasks = [TASKS[0][0], TASKS[3][0]]
+    done = call("compare", *runs, "--task", tasks[0], "--task", tasks[1], "--output", tmp_path / "cmp")
+    assert done.code == 0 and f"Only {', '.join(tasks)} count here" in done.out
+    (row, joint) = csv.DictReader((tmp_path / "cmp" / "comparison.csv").open())
+    first, fourth = ([float(line[j]) for line in RERUN[j:]] for j in (0, 3))
+    assert TASKS[1][1] not in row and float(row["Last"]) == pytest.approx((first[-1] + fourth[-1]) / 2, abs=0.006)
+    forgot = (max(first[:-1]) - first[-1] + max(fourth[:-1]) - fourth[-1]) / 2
+    assert float(row["Forgetting"]) == pytest.approx(forgot, abs=0.006) and joint["Forgetting"] == ""
+    wrong = call("compare", *runs, "--task", "nosuch", "--output", tmp_path / "cmp")
+    assert wrong.code == 2 and "trains no task nosuch; it has" in wrong.err
+    both = call("compare", *runs, "--task", tasks[0], "--published", "--output", tmp_path / "cmp")
+    assert both.code == 2 and "Published means are those of all tasks" in both.err
+
+
 def test_reference_runs_give_the_numbers_that_need_them(tmp_path: Path) -> None:
     zero = [10.0, 20.0, 30.0, 15.0, 25.0, 5.0]
     runs = [sequential_run(tmp_path), joint_run(tmp_path, "z", "zero_shot", zero), joint_run(tmp_path)]

@@ -159,3 +159,18 @@ def test_names_of_the_field() -> None:
     assert len(names) == len(set(names))
     with pytest.raises(UserError, match="MFN"):
         by_name("BLEU")
+
+
+def test_columns_that_were_selected_keep_the_stages_of_the_others() -> None:
+    """As if the tasks in between had no columns: stages 2 and 4 learn the two that count."""
+    cells = [[None, None], [80.0, None], [70.0, None], [50.0, 60.0], [30.0, 40.0]]
+    m = AccuracyMatrix(list("abcde"), ["x", "y"], cells, [1, 3], list("ABCDE"), ["X", "Y"], selected=True)
+    found = aggregates(m, References(zero_shot={"x": 10.0, "y": 20.0}))
+    assert (found["last"], found["mft"]) == (35.0, 70.0)
+    assert found["avg"] == ((80 + 70 + 50 + 30) / 4 + (60 + 40) / 2) / 2
+    assert found["maa"] == (80 + 70 + 55 + 35) / 4  # from the first stage that has a column
+    assert (found["bwt"], found["bwt_coin"], found["forgetting"]) == (-35.0, -35.0, 35.0)
+    assert found["fwt"] is None and found["learning_gain"] == 55.0
+    at_the_end = AccuracyMatrix(list("abcde"), ["x", "y"], cells, [1, 4], list("ABCDE"), ["X", "Y"], selected=True)
+    assert aggregates(at_the_end)["forgetting"] == 50.0  # what is learned last has nothing to forget
+    assert not AccuracyMatrix(list("abcde"), ["x", "y"], cells, [1, 3], list("ABCDE"), ["X", "Y"]).sequential
