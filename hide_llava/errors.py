@@ -45,6 +45,10 @@ class BadRecord(UserError):
         self.kind = kind
 
 
+class Diverged(UserError):
+    """A training whose loss, gradient or parameters are no usable numbers any more."""
+
+
 class Interrupted(BaseException):
     """SIGTERM or SIGUSR1 arrived; the state is saved and the same command goes on from it.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -20,6 +21,25 @@ _AT_INFERENCE = "acts at inference only"
 # `temperature: Inference[float] = Field(0.1, gt=0)`: an option that decides how a trained run answers and never what is
 # trained, so that `hide-llava eval RUN method.temperature=0.05` may change it.
 Inference = Annotated[T, _AT_INFERENCE]
+_LEARNING_RATE = "stands in place of train.learning_rate"
+# `lr: LearningRate[float | None] = Field(None, gt=0)`: an option that is the method's learning rate wherever it is not null.
+LearningRate = Annotated[T, _LEARNING_RATE]
+
+
+@dataclass(frozen=True)
+class Searched:
+    """Marks an option as a strength of its method, which a search tries beside the usual value (hide_llava/search.py).
+
+    values: what is tried, in that order, of an option with an upper limit or without a usual value; none: the usual value
+    divided and multiplied by `step`.
+    """
+
+    values: tuple[float, ...] = ()
+    step: float = 10.0
+
+
+# `strength: Strength[float] = Field(0.5, ge=0)`, and `mix: Annotated[float, Searched((0.25, 0.75))] = Field(0.5, ge=0, le=1)`
+Strength = Annotated[T, Searched()]
 Unknown = Callable[[str, str, list[str]], str]  # (prefix of the key, key, known keys) → what to say of an unknown key
 TRUTH = {"true": True, "yes": True, "y": True, "on": True, "false": False, "no": False, "n": False, "off": False}
 READ: dict[type, Callable[[str], Any]] = {int: int, float: float, bool: lambda text: TRUTH[text.lower()]}
@@ -49,7 +69,7 @@ class MethodConfig(Settings):
     """The options of a method: a subclass, named `Config` inside the method, has a field for each.
 
     Types and `Field(ge=…, gt=…, le=…, lt=…)` say which values are allowed, `Inference[type]` that an option acts at inference
-    only. What holds between fields is checked by a
+    only, `Strength[type]` and `LearningRate[type]` what a search varies. What holds between fields is checked by a
     `@model_validator(mode="after")` that raises ValueError("field=value: must …").
     """
 
@@ -67,6 +87,17 @@ class DividedRank(MethodConfig):
 def inference_options(config: type[MethodConfig]) -> frozenset[str]:
     """Names of the options that are marked as acting at inference only."""
     return frozenset(name for name, field in config.model_fields.items() if _AT_INFERENCE in field.metadata)
+
+
+def strengths(config: type[MethodConfig]) -> dict[str, Searched]:
+    """The options that are marked as strengths, in their order, and what a search tries of each."""
+    marks = {name: [m for m in field.metadata if isinstance(m, Searched)] for name, field in config.model_fields.items()}
+    return {name: found[-1] for name, found in marks.items() if found}
+
+
+def learning_rates(config: type[MethodConfig]) -> list[str]:
+    """Names of the options that are marked as the method's own learning rate."""
+    return [name for name, field in config.model_fields.items() if _LEARNING_RATE in field.metadata]
 
 
 class Lacking(UserError):

@@ -32,7 +32,7 @@ from hide_llava.methods.registry import method_config
 from hide_llava.planning.estimate import Work
 from hide_llava.planning.plan import MIB, answer_line, extra_passes, record_line, stored_bytes, trained_lines
 from hide_llava.planning.sizes import Sizes, sizes_of_alike_layers
-from hide_llava.settings import MethodConfig, bounds, expected, kinds
+from hide_llava.settings import MethodConfig, Searched, bounds, expected, kinds, learning_rates, strengths
 from hide_llava.storage import write_text
 
 FOLDER = Path(__file__).parent.parent / "docs" / "methods"
@@ -162,6 +162,20 @@ def parameters(cls: type[Method]) -> str:
     return "\n".join(rows) if len(rows) > 2 else "None."
 
 
+def searched(cls: type[Method]) -> str:
+    """What a search varies: the learning rate, and the strengths with what is tried of each beside the usual value."""
+    rate = next(iter(learning_rates(cls.Config)), "train.learning_rate")
+    marks = strengths(cls.Config)
+    named = [f"`{name}` ({tried(mark)})" for name, mark in marks.items()]
+    kind = "no strength" if not named else f"the strength{'s' * (len(named) > 1)} {' and '.join(named)}"
+    return f"`scripts/compare_methods.sh --search` varies the learning rate `{rate}` and {kind}."
+
+
+def tried(mark: Searched) -> str:
+    """`0.25, 0.75, 0.9`, or `÷ 10, × 10, …`."""
+    return ", ".join(f"{value:g}" for value in mark.values) or f"÷ {mark.step:g}, × {mark.step:g}, …"
+
+
 def kept(count: Sizes) -> str:
     """What the folder of the first task holds."""
     rows = []
@@ -191,6 +205,7 @@ def page(cls: type[Method], count: Sizes | None) -> str:
         "`method.<key>=<value>` on the command line, or in a preset.\n",
         parameters(cls) + "\n",
     ]
+    parts += [searched(cls) + "\n"] if cls.trains else []
     if count is not None:
         work = Work(SHAPE, count, len(TASKS))
         extra = extra_passes(work)

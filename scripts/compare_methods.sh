@@ -1,41 +1,86 @@
 #!/usr/bin/env bash
-# Every method on mini-ucit with the same rank per task (4), linears (all of the decoder), steps (60 of 16 records per task)
-# and projector (frozen), several seeds, and one table with scores, forgetting and costs: docs/COMPARISON.md.
-#   bash scripts/compare_methods.sh [key=value …]        about five hours on one core; run it again to go on
-#   SEEDS="0 1 2"   METHODS="lora hide-mini"   OUT=runs/compare-methods   JOBS=1 (runs at a time, one core each)
+# Every method with the same rank per task (4), linears (all of the decoder), steps (60 of 16 records per task) and projector
+# (frozen), several seeds, and one table with scores, forgetting and costs: docs/COMPARISON.md.
+#   bash scripts/compare_methods.sh [key=value …]            about five hours on one core; run it again to go on
+#   bash scripts/compare_methods.sh --search [key=value …]   before it, if wanted: learning rate and strengths of every method, chosen
+#       by TRIALS=6 runs each on the validation split (hide_llava/search.py); by estimate six hours. $OUT/search.md shows every trial,
+#       and the plain command, begun after it with the same OUT, takes what was chosen
+#   SEEDS="0 1 2"   METHODS="lora hide-mini"   BENCHMARK=mini-ucit   OUT=runs/compare-methods   JOBS=1 (at a time, one core each)
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
-OUT="${OUT:-runs/compare-methods}"
-LORA="method.rank=4 method.alpha=8 method.dropout=0 method.targets=all method.projector=frozen"
-MOE="method.rank=24 method.alpha=48 method.experts=6 method.dropout=0 method.targets=all method.projector=frozen" # 6 × 4
+BENCHMARK="${BENCHMARK:-mini-ucit}"
+name="$(basename "$BENCHMARK" .yaml)"
+OUT="${OUT:-runs/compare-methods$([ "$name" = mini-ucit ] || echo "-$name")}"
+TASKS="${TASKS:-$(hide-llava ls benchmarks | awk -v name="$name" '$1 == name { print $2 }')}"
+[ -n "$TASKS" ] || { echo "error: $BENCHMARK is none of \`hide-llava ls benchmarks\`; say how many tasks it has: TASKS=…" >&2; exit 2; }
 settings() { # preset → its overrides; what is not said here is the preset's own, the published value
+  local lora="method.rank=4 method.alpha=8 method.dropout=0 method.targets=all method.projector=frozen"
+  local rank=$((4 * TASKS)) # of a mixture that all tasks share: theirs together
+  local mixture="method.rank=$rank method.alpha=$((2 * rank)) method.dropout=0 method.targets=all method.projector=frozen"
+  local buffer=$((10 * TASKS))
   case "$1" in
     zero_shot) ;;
-    lora | individual | lwf | olora | sefe | llavac | disco | keeplora | eblora | wise-ft | merge*) echo "$LORA" ;;
-    multitask) echo "$LORA train.max_steps=360" ;;
+    lora | individual | lwf | olora | sefe | llavac | disco | keeplora | eblora | wise-ft | merge*) echo "$lora" ;;
+    multitask) echo "$lora train.max_steps=$((60 * TASKS))" ;;
     hide-mini | mrlora-mini) echo "method.targets=all" ;;
-    replay) echo "$LORA method.buffer=60" ;;
-    dgg) echo "$LORA method.buffer=60 method.unit=records" ;;
-    ewc) echo "$LORA method.fisher_examples=120" ;;
-    moelora | smolora) echo "$MOE" ;;
-    clmoe | same | passmoe) echo "$MOE method.samples=64" ;;
-    branchlora) echo "$LORA method.branches=6 method.samples=64" ;;
+    replay) echo "$lora method.buffer=$buffer" ;;
+    dgg) echo "$lora method.buffer=$buffer method.unit=records" ;;
+    ewc) echo "$lora method.fisher_examples=120" ;;
+    moelora) echo "$mixture method.experts=$TASKS" ;;
+    smolora) echo "$mixture method.experts=$((TASKS % 2 ? 2 * TASKS : TASKS))" ;; # half of them for each gate
+    clmoe | same | passmoe) echo "$mixture method.experts=$TASKS method.samples=64" ;;
+    branchlora) echo "$lora method.branches=$TASKS method.samples=64" ;;
     l2p | dualprompt | modalprompt) echo "method.lr=0.1" ;; # at 0.005 their loss hardly falls in 60 steps
     *) echo "no settings for $1" >&2; return 2 ;;
   esac
 }
+configuration() { # preset → the words that every run of it has, of a search too
+  local words
+  words=$(settings "$1") || return
+  echo "benchmark=$BENCHMARK model=mini train=mini train.max_steps=60 eval.batch_size=50 method=$1 $words"
+}
+chosen() { # preset [its configuration's words] → the words that a finished search chose, if there is one
+  local file="$OUT/search/$1.json"
+  shift
+  [ ! -f "$file" ] || python -c 'import json, sys
+found = json.load(open(sys.argv[1]))
+if lacking := [word for word in sys.argv[2:] if word not in found["words"]]:
+    sys.exit(f"error: {sys.argv[1]} is of a search without {lacking[0]}; take another OUT, or remove the folder it lies in.")
+for key, value in (found["chosen"] or {}).items():
+    print(f"{key}={json.dumps(value)}")' "$file" "$@"
+}
 run() { # seed preset [key=value …]
-  local seed="$1" preset="$2" folder="$OUT/$2-seed$1" words
+  local seed="$1" preset="$2" folder="$OUT/$2-seed$1" words searched
   shift 2
-  words=$(settings "$preset")
+  words=$(configuration "$preset") || return
+  # shellcheck disable=SC2086 # one word per setting, here and below
+  searched=$(chosen "$preset" $words) || return
   mkdir -p "$OUT"
-  # shellcheck disable=SC2086 # one word per setting
-  hide-llava run benchmark=mini-ucit model=mini train=mini train.max_steps=60 eval.batch_size=50 \
-    method="$preset" seed="$seed" output="$folder" $words "$@" > "$folder.log" 2>&1 || { echo "failed: $folder.log" >&2; return 1; }
+  [ -z "$searched" ] || echo "$folder:" $searched "($OUT/search/$preset.json)"
+  # shellcheck disable=SC2086
+  hide-llava run $words $searched seed="$seed" output="$folder" "$@" > "$folder.log" 2>&1 \
+    || { echo "failed: $folder.log" >&2; return 1; }
   echo "$folder: $(grep '^Last' "$folder.log" | tail -1)"
 }
-export -f run settings
-export OUT LORA MOE OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+search() { # preset [key=value …]
+  local preset="$1" words log="$OUT/search/$1.log"
+  shift
+  words=$(configuration "$preset") || return
+  mkdir -p "$OUT/search"
+  # shellcheck disable=SC2086 # one word per setting
+  python scripts/search_strengths.py "$OUT/search" --trials "$TRIALS" $words "$@" > "$log" 2>&1 \
+    || { echo "failed: $log" >&2; return 1; }
+  tail -1 "$log"
+}
+export -f run search settings configuration chosen
+export BENCHMARK OUT TASKS TRIALS="${TRIALS:-6}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 METHODS="${METHODS:-zero_shot lora multitask individual replay ewc lwf l2p dualprompt olora moelora clmoe smolora same branchlora disco modalprompt sefe mrlora-mini llavac merge hide-mini keeplora eblora passmoe dgg wise-ft}"
+if [ "${1:-}" = --search ]; then
+  shift
+  failed=0
+  printf '%s\n' $METHODS | xargs -P "${JOBS:-1}" -L 1 bash -c 'search "${@: -1}" "${@:1:$#-1}"' _ "$@" || failed=1
+  python scripts/search_strengths.py "$OUT/search" --table
+  exit "$failed"
+fi
 for seed in ${SEEDS:-0 1 2}; do
   for preset in $METHODS; do printf '%s %s\n' "$seed" "$preset"; done
 done | xargs -P "${JOBS:-1}" -L 1 bash -c 'run "${@: -2}" "${@:1:$#-2}"' _ "$@"

@@ -24,7 +24,7 @@ FLOORS = (
     ("pipeline", "interop"),
     ("parallel",),
     ("grid",),
-    ("sweep", "demo", "doctor", "listing", "studies"),
+    ("sweep", "search", "demo", "doctor", "listing", "studies"),
     ("commands",),
     ("data_commands",),
     ("cli",),

@@ -23,7 +23,8 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 HEADING = re.compile(r"(docs/[\w/]+\.md), ([A-Z][\w' -]*)")
 TOP = ("docs", "tests", "scripts", "configs", "hide_llava", "perf", "examples")
 # Files that a command writes, and names that stand for a file of the reader's own.
-WRITTEN = ("cka.md", "comparison.md", "forgetting.md", "leakage.md", "matrix.md", "router.md", "weights.md")
+WRITTEN = ("agreement.md", "cka.md", "comparison.md", "forgetting.md", "leakage.md", "matrix.md", "router.md", "search.md",
+           "weights.md")  # fmt: skip
 OWN = re.compile(r"(?:\.\./|\./)?(?:\w+/)*(?:my_\w+|mine|orthogonal|elsewhere|copy|NAME)\.(?:py|yaml|md)")
 # A section of a page by its number, or of a design that is not here: no reader of the repository can open it.
 UNKNOWN = re.compile(r"\w\.md §|\bDESIGN\b|\[DECISION\]")

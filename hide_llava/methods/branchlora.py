@@ -34,6 +34,7 @@ from hide_llava.distributed import from_main
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.lora import SequentialLora
+from hide_llava.settings import Strength
 
 
 class TaskRouter(nn.Module):
@@ -98,7 +99,7 @@ class BranchLora(SequentialLora):
         top_k: int = Field(2, ge=1)  # K, branches of a sample
         freeze: int = Field(1, ge=0)  # branches frozen after each task, per linear
         reads: Literal["prompt", "first"] = "prompt"  # what the router reads: the mean of the prompt | first (token)
-        key_weight: float = Field(1.0, ge=0)  # λ, weight of the two key terms
+        key_weight: Strength[float] = Field(1.0, ge=0)  # λ, weight of the two key terms
         key_lr: float = Field(1e-2, gt=0)  # learning rate of the keys
         samples: int = Field(256, ge=1)  # records of a task by which its most used branches are found
 

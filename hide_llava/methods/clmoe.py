@@ -36,7 +36,7 @@ from hide_llava.distributed import from_main
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.moelora import MoELora
-from hide_llava.settings import Inference
+from hide_llava.settings import Inference, Searched
 
 MOMENTUM = {"shared": 0.7, "old": 0.7, "new": 0.3, "neither": 0.7}
 SCRIPT = {"shared": 0.7, "old": 0.3, "new": 0.7, "neither": 0.7}
@@ -49,7 +49,9 @@ class ClMoe(MoELora):
     class Config(MoELora.Config):
         reference: Literal["none", "script"] = "none"
         top_k: int = Field(2, ge=1)  # K, experts that count as a task's own
-        beta: Inference[float] = Field(0.5, ge=0, le=1)  # β, share of the instance gate at inference
+        beta: Annotated[Inference[float], Searched((0.25, 0.75, 1.0))] = Field(
+            0.5, ge=0, le=1
+        )  # β, share of the instance gate at inference
         momentum: dict[str, Annotated[float, Field(ge=0, le=1)]] = MOMENTUM  # λ by role
         task_gate: Inference[Literal["mean", "oracle"]] = "mean"  # mean (of the learned tasks) | oracle
         samples: int = Field(256, ge=1)  # records of a task whose tokens are counted

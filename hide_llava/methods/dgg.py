@@ -13,7 +13,7 @@ UCIT's tasks 2 to 6. Where train.max_grad_norm clips, ∇L is clipped before ĝ 
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field, model_validator
@@ -24,6 +24,7 @@ from hide_llava.adapters.observe import sample
 from hide_llava.methods.base import Context, Task, register
 from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.replay import Replay
+from hide_llava.settings import Searched
 
 
 def guided(gradients: list[Tensor], displacements: list[Tensor]) -> list[Tensor]:
@@ -46,7 +47,9 @@ class Dgg(Replay):
         unit: Literal["each", "records", "percent"] = (
             "each"  # each (of every task) | records (of all together) | percent
         )
-        probability: float = Field(0.1, ge=0, le=1)  # of a step in which the guessed gradient is added
+        probability: Annotated[float, Searched((0.03, 0.3, 1.0))] = Field(
+            0.1, ge=0, le=1
+        )  # of a step in which the guessed gradient is added
         seed: int = Field(0, ge=0)  # of that draw
 
         @model_validator(mode="after")

@@ -20,7 +20,7 @@ from hide_llava.adapters.core import LoraSpec
 from hide_llava.adapters.spec import Targets
 from hide_llava.methods.base import Task, register
 from hide_llava.methods.hide import HiDe, Projector
-from hide_llava.settings import Inference
+from hide_llava.settings import Inference, Strength
 
 
 @register
@@ -32,7 +32,7 @@ class Disco(HiDe):
         alpha: float = Field(32.0, gt=0)
         init_std: float | None = Field(0.01, ge=0)
         targets: Targets = "ffn"
-        temperature: Inference[float] = Field(0.05, gt=0)  # τ, of the softmax over experts
+        temperature: Strength[Inference[float]] = Field(0.05, gt=0)  # τ, of the softmax over experts
         projector: Projector = "shared"  # shared (trained, carried from task to task) | frozen | per_task (mixed by w)
 
     def __init__(self, config: Any, core: Any, tasks: list[Task]):

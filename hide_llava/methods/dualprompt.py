@@ -21,6 +21,7 @@ from hide_llava.methods.base import Features, Route, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.prompt_pool import best, chosen_weights, resize, word_prompts
 from hide_llava.methods.prompts import Keyed
+from hide_llava.settings import Strength
 
 
 @register
@@ -30,7 +31,7 @@ class DualPrompt(Keyed):
 
     class Config(Keyed.Config):
         general_length: int = Field(5, ge=1)  # L_g, tokens of the general prompt; `length` is that of E_t
-        strength: float = Field(1.0, ge=0)  # λ, weight of the key's pull
+        strength: Strength[float] = Field(1.0, ge=0)  # λ, weight of the key's pull
 
     def setup(self) -> None:
         super().setup()

@@ -31,6 +31,7 @@ from hide_llava.distributed import ranks
 from hide_llava.methods.base import Context, Features, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.lora import SequentialLora
+from hide_llava.settings import Strength
 
 
 @register
@@ -40,7 +41,7 @@ class Ewc(SequentialLora):
     reads_logits = False
 
     class Config(SequentialLora.Config):
-        strength: float = Field(5000.0, ge=0)  # λ, weight of the penalty
+        strength: Strength[float] = Field(5000.0, ge=0)  # λ, weight of the penalty
         mode: Literal["per_task", "online"] = "per_task"  # per_task (a penalty per past task) | online (one)
         gamma: float = Field(1.0, gt=0, le=1)  # γ, decay of the Fisher per task; online only
         fisher_examples: int | None = Field(None, ge=1)  # drawn uniformly from the task; None: all, one backward each

@@ -39,6 +39,7 @@ from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.experts import SummedExperts
+from hide_llava.settings import Strength
 from hide_llava.storage import read_json
 
 
@@ -60,11 +61,11 @@ class LlavaC(SummedExperts):
 
     class Config(SummedExperts.Config):
         projector: Literal["shared", "frozen"] = "frozen"
+        strength: Strength[float] = Field(1.0, ge=0)  # λ, weight of the inquiry term
         spectrum: Literal["soft", "energy", "constant"] = "soft"  # g: soft | energy | constant
         mix: float = Field(0.5, gt=0, le=1)  # α, factor of energy and constant
         energy: float = Field(0.9, gt=0, le=1)  # share of Σ σ² that spectrum=energy leaves as it is
-        softness: float = Field(1.0, ge=0)  # c of spectrum=soft
-        strength: float = Field(1.0, ge=0)  # λ, weight of the inquiry term
+        softness: Strength[float] = Field(1.0, ge=0)  # c of spectrum=soft
         distance: Literal["mse", "kl"] = "mse"  # D: mse | kl
         layer: int = -1  # whose output is compared: 1 the first decoder layer, -1 the last
         anchor: Literal["base", "previous"] = "base"  # what the model is held near: the base | the previous model

@@ -21,6 +21,7 @@ from hide_llava.data.turns import IGNORE
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.lora import SequentialLora
+from hide_llava.settings import Strength
 
 
 @register
@@ -31,7 +32,7 @@ class Lwf(SequentialLora):
     teacher = "teacher"
 
     class Config(SequentialLora.Config):
-        strength: float = Field(0.5, ge=0)  # α, weight of the distillation
+        strength: Strength[float] = Field(0.5, ge=0)  # α, weight of the distillation
         temperature: float = Field(2.0, gt=0)  # T, of both distributions
 
     def setup(self) -> None:

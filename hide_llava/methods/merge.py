@@ -16,14 +16,14 @@ base model's: the experts must be independent of each other.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
 
 from hide_llava.methods.base import register
 from hide_llava.methods.experts import TaskExperts
-from hide_llava.settings import Inference
+from hide_llava.settings import Inference, Searched
 
 DENSE = ("cat", "linear", "svd")  # these take no density
 SPARSE = ("magnitude_prune", "ties", "dare_linear", "dare_ties")
@@ -38,7 +38,9 @@ class Merge(TaskExperts):
     class Config(TaskExperts.Config):
         projector: Literal["frozen"] = "frozen"  # the base model's
         combination: Inference[Literal[COMBINATIONS]] = "linear"  # how the experts become one, see above
-        weight: Inference[float | None] = Field(None, gt=0)  # w, of every expert; None: see above
+        weight: Annotated[Inference[float | None], Searched((0.3, 0.5, 1.0))] = Field(
+            None, gt=0
+        )  # w, of every expert; None: see above
         density: Inference[float] = Field(0.2, gt=0, le=1)  # fraction of values that survive
         seed: Inference[int] = Field(0, ge=0)  # of the random drop
 

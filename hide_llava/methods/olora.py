@@ -22,6 +22,7 @@ from torch import Tensor
 from hide_llava.methods.base import Features, Route, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.experts import SummedExperts
+from hide_llava.settings import Strength
 
 NORMS = {"fro2": lambda product: product.square().sum(), "l1": lambda product: product.abs().sum()}
 
@@ -33,7 +34,7 @@ class OLora(SummedExperts):
     reads_logits = False
 
     class Config(SummedExperts.Config):
-        strength: float = Field(0.5, ge=0)  # λ, weight of the orthogonality term
+        strength: Strength[float] = Field(0.5, ge=0)  # λ, weight of the orthogonality term
         norm: Literal["fro2", "l1"] = "fro2"  # of A_t A_iᵀ: fro2 | l1
         forward_past: bool = True  # past experts are present while the new one trains
 

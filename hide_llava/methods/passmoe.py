@@ -30,7 +30,7 @@ from hide_llava.distributed import from_main
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.lora import SequentialLora
-from hide_llava.settings import DividedRank
+from hide_llava.settings import DividedRank, Strength
 
 
 def energy_weights(experts: int, u: Tensor) -> Tensor:
@@ -68,8 +68,8 @@ class PassMoe(SequentialLora):
         rank: int = Field(96, ge=1)  # of all experts together
         alpha: float = Field(192.0, gt=0)
         experts: int = Field(6, ge=1)  # E, in every adapted linear
-        strength_a: float = Field(1.0, ge=0)  # λ_A, of the penalty on A
-        strength_b: float = Field(1.0, ge=0)  # λ_B, of the penalty on B
+        strength_a: Strength[float] = Field(1.0, ge=0)  # λ_A, of the penalty on A
+        strength_b: Strength[float] = Field(1.0, ge=0)  # λ_B, of the penalty on B
         normalise: Literal["largest", "none"] = "largest"  # w = I / its largest value in the linear | w = I
         samples: int = Field(256, ge=1)  # records by which a task's importance is measured
 

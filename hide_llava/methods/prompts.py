@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hide_llava.adapters.anchors import similarities
 from hide_llava.methods.base import Context, Features, Method, MethodConfig, Task
 from hide_llava.methods.prompt_pool import query_of
+from hide_llava.settings import LearningRate, Strength
 
 
 class Prompted(Method):
@@ -23,7 +24,7 @@ class Prompted(Method):
 
     class Config(MethodConfig):
         length: int = Field(5, ge=1)  # tokens of a prompt
-        lr: float | None = Field(None, gt=0)  # of prompts and what belongs to them; None: train.learning_rate
+        lr: LearningRate[float | None] = Field(None, gt=0)  # of prompts and what belongs to them; None: train.learning_rate
         projector: Literal["frozen", "shared"] = "frozen"  # frozen | shared (trained, carried from task to task)
 
     def setup(self) -> None:
@@ -60,8 +61,8 @@ class Keyed(Prompted):
     """
 
     class Config(Prompted.Config):
-        lr: float | None = Field(7.5e-3, gt=0)  # .03 · batch / 256 at a batch of 64
-        strength: float = Field(0.1, ge=0)  # λ, weight of the pull between queries and keys
+        lr: LearningRate[float | None] = Field(7.5e-3, gt=0)  # .03 · batch / 256 at a batch of 64
+        strength: Strength[float] = Field(0.1, ge=0)  # λ, weight of the pull between queries and keys
         query: Literal["image_text", "image"] = "image_text"  # what is compared with the keys: image_text | image
 
     def setup(self) -> None:

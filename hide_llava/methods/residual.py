@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from peft.tuners.lora import LoraLayer
@@ -24,6 +24,7 @@ from hide_llava.distributed import from_main
 from hide_llava.methods.base import Context, Task
 from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.experts import SummedExperts
+from hide_llava.settings import Searched
 
 
 class ResidualExperts(SummedExperts):
@@ -32,8 +33,12 @@ class ResidualExperts(SummedExperts):
     name = ""
 
     class Config(SummedExperts.Config):
-        weight_energy: float | None = Field(0.6, ge=0, le=1)  # of W that M holds at first; None: M is empty at first
-        task_energy: float = Field(0.99, gt=0, le=1)  # of what a finished task used that M holds then
+        weight_energy: Annotated[float | None, Searched((0.3, 0.9, 0.99))] = Field(
+            0.6, ge=0, le=1
+        )  # of W that M holds at first; None: M is empty at first
+        task_energy: Annotated[float, Searched((0.9, 0.999, 0.95))] = Field(
+            0.99, gt=0, le=1
+        )  # of what a finished task used that M holds then
         share: float = Field(0.2, gt=0, le=1)  # of a task's records, evenly spaced, that both passes read
         features: Literal["activations", "gradients"] = "activations"  # what a finished task used: X, see above
         decomposition: Literal["exact", "randomised"] = "exact"  # of the residual gradient

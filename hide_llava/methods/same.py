@@ -38,6 +38,7 @@ from hide_llava.distributed import from_main
 from hide_llava.methods.base import Context, Task, register
 from hide_llava.methods.cost import Cost, Pass, of_task
 from hide_llava.methods.moelora import MoELora
+from hide_llava.settings import Strength
 
 
 def router_factors(values: Tensor, window: int, low: float, high: float) -> Tensor:
@@ -69,7 +70,7 @@ class Same(MoELora):
         energy: float = Field(0.9, gt=0, le=1)  # δ, share of the inputs' energy that the directions in use hold
         components: int = Field(64, ge=1)  # directions kept per linear at most
         window: int = Field(3, ge=1)  # values in the trailing mean of σ̃
-        mu: float = Field(0.9, gt=0)  # μ, damping of the experts' update
+        mu: Strength[float] = Field(0.9, gt=0)  # μ, damping of the experts' update
         tau: float = Field(0.1, ge=-1, le=1)  # τ, score below which an expert is frozen for a task
         applies_to: Literal["update", "gradient"] = "update"  # what is changed: the optimizer's update | the gradient
         samples: int = Field(256, ge=1)  # records by which a task's inputs and experts are measured

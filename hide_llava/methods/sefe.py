@@ -27,6 +27,7 @@ from hide_llava.data.answer_styles import diversify
 from hide_llava.methods.base import Context, Features, MethodConfig, Task, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.experts import SummedExperts
+from hide_llava.settings import Strength
 
 
 @register
@@ -36,7 +37,7 @@ class Sefe(SummedExperts):
     reads_logits = False
 
     class Config(SummedExperts.Config):
-        strength: float = Field(2500.0, ge=0)  # λ, weight of the penalty
+        strength: Strength[float] = Field(2500.0, ge=0)  # λ, weight of the penalty
         fraction: float = Field(0.02, gt=0, le=1)  # M, share of a linear's elements that are key
         rewritten: float = Field(20.0, ge=0, le=100)  # X, percent of the records; 0: RegLoRA alone
         style_seed: int = Field(0, ge=0)  # of the draw of records and styles

@@ -7,14 +7,14 @@ projector its weights. Training is that of sequential LoRA, so `hide-llava eval 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 from torch import Tensor
 
 from hide_llava.methods.base import Context, Task, register
 from hide_llava.methods.lora import SequentialLora
-from hide_llava.settings import Inference
+from hide_llava.settings import Inference, Searched
 
 
 @register
@@ -22,7 +22,7 @@ class WiseFt(SequentialLora):
     name = "wise-ft"
 
     class Config(SequentialLora.Config):
-        mix: Inference[float] = Field(
+        mix: Annotated[Inference[float], Searched((0.25, 0.75, 0.9))] = Field(
             0.5, ge=0, le=1
         )  # share of the trained weights; 0: the base model, 1: sequential LoRA
 

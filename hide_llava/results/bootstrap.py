@@ -21,7 +21,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Interval:
-    """A percentile interval, in the unit of the score (percent)."""
+    """A percentile interval, in the unit of what was resampled: percent for scores."""
 
     low: float
     high: float
@@ -53,7 +53,7 @@ def resampled_means(values: np.ndarray, resamples: int = RESAMPLES, seed: int = 
 
 def interval(values: np.ndarray, resamples: int = RESAMPLES, seed: int = SEED) -> Interval:
     """95 % percentile interval of 100 × mean(values), values in 0…1."""
-    return _percentiles(100 * resampled_means(values, resamples, seed))
+    return percentiles(100 * resampled_means(values, resamples, seed))
 
 
 def paired(
@@ -70,10 +70,11 @@ def paired(
     means = resampled_means(differences, resamples, seed)
     tail = min(int((means <= 0).sum()), int((means >= 0).sum()))
     p = min(1.0, 2 * (tail + 1) / (resamples + 1))
-    return Difference(100 * float(differences.mean()), _percentiles(100 * means), p, len(differences))
+    return Difference(100 * float(differences.mean()), percentiles(100 * means), p, len(differences))
 
 
-def _percentiles(values: np.ndarray) -> Interval:
+def percentiles(values: np.ndarray) -> Interval:
+    """The interval that holds the middle 95 % of resampled values, in their unit."""
     low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Interval(float(low), float(high))
 

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import yaml
 
@@ -18,6 +19,8 @@ from hide_llava.results.matrix import AccuracyMatrix, Cell, column_means, last_r
 from hide_llava.yaml_text import parse_yaml
 
 FILE = Path(__file__).parent / "published.yaml"
+KEYS = {"same_method", "same_preset", "joined", "sources", "tables"}
+JOINED_KEYS = {"name", "benchmark", "model", "protocols", "because"}
 TABLE_KEYS = {"paper", "table", "benchmark", "model", "protocol", "evidence", "source", "verified", "rows"}
 TABLE_OPTIONS = {"kind", "note", "tasks"}
 PER_TASK = {"last_per_task", "avg_per_task"}
@@ -55,6 +58,26 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Joined:
+    """Protocols of one benchmark and model whose rows are printed side by side; `because` is the reason to think so."""
+
+    name: str
+    benchmark: str
+    model: str
+    protocols: list[str]
+    because: str
+
+
+class Published(NamedTuple):
+    """The file. methods: plain published name → method of this library; presets: preset → the method it stands for."""
+
+    entries: list[Entry]
+    methods: dict[str, str]
+    presets: dict[str, str]
+    joined: list[Joined]
+
+
+@dataclass(frozen=True)
 class Spread:
     """The published values of one quantity: lowest, highest, how many."""
 
@@ -69,24 +92,42 @@ def plain(name: str) -> str:
 
 
 @cache
-def load(path: Path = FILE) -> tuple[list[Entry], dict[str, str]]:
-    """(all entries, {plain published name: method of this library}).
+def load(path: Path = FILE) -> Published:
+    """All that the file holds.
 
     Raises:
-        UserError: not YAML, an unknown key, a value that is no number, or columns that do not fit the tasks.
+        UserError: not YAML, an unknown key, method or protocol, a value that is no number, or columns that do not fit the tasks.
     """
     try:
         content = parse_yaml(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise UserError(f"{path}: cannot be read ({' '.join(str(error).split())}).") from None
-    if not isinstance(content, dict) or set(content) != {"same_method", "sources", "tables"}:
-        raise UserError(f"{path}: expected the keys same_method, sources and tables.")
+    if not isinstance(content, dict) or set(content) != KEYS:
+        raise UserError(f"{path}: expected the keys {', '.join(sorted(KEYS))}.")
     entries = [
         _entry(table, row, content["sources"], f"{path}: table {number}")
         for number, table in enumerate(content["tables"], 1)
         for row in _rows(table, f"{path}: table {number}")
     ]
-    return entries, {plain(name): ours for ours, names in content["same_method"].items() for name in [*names, ours]}
+    printed, presets = content["same_method"], content["same_preset"]
+    if odd := sorted(presets.keys() - printed.keys()):
+        raise UserError(f"{path}: same_preset: {odd[0]} is no method of same_method; add it there.")
+    return Published(
+        entries,
+        {plain(name): ours for ours, names in printed.items() for name in [*names, ours]},
+        {preset: ours for ours in printed for preset in [ours, *presets.get(ours, [])]},
+        [_joined(one, entries, path) for one in content["joined"]],
+    )
+
+
+def _joined(one: dict, entries: list[Entry], path: Path) -> Joined:
+    if not isinstance(one, dict) or set(one) != JOINED_KEYS:
+        raise UserError(f"{path}: joined: each needs the keys {', '.join(sorted(JOINED_KEYS))}, and no other.")
+    known = {e.protocol for e in entries if (e.benchmark, e.model) == (one["benchmark"], one["model"])}
+    if odd := [protocol for protocol in one["protocols"] if protocol not in known]:
+        raise UserError(f"{path}: joined, {one['name']}: no table of {one['benchmark']} with {one['model']} has the protocol "
+                        f"'{odd[0]}'.")  # fmt: skip
+    return Joined(**one)
 
 
 def _rows(table: dict, where: str) -> list[dict]:
@@ -151,7 +192,7 @@ def of_benchmark(benchmark: str) -> dict[tuple[str, str], list[Entry]]:
 
     Methods carry this library's name where they have one, else the printed one.
     """
-    entries, ours = load()
+    entries, ours, *_ = load()
     groups: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
         has_numbers = entry.values or any(value is not None for value in entry.last_per_task)

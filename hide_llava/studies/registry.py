@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
 
 GROUP = "hide_llava.studies"
-BUILT_IN = ("leakage", "cka", "router", "forgetting", "weights")
+BUILT_IN = ("leakage", "cka", "router", "forgetting", "weights", "agreement")
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from hide_llava.data.decoded import undecodable
 from hide_llava.data.sampler import ModalityLengthSampler
 from hide_llava.data.sources import content_sha256
 from hide_llava.distributed import is_main, on_main, ranks
-from hide_llava.errors import Interrupted, UserError
+from hide_llava.errors import Diverged, Interrupted, UserError
 from hide_llava.methods.base import Stage
 from hide_llava.storage import publish, writing
 from hide_llava.training.batching import BatchPlan, few_steps, recipe_warnings, warmup_steps
@@ -259,14 +259,14 @@ def _end_stage(
 
 
 def _refuse_diverged(session: Session, stage: Stage, trainer: MethodTrainer, dataset: Any) -> None:
-    """Raises UserError, in all processes, for a stage whose last steps destroyed it; it is kept, and not published."""
+    """Raises Diverged, in all processes, for a stage whose last steps destroyed it; it is kept, and not published."""
     state, size = trainer.state, trainer.args.per_device_train_batch_size
     found = diverged(session, _context(session, dataset), size, state.log_history)
     if not anywhere(found is not None):
         return
     folder = session.run.folder.state(stage_name(stage))
     save_trained(session.routed, folder / "diverged")
-    raise UserError(
+    raise Diverged(
         f"{stage_name(stage)}: diverged. After step {state.global_step} of {state.max_steps} "
         f"{found or 'another process found it broken'}. It is not published; {folder} keeps what was trained (diverged) "
         f"and its checkpoints. With another output=, {REMEDY}"

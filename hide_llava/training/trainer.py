@@ -19,7 +19,7 @@ from transformers.trainer_utils import seed_worker
 
 from hide_llava.adapters.route import Route
 from hide_llava.data.sampler import GlobalBatches, StandIns
-from hide_llava.errors import UserError
+from hide_llava.errors import Diverged, UserError
 from hide_llava.methods.base import Method, reads_logits
 from hide_llava.methods.checks import checked_terms
 from hide_llava.methods.routed import RoutedLlava
@@ -108,7 +108,7 @@ class MethodTrainer(Trainer):
         else:  # DDP and ZeRO-2 wait for a gradient of every parameter, also of those that only a term uses
             loss = loss + 0.0 * sum(p.sum() for p in self.routed.trained if not hasattr(p, "ds_id"))
         if not torch.isfinite(loss):
-            raise UserError(self._diverged(float(loss.detach()), terms, inputs["ids"]))
+            raise Diverged(self._diverged(float(loss.detach()), terms, inputs["ids"]))
         return (loss, output) if return_outputs else loss
 
     def _terms(self, inputs: dict, output: Any) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from hide_llava.config import compose
 from hide_llava.errors import UserError
 from hide_llava.results.aggregates import aggregates
 from hide_llava.results.matrix import mean
@@ -81,6 +82,31 @@ def test_every_row_says_where_it_comes_from() -> None:
         assert entry.values or entry.other or entry.matrix or any(v is not None for v in entry.last_per_task)
 
 
+def test_names_and_presets_are_those_of_this_library() -> None:
+    """Each preset that stands for a method is one of that method, and each printed name stands in a table."""
+    published = load()
+    ours = set(published.methods.values())
+    assert ours == set(published.presets.values()) and {"hide-mini", "reglora"} < set(published.presets)
+    for preset, method in published.presets.items():
+        assert compose(["benchmark=mini-ucit", "model=mini", f"method={preset}"]).method["name"] == method
+    in_tables = {plain(entry.method) for entry in published.entries}
+    assert all(name in in_tables for name, method in published.methods.items() if name != plain(method))
+    assert not {"ewc-online", "lora-attention", "merge-ties"} & set(published.presets)  # variants of their own
+
+
+def test_joined_protocols_do_not_contradict_each_other() -> None:
+    """Of one method they print one number, or they are no common comparison."""
+    published = load()
+    for joined in published.joined:
+        seen: dict[tuple[str, str], float] = {}
+        for entry in published.entries:
+            at = (entry.benchmark, entry.model, entry.kind)
+            if at == (joined.benchmark, joined.model, "result") and entry.protocol in joined.protocols:
+                for key, value in entry.values.items():
+                    assert seen.setdefault((plain(entry.method), key), value) == pytest.approx(value, abs=ROUNDING)
+        assert len(seen) > 5 and joined.because
+
+
 @pytest.mark.parametrize(
     "change, message",
     [
@@ -91,6 +117,9 @@ def test_every_row_says_where_it_comes_from() -> None:
         (lambda t: t["tables"][0]["rows"][0].update(last_per_task=[1.0]), "1 values for 6 tasks"),
         (lambda t: t["tables"][0]["source"].append("nobody"), "unknown source nobody"),
         (lambda t: t.pop("sources"), "expected the keys"),
+        (lambda t: t["same_preset"].update(nobody=["nobody-mini"]), "nobody is no method of same_method"),
+        (lambda t: t["joined"][0].pop("because"), "joined: each needs the keys because"),
+        (lambda t: t["joined"][0]["protocols"].append("Nobody's paper"), "has the protocol 'Nobody's paper'"),
     ],
 )
 def test_a_damaged_file_is_refused(change, message: str, tmp_path: Path) -> None:

@@ -78,7 +78,7 @@ def test_the_numbers_of_the_page_are_those_of_the_file() -> None:
     assert f"holds {len(load()[0])} published rows" in PAGE
     groups = of_benchmark("ucit")
     table = PAGE.split("| UCIT, LLaVA-1.5-7B, Last |")[1].split("\n\n")[0]
-    for title, key in (("sequential LoRA", "lora"), ("MoELoRA", "MoELoRA"), ("O-LoRA", "O-LoRA"), ("HiDe", "hide")):
+    for title, key in (("sequential LoRA", "lora"), ("MoELoRA", "moelora"), ("O-LoRA", "olora"), ("HiDe", "hide")):
         entries = [e for e in groups[key, "LLaVA-1.5-7B"] if "last" in e.values]
         low, high, count = re.search(rf"^\| {title} \| ([\d.]+) .*?\| ([\d.]+) .*?\| (\d+) \|$", table, re.M).groups()
         values = [e.values["last"] for e in entries]
