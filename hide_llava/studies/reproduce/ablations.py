@@ -92,8 +92,12 @@ def layers(facts: Facts) -> list[Case]:
 
 
 def routing(facts: Facts) -> list[Case]:
-    return [Case("soft", {"routing": "softmax_learned"}), Case("hard (top 1)", {"routing": "top1"}),
-            Case("oracle", {"routing": "oracle"})]  # fmt: skip
+    cases = [Case("soft", {"router": "anchors", "routing": "softmax_learned"}),
+             Case("hard (top 1)", {"router": "anchors", "routing": "top1"}),
+             Case("nearest mean", {"router": "nearest_mean"})]  # fmt: skip
+    if facts.own["router_statistics"] == "ranpac":
+        cases.append(Case("RanPAC", {"router": "ranpac"}))
+    return [*cases, Case("oracle", {"routing": "oracle"})]
 
 
 def fusion(facts: Facts) -> list[Case]:
@@ -116,8 +120,11 @@ ABLATIONS = {
         "Which decoder layers keep their experts apart",
         "Kept apart: numbers in the experts of those layers, all tasks. Stored: the same with one fused adapter of an expert's "
         "size in the other layers, in bf16, as the paper counts. Time: of an answer with its scoring, on this machine.", layers),
-    "routing": Ablation("How the router weighs the experts", "Soft: softmax. Hard: the nearest expert alone. Oracle: the expert "
-                        "of the question's own task, which is told.", routing),
+    "routing": Ablation(
+        "How the router weighs the experts",
+        "Soft: softmax of the cosines with the anchors. Hard: the expert with the highest alone. Nearest mean: the expert at the "
+        "least distance instead. RanPAC, where the run has its statistics: by ridge regression on random features. Oracle: the "
+        "expert of the question's own task, which is told.", routing),
     "fusion": Ablation("What the fused layers add up",
                        "Products: Σ ε B A, the paper's formula. Factors: (Σ ε B)(Σ A), as the authors' code has it.", fusion),
 }  # fmt: skip
