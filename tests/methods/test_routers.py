@@ -167,6 +167,34 @@ def test_statistics_within_a_task_go_on_from_what_was_stored() -> None:
     assert all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+def test_two_processes_gather_what_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each half of every batch; between tasks, and where a task goes on, the second process begins at 0 beside the total."""
+    tasks = [rows(8, 1, 0), rows(6, 2, 1)]
+    whole, pair = RandomMoments(5), [RandomMoments(5), RandomMoments(5)]
+    for task, features in enumerate(tasks):
+        monkeypatch.setattr("hide_llava.methods.routers.is_main", lambda: True)
+        whole.start(task, 2 * WIDTH, CPU)
+        held = held_out(batch_of(len(features.text), str(task)))
+        whole.add(task, features, held)
+        for place, moments in enumerate(pair):
+            monkeypatch.setattr("hide_llava.methods.routers.is_main", lambda place=place: place == 0)
+            moments.start(task, 2 * WIDTH, CPU)
+            mine = slice(place, None, 2)
+            half = Features(features.image[mine], features.text[mine], features.has_image[mine])
+            moments.add(task, half, held[mine])
+        total = [sum(parts) for parts in zip(*(moments.reduced(task) for moments in pair))]
+        for ours, expected in zip(total, (whole.gram, whole.sums[task], whole.counts[task])):
+            assert_near(ours.double(), expected.double())
+        for moments in pair:
+            moments.gram, moments.sums[task], moments.counts[task] = (tensor.clone() for tensor in total)
+    stored = gathered(*tasks, random_features=5)
+    stored.gathering = True
+    other = Statistics(random_features=5)
+    other.load(stored.state(1), 1, True, CPU)  # still as the second process
+    assert not other.moments.gram.any() and not other.moments.sums[1].any() and other.moments.sums[0].any()
+    assert not other.text.sums[1].any() and int(other.image.counts[1]) == 0 < int(other.image.counts[0])
+
+
 # ---- the methods -----------------------------------------------------------------------------------------------------
 METHODS = {"hide": HiDe, "disco": Disco, "individual": Individual, "mrlora": MrLora}
 
@@ -194,13 +222,16 @@ def test_each_sample_is_answered_by_the_expert_of_its_features(router: str) -> N
     weight, factors = torch.randn(5, 6), [(torch.randn(2, 6), torch.randn(5, 2)) for _ in range(3)]
     method: Method = on_one_linear(Individual, weight, rank=2, alpha=4.0, projector="frozen", router=router,
                                    router_statistics="ranpac", random_features=30, ridge=1.0)  # fmt: skip
+    planned = 0
     for task, (a, b) in zip(method.tasks, factors):
         method.before_task(task, Context(widths=MODELS))
+        planned = planned or sum(method.cost().state.values())  # in the first task, as `plan` asks it
         fill(method, method.adapter, a, b)
         features = rows(12, task.index, task.index)
         assert method.loss(None, batch_of(12, str(task.index)), features) == {}
         assert method.route({}, features, True).active == [method.adapter]
         method.after_task(task, Context())
+    assert planned == sum(value.nbytes for value in method.state().values() if isinstance(value, Tensor))
     asked = [rows(2, 50 + task, task) for task in (2, 0, 1)]
     together = Features(*(torch.cat([getattr(part, name) for part in asked]) for name in ("image", "text", "has_image")))
     method.prepare_inference()
