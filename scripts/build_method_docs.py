@@ -132,6 +132,11 @@ def measured(cls: type[Method]) -> Sizes:
     return sizes_of_alike_layers(cls, method_config(read_yaml(path)["method"]), SHAPE, TASKS)
 
 
+def told(cls: type[Method]) -> bool:
+    """Whether the method is told the task of a question, unless an option says otherwise."""
+    return cls.is_oracle(vars(cls.Config()))
+
+
 def routed_by(count: Sizes) -> list[str]:
     """The features that the method routes by, in words."""
     return [words for need, words in FEATURES.items() if need in count.needs]
@@ -196,7 +201,7 @@ def page(cls: type[Method], count: Sizes | None) -> str:
     title, _, rest = doc(cls).partition("\n\n")
     parts = [NOTE.format(source), f"# {cls.name}\n", " ".join(title.split()) + "\n"]
     marks = [f"**{label}**" for label in cls.labels] + (
-        ["**oracle**: is told the task of a question"] if cls.oracle else []
+        ["**oracle**: is told the task of a question"] if told(cls) else []
     )
     parts += [f"Every number of it is marked: {', '.join(marks)}.\n"] if marks else []
     parts += [body(rest) + "\n"] if rest else []
@@ -230,7 +235,7 @@ def page(cls: type[Method], count: Sizes | None) -> str:
 
 def row(cls: type[Method], count: Sizes | None) -> str:
     paper = re.search(r"arXiv[: ](\d{4}\.\d{4,5})", doc(cls))
-    labels = [*cls.labels, *(["oracle"] if cls.oracle else [])]
+    labels = [*cls.labels, *(["oracle"] if told(cls) else [])]
     numbers, extra, needs = ("0", "0"), [], []
     if count is not None:
         numbers = (f"{count.trained / 1e6:,.2f}", f"{stored_bytes(count) / MIB:,.1f}")

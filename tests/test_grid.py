@@ -18,6 +18,7 @@ from hide_llava.methods.decided import separate_layers
 from hide_llava.methods.hide import HiDe
 from hide_llava.pipeline import run
 from hide_llava.results.run_reader import read_run
+from hide_llava.studies.reproduce.ablations import ABLATIONS, Facts
 from tests.cli.call import Called, call, content, refused
 from tests.tiny import configuration, write_world
 
@@ -236,6 +237,14 @@ def test_a_second_call_only_draws(called: dict[str, Called], place: Path) -> Non
     again = call("reproduce", "hide", "runs/A", "--only", "fig2", "--only", "routing")
     assert again.code == 0 and "loading" not in again.out and "hard (top 1)" in again.out
     assert content(place / "runs/A/stages") == before
+
+
+@pytest.mark.parametrize("kept", ["means", "ranpac"])
+def test_ranpac_is_a_case_where_its_statistics_are(kept: str) -> None:
+    cases = ABLATIONS["routing"].cases(Facts(2, 3, {"router_statistics": kept}))
+    assert [case.name for case in cases if case.options.get("router") == "ranpac"] == (["RanPAC"] if kept == "ranpac" else [])
+    for case in cases:
+        HiDe.Config(**{"router_statistics": kept, **case.options})
 
 
 def test_what_cannot_be_reproduced(called: dict[str, Called], place: Path) -> None:

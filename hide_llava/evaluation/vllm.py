@@ -86,7 +86,8 @@ class Served:
             preset = self.session.run.preset
             raise UserError(f"eval.backend=vllm: method={preset} adds several experts with weights of each question (soft "
                             "routing of the top layers), and a request to vLLM has one adapter with weight 1; set "
-                            "method.routing=top1 where the method has it, or leave eval.backend at own.")  # fmt: skip
+                            "method.routing=top1 where the method has it, or another method.router, or leave eval.backend at "
+                            "own.")  # fmt: skip
         return [experts[i] for i in table.argmax(1).tolist()]
 
     def _one_model(self, route: Route, rows: int) -> list[str]:

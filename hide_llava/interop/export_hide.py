@@ -55,8 +55,10 @@ def _check(made: Export, method: HiDe) -> None:
     config = method.config
     no_loader = "hand on the run folder itself"
     reasons = {
-        "method.routing=oracle is told the task of each question; use --to vllm, an adapter for each task":
-            config.routing == "oracle",
+        "the oracle is told the task of each question; use --to vllm, an adapter for each task":
+            "oracle" in (config.routing, config.router),
+        f"method.router={config.router} is no router that an export's loader knows; {no_loader}, or export a variant with "
+        "method.router=anchors": config.router != "anchors",
         f"method.projector=per_task mixes projectors for every sample; {no_loader}": config.projector == "per_task",
         f"router.encoder={made.run.encoder} is not CLIP, by which an export's loader routes; {no_loader}":
             made.run.encoder != "clip",

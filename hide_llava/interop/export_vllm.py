@@ -101,7 +101,8 @@ def _hide(made: Export) -> Answers:
         raise UserError(f"{made.run.folder.path}: method.projector=per_task mixes projectors, and a base has one.")
     if not method.expanded:
         raise UserError(f"{made.run.folder.path}: no layer is expanded, so nothing is left for adapters; use --to hf.")
-    said, method.config = method.config.routing, method.config.model_copy(update={"routing": "oracle"})
+    said, hard = method.config.routing, method.config.routing in ("top1", "oracle") or method.config.router != "anchors"
+    method.config = method.config.model_copy(update={"routing": "oracle"})
     experts = [method.expert(task) for task in method.learned]
     with session:
         refuse_standing(session.core, made)
@@ -114,7 +115,7 @@ def _hide(made: Export) -> Answers:
     made.notes.append(
         f"`base/` holds the fused lower layers, an adapter the expanded layers {method.expanded} of one expert: a request with "
         "one of them answers as the run does when it routes hard (`method.routing=top1`, or the task is told). Which is for you "
-        "to choose." + ("" if said in ("top1", "oracle") else soft)
+        "to choose." + ("" if hard else soft)
     )
     return ours
 

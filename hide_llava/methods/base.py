@@ -94,7 +94,8 @@ class Method:
     @classmethod
     def is_oracle(cls, options: dict[str, Any]) -> bool:
         """Whether it is told the task id at inference: always, or because one of its options has the value `oracle`."""
-        return cls.oracle or any(options.get(name) == "oracle" for name in cls.Config.model_fields)
+        fields = cls.Config.model_fields.items()
+        return cls.oracle or any(options.get(name, field.default) == "oracle" for name, field in fields)
 
     @classmethod
     def decided_by_studies(cls, options: dict[str, Any], run: Path) -> dict[str, Decision]:

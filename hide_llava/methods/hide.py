@@ -13,8 +13,13 @@ Differences from published code and the option that restores each (docs/PROTOCOL
     anchors: reference        running mean with a random first sample and a bf16 count
     text_only: reference      text-only samples: an all-zero image counts, the question loses its first line
 
+Other routers, of methods/routers.py, which put all weight on one expert; `routing` and τ are those of `anchors`:
+    router: nearest_mean      the task whose mean features are nearest
+    router: ranpac            ridge regression on random features, with statistics that training collects if it is told to
+    router: oracle            the question's own task, which is told
+
 What only studies use, both told the task id of a question:
-    routing: oracle           w_i = 1 for the question's own task
+    routing: oracle           w_i = 1 for the question's own task, as router: oracle
     routing: wrong            w_i = 1 for the task learned after it; after the last one the first (its own, while it is alone)
 """
 
@@ -28,15 +33,15 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from typing_extensions import Self
 
-from hide_llava.adapters.anchors import Anchors, ReferenceAnchors, similarities
+from hide_llava.adapters.anchors import Anchors, ReferenceAnchors
 from hide_llava.adapters.core import LoraSpec
 from hide_llava.adapters.folding import MODES
 from hide_llava.adapters.projectors import restore_projectors, stored_projectors
 from hide_llava.backbones.base import Backbone
-from hide_llava.distributed import is_main
 from hide_llava.methods.base import Context, Features, Method, MethodConfig, Route, Task, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.decided import Decision, separate_layers
+from hide_llava.methods.routers import NEEDS, Router, RouterOptions, Statistics, similarity
 from hide_llava.settings import Inference
 
 Routing = Literal["softmax_learned", "softmax_all", "top1", "oracle", "wrong"]
@@ -48,12 +53,14 @@ class HiDe(Method):
     name = "hide"
     reads_logits = False
 
-    class Config(LoraSpec):
+    class Config(RouterOptions, LoraSpec):
         rank: int = Field(8, ge=1)  # of one expert; the papers state rank × number of tasks
         alpha: float = Field(16.0, gt=0)
         init_std: float | None = Field(0.01, ge=0)
         fusion: Inference[Literal[MODES]] = "delta_sum"  # delta_sum (the paper) | factor_sum (authors' code)
         fusion_weight: Inference[float | None] = Field(1.0, ge=0)  # ε; None: 1/t, the mean of the t experts learned so far
+        router: Inference[Router] = "anchors"  # anchors (w as `routing` says) | nearest_mean | ranpac | oracle
+        router_statistics: Literal["means", "ranpac"] = "means"  # collected in training: means | ranpac (moments too)
         routing: Inference[Routing] = "softmax_learned"  # w: softmax_learned | softmax_all (slots) | top1 | oracle | wrong
         image_weight: Inference[float] = Field(0.5, ge=0)  # α, weight of the image's cosine
         text_weight: Inference[float] = Field(0.5, ge=0)  # β, weight of the text's cosine
@@ -86,16 +93,15 @@ class HiDe(Method):
 
     def __init__(self, config: Any, core: Any, tasks: list[Task]):
         super().__init__(config, core, tasks)
-        self.needs = frozenset({"clip_image", "clip_text"})
-        if config.text_only == "reference":
-            self.needs |= {"zero_image"}
+        self.needs = NEEDS | {"zero_image"} if config.text_only == "reference" else NEEDS
         self.slots = config.slots or len(tasks)
         kind = ReferenceAnchors if config.anchors == "reference" else Anchors
-        self.image_anchors, self.text_anchors = kind(), kind()
+        moments = config.random_features if config.router_statistics == "ranpac" else None
+        self.statistics = Statistics(kind, config.text_only == "reference", moments)
+        self.image_anchors, self.text_anchors = self.statistics.image, self.statistics.text
         self.learned: list[int] = []  # finished tasks and the current one, in order
         self.slot_anchors: dict[str, Tensor] = {}  # softmax_all: anchors of unlearned slots
         self.current: int | None = None
-        self.gathering = False  # the current task's anchors are still per-process sums
 
     @staticmethod
     def expert(task: int) -> str:
@@ -113,9 +119,7 @@ class HiDe(Method):
     def before_task(self, task: Task, context: Context) -> None:
         self.current = task.index
         self.core.add(self.expert(task.index), self.config)
-        self.image_anchors.start(task.index, context.widths["clip_image"], self.core.llava.device)
-        self.text_anchors.start(task.index, context.widths["clip_text"], self.core.llava.device)
-        self.gathering = True
+        self.statistics.start(task.index, context.widths, self.core.llava.device)
         if task.index not in self.learned:
             self.learned.append(task.index)
         if self.config.projector == "per_task":
@@ -132,22 +136,17 @@ class HiDe(Method):
 
     def loss(self, output: Any, batch: dict, features: Features) -> dict[str, Tensor]:
         """No extra term; gathers the anchors, once per sample seen in training."""
-        zeros_count = self.config.text_only == "reference"
-        self.image_anchors.add(self.current, features.image if zeros_count else features.image[features.has_image])
-        self.text_anchors.add(self.current, features.text)
+        self.statistics.add(self.current, features, batch)
         return {}
 
     def after_task(self, task: Task, context: Context) -> None:
-        for anchors in (self.image_anchors, self.text_anchors):
-            anchors.sums[task.index], anchors.counts[task.index] = anchors.reduced(task.index)
-        self.gathering = False
+        self.statistics.finish(task.index)
         if self.config.projector == "per_task":
             self.core.projectors[self.expert(task.index)] = self.core.projector_state()
 
     def cost(self) -> Cost:
         size, tasks = self.core.size(self.expert(self.current)), len(self.tasks)
-        held = [t for a in (self.image_anchors, self.text_anchors) for t in (*a.sums.values(), *a.counts.values())]
-        state = {"image and text anchor per task": tasks * sum(t.nbytes for t in held)}
+        state = self.statistics.sizes(tasks)
         if self.config.projector == "per_task":
             state["a projector per task"] = tasks * self.core.projector_bytes()
         live = tasks * size * len(self.expanded) // self.core.num_layers
@@ -161,6 +160,7 @@ class HiDe(Method):
         self.core.fold(experts, weights, self.config.fusion, self.expanded)
         self.ranks = torch.tensor([self.core.peft.peft_config[e].r for e in experts])
         self.routed = ["routed"] if self.core.concatenate("routed", experts, self.expanded) else []
+        self.statistics.prepare(self.config, self.learned)
 
     def route(self, batch: dict, features: Features, train: bool) -> Route:
         if train:
@@ -174,11 +174,14 @@ class HiDe(Method):
 
     def routing_weights(self, features: Features, task: int | None = None) -> Tensor:
         """w [B, number of learned tasks] fp32 (paper: w = softmax(r / τ)); rows sum to 1 unless softmax_all."""
-        if self.config.routing in ("oracle", "wrong"):
+        if self.config.routing in ("oracle", "wrong") or self.config.router == "oracle":
             weights = torch.zeros(len(features.text), len(self.learned), device=features.text.device)
             further = self.config.routing == "wrong"
             weights[:, (self.learned.index(task) + further) % len(self.learned)] = 1.0
             return weights
+        if self.config.router != "anchors":
+            chosen = self.statistics.choose(self.config, features, self.learned)
+            return torch.nn.functional.one_hot(chosen, len(self.learned)).float()
         logits = self.similarity(features, *self._anchors()) / self.config.temperature
         if self.config.routing == "top1":
             chosen = logits.argmax(1)
@@ -188,17 +191,10 @@ class HiDe(Method):
 
     def similarity(self, features: Features, image: list[Tensor | None], text: list[Tensor]) -> Tensor:
         """r [B, E] = α cos(f_v, a^v) + β cos(f_i, a^i); without an image, the text cosine alone."""
-        alpha, beta = self.config.image_weight, self.config.text_weight
-        by_text = similarities(features.text, text)
-        known = [torch.zeros_like(text[0][:1]).expand(features.image.shape[1]) if a is None else a for a in image]
-        by_image = similarities(features.image, known)
-        both = alpha * by_image + beta * by_text
-        has_image = features.has_image[:, None] & torch.tensor([a is not None for a in image], device=both.device)
-        return torch.where(has_image, both, (alpha + beta) * by_text)
+        return similarity(features, image, text, self.config.image_weight, self.config.text_weight)
 
     def _anchors(self) -> tuple[list[Tensor | None], list[Tensor]]:
-        image = [self.image_anchors.mean(t) for t in self.learned]
-        text = [self.text_anchors.mean(t) for t in self.learned]
+        image, text = self.statistics.means(self.learned)
         if self.config.routing == "softmax_all":
             image = (image + self._unlearned("image", self.image_anchors.sums[self.learned[0]]))[: self.slots]
             text = (text + self._unlearned("text", text[0]))[: self.slots]
@@ -214,29 +210,15 @@ class HiDe(Method):
 
     # ---- state -----------------------------------------------------------------------------------------------------
     def state(self) -> dict[str, Any]:
-        tensors = {}
-        for kind, anchors in (("image", self.image_anchors), ("text", self.text_anchors)):
-            stored = anchors.state()
-            if self.gathering:
-                total, count = anchors.reduced(self.current)
-                stored |= {f"{self.current}.sum": total.cpu(), f"{self.current}.count": count.cpu()}
-            tensors |= {f"{kind}_anchor.{k}": v for k, v in stored.items()}
+        tensors = self.statistics.state(self.current)
         tensors |= {f"slot_anchor.{k}": v for k, v in self.slot_anchors.items()}
         tensors |= stored_projectors(self.core)
-        return {**tensors, "learned": list(self.learned), "current": self.current, "gathering": self.gathering}
+        gathering = self.statistics.gathering
+        return {**tensors, "learned": list(self.learned), "current": self.current, "gathering": gathering}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        device = self.core.llava.device
-
-        def part(prefix: str) -> dict[str, Tensor]:
-            return {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-
-        self.image_anchors.load(part("image_anchor."), device)
-        self.text_anchors.load(part("text_anchor."), device)
-        self.slot_anchors = part("slot_anchor.")
-        self.learned, self.current, self.gathering = list(state["learned"]), state["current"], state["gathering"]
-        if self.gathering and not is_main():  # the stored sums are the total: rank 0 goes on from them, others from 0
-            for anchors in (self.image_anchors, self.text_anchors):
-                if type(anchors) is Anchors:
-                    anchors.start(self.current, len(anchors.sums[self.current]), device)
+        self.learned, self.current = list(state["learned"]), state["current"]
+        self.statistics.load(state, self.current, state["gathering"], self.core.llava.device)
+        slots = {k: v for k, v in state.items() if k.startswith("slot_anchor.")}
+        self.slot_anchors = {k.removeprefix("slot_anchor."): v for k, v in slots.items()}
         restore_projectors(self.core, state)

@@ -6,6 +6,9 @@ Expert e trains on task e alone, from the base model. After each task from the s
 scratch to answer with a task's letter, on `router_samples` records of every task so far (kept: list it with the replay
 methods), on top of the base model plus `router_merge` times every expert. The letter is the likeliest of those allowed,
 so there is no illegal answer (published code then picks an expert at random), and one forward decides, per sample.
+
+`router` with another value than `words` asks nobody: e is chosen by CLIP features or told (methods/routers.py), for comparison
+with the same experts. Choosing by features needs `router_statistics`, which training collects.
 """
 
 from __future__ import annotations
@@ -14,12 +17,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
 from string import ascii_uppercase
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor, nn
-from torch.nn.functional import one_hot
 from torch.utils.data import Subset
 
 from hide_llava.adapters.core import LoraSpec
@@ -32,23 +34,26 @@ from hide_llava.data.turns import IMAGE_TEXT, routing_text
 from hide_llava.distributed import all_reduce, ranks
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Route, Task, register
+from hide_llava.methods.chosen import ChosenExperts
 from hide_llava.methods.cost import Cost, Pass
-from hide_llava.methods.experts import IndependentExperts
+from hide_llava.settings import Inference
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+Router = Literal["words", "anchors", "nearest_mean", "ranpac", "oracle"]
 MENU = "{question}\nWhich kind of task is this?\n{options}\nAnswer with the option's letter from the given choices directly."
 
 
 @register
-class MrLora(IndependentExperts):
+class MrLora(ChosenExperts):
     name = "mrlora"
     router = "router"
 
-    class Config(IndependentExperts.Config):
+    class Config(ChosenExperts.Config):
         rank: int = Field(32, ge=1)
         alpha: float = Field(64.0, gt=0)
+        router: Inference[Router] = "words"  # words (it is asked, above) | anchors | nearest_mean | ranpac | oracle
         descriptions: dict[str, str] = {}  # task id → what the router reads; default: the id
         router_samples: int = Field(20, ge=1)  # records kept of each task, for the router
         router_rank: int = Field(128, ge=1)  # of the router's LoRA; its alpha is twice that
@@ -73,7 +78,8 @@ class MrLora(IndependentExperts):
         learn = Pass(f"{config.router_samples} records of every task × {config.router_epochs} epochs, for the router", "task",
                      1, 1, lambda n: config.router_epochs * sum(min(config.router_samples, k) for k in n), later=True,
                      adapters=under)  # fmt: skip
-        return replace(super().cost(), passes=(ask, learn), later={"router": router}, live=tasks * size)
+        passes = (ask, learn) if config.router == "words" else (learn,)
+        return replace(super().cost(), passes=passes, later={"router": router}, live=tasks * size)
 
     # ---- the router's question -----------------------------------------------------------------------------------
     def ask(self, question: str) -> str:
@@ -131,14 +137,16 @@ class MrLora(IndependentExperts):
             return Route([*self.experts, self.router], dict.fromkeys(self.experts, gate), projectors=projectors)
         if train:
             return Route([self.adapter])
-        weights = one_hot(self.choose(batch), len(self.learned)).float()
-        named = {expert: weights[:, i] for i, expert in enumerate(self.experts)}
-        gate = weights.repeat_interleave(self.config.rank, 1)
-        return Route(["routed"], {"routed": gate}, projectors=self.chosen_projectors(named), weights=named)
+        if self.by_features:
+            return self.hard_route(self.choose_by_features(features))
+        if self.oracle:
+            return self.hard_route(torch.full_like(batch["has_image"], self.learned.index(batch["task"]), dtype=torch.long))
+        return self.hard_route(self.choose(batch))
 
     def prepare_inference(self) -> None:
         super().prepare_inference()
-        self.core.concatenate("routed", self.experts, list(range(self.core.num_layers)))
+        if not self.by_features:  # else they are held already
+            self.hold()
 
     # ---- training the router -------------------------------------------------------------------------------------
     def after_task(self, task: Task, context: Context) -> None:

@@ -33,7 +33,9 @@ def test_unseen_tasks_are_asked_after_the_last_stage(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "method, option", [("hide", "routing"), ("smolora", "instruction"), ("clmoe", "task_gate"), ("individual", None)]
+    "method, option",
+    [("hide", "routing"), ("hide", "router"), ("disco", "router"), ("mrlora", "router"), ("smolora", "instruction"),
+     ("clmoe", "task_gate"), ("individual", None)],
 )
 def test_every_oracle_is_labelled_and_not_asked_general_tasks(method: str, option: str | None, tmp_path: Path) -> None:
     words = [f"method.{option}=oracle"] if option else []

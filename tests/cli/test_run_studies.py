@@ -71,7 +71,7 @@ def test_the_router_counts_what_the_answers_say(studied: tuple[Path, dict[str, C
     oracle = {row["task"]: row for row in found["oracle"]["rows"]}
     for task, row in oracle.items():
         ours, theirs = (json.loads((home / "eval" / "03-task2" / task / "score.json").read_text())["score"]
-                        for home in (run, run / "variants" / "routing=oracle"))  # fmt: skip
+                        for home in (run, run / "variants" / "router=oracle"))  # fmt: skip
         assert (row["score"], row["oracle"]) == (ours, theirs) and row["gap"] == pytest.approx(theirs - ours)
     assert len(oracle) == 3 and set(found["anchors"]) == {"image", "text"}
     assert [len(row) for row in found["anchors"]["image"][1]] == [3, 3, 3]

@@ -233,6 +233,9 @@ OPTIONS = {
     "merge": {"combination": "ties", "weight": 0.3, "density": 0.5, "seed": 1},
     "wise-ft": {"mix": 0.25},
 }  # fmt: skip
+ROUTER = {"router": "ranpac", "router_features": "image", "ridge": 0.5}
+OPTIONS |= {f"{method}, another router": ROUTER for method in ("hide", "disco", "individual", "mrlora")}
+STATISTICS = ["method.router_statistics=ranpac", "method.random_features=40"]  # what training collects for it
 
 
 def words_of(options: dict) -> list[str]:
@@ -241,18 +244,22 @@ def words_of(options: dict) -> list[str]:
 
 def test_every_inference_option_is_tried() -> None:
     declared = {name: inference_options(cls.Config) for name, cls in REGISTRY.items() if inference_options(cls.Config)}
-    assert {name: set(options) for name, options in OPTIONS.items()} == {n: set(o) for n, o in declared.items()}
-    for name, options in OPTIONS.items():
-        default = REGISTRY[name].Config()
+    tried: dict[str, set[str]] = {}
+    for case, options in OPTIONS.items():
+        tried.setdefault(case.split(",")[0], set()).update(options)
+    assert tried == {name: set(options) for name, options in declared.items()}
+    for case, options in OPTIONS.items():
+        default = REGISTRY[case.split(",")[0]].Config()
         assert all(getattr(default, key) != value for key, value in options.items())
 
 
-@pytest.mark.parametrize("method", OPTIONS)
-def test_a_variant_answers_as_a_run_trained_with_its_options(method: str, folder: Path) -> None:
+@pytest.mark.parametrize("case", OPTIONS)
+def test_a_variant_answers_as_a_run_trained_with_its_options(case: str, folder: Path) -> None:
     """All options at once: nothing that is trained depends on any of them, and every cell has the same answers."""
-    options = words_of(OPTIONS[method])
-    evaluate(folder, method=method, name="plain")
-    evaluate(folder, *options, method=method, name="afresh")
+    options, method = words_of(OPTIONS[case]), case.split(",")[0]
+    training = STATISTICS if "router" in OPTIONS[case] else []
+    evaluate(folder, *training, method=method, name="plain")
+    evaluate(folder, *training, *options, method=method, name="afresh")
     before = {p: p.read_bytes() for p in (folder / "plain").rglob("*") if p.is_file() and p.name != ".lock"}
     main(["eval", str(folder / "plain"), *options])
     assert before == {p: p.read_bytes() for p in before}

@@ -78,15 +78,17 @@ def test_colours_of_anchors_begin_at_the_pair_that_is_least_alike() -> None:
 def test_the_oracle_is_the_variant_of_routing_alone(tmp_path: Path) -> None:
     run, other = sequential_run(tmp_path), sequential_run(tmp_path / "other", shift=-2.0)
     assert oracle_of(read_run(run), 5) is None
-    for name, changes in (("routing=oracle", {"routing": "oracle"}), ("a=1", {"routing": "oracle", "slots": 9})):
+    for name, changes in (("router=oracle", {"router": "oracle"}), ("a=1", {"router": "oracle", "slots": 9})):
         folder = run / "variants" / name
         folder.parent.mkdir(exist_ok=True)
         folder.symlink_to(other) if name == "a=1" else other.rename(folder)
-        other = folder if name == "routing=oracle" else other
+        other = folder if name == "router=oracle" else other
         write(folder / "variant.json", {"of": "../..", "changes": changes})
-        if name == "routing=oracle":
+        if name == "router=oracle":
             found = oracle_of(read_run(run), 5)
-    assert found.variant == "routing=oracle" and [round(row.gap, 6) for row in found.rows] == [10, 8, 6, 4, 2, 0]
+            write(folder / "variant.json", {"of": "../..", "changes": {"routing": "oracle"}})  # as HiDe also says it
+            assert oracle_of(read_run(run), 5).rows == found.rows
+    assert found.variant == "router=oracle" and [round(row.gap, 6) for row in found.rows] == [10, 8, 6, 4, 2, 0]
     assert found.rows[0].interval is None  # the verdicts of the made-up cells do not average to their scores
     assert oracle_of(read_run(run), 5) is None  # the same folder with one more option changed is no oracle of this run
 

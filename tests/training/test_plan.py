@@ -381,6 +381,7 @@ def test_every_choice_can_be_planned(method: str, no_data: str) -> None:
         for value in values:
             if value != getattr(kind(), name):
                 words = [no_data, *(["method.buffer=10"] if method in ("replay", "dgg") else [])]  # also a percentage
+                words += ["method.router_statistics=ranpac"] if name == "router" else []  # what every router needs
                 text = plan(Run(compose(["benchmark=mini-ucit", f"method={method}", f"method.{name}={value}", *words])))
                 assert "trained in one task: " in text and "an answer: " in text, (name, value)
 

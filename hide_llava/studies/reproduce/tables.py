@@ -49,7 +49,7 @@ def tidy(rows: list[Row]) -> DataFrame:
     options = list(dict.fromkeys(key for row in rows for key in row.case.options))
     lines: list[dict[str, Any]] = []
     for row in rows:
-        method = row.run.config["method"]
+        method = {**row.run.config["method"], **row.case.options}  # a run of an older version lacks later options
         head = {"case": row.case.name, **{key: text(method[key]) for key in options}}
         tail = {"kept_apart": row.kept, "stored": row.stored, "ms_per_answer": row.milliseconds, "run": row.run.path.name}
         for task, cell in row.cells.items():

@@ -58,17 +58,20 @@ def facts_of(folder: Path) -> tuple[Facts, list[dict[int, int]]]:
 def answer(folder: Path, names: list[str], stages: Stages, again: bool = False) -> dict[str, list[Row]]:
     """The rows of those ablations, in the order of their cases; what is answered already is taken as it is.
 
+    A case that names no router has HiDe's, also where the run has another.
+
     Raises:
         UserError: see `facts_of` and `grid.evaluate`.
     """
     facts, experts = facts_of(folder)
     cases = {name: ABLATIONS[name].cases(facts) for name in names}
-    every = [case for some in cases.values() for case in some]
-    configs = {_key(config.method): config for config in grid.of_options(folder, [case.options for case in every])}
+    own = {"router": "anchors"}
+    made = {name: grid.of_options(folder, [own | case.options for case in some]) for name, some in cases.items()}
+    configs = {_key(config.method): config for some in made.values() for config in some}
     paths = dict(zip(configs, grid.evaluate(folder, list(configs.values()), stages, again)))
     found = {name: [] for name in names}
     for name, some in cases.items():
-        for case, config in zip(some, grid.of_options(folder, [case.options for case in some])):
+        for case, config in zip(some, made[name]):
             found[name].append(_row(case, paths[_key(config.method)], config.method["expanded_layers"], facts.depth, experts))
     return found
 

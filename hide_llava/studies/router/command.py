@@ -29,7 +29,7 @@ def router(
     """Look at where questions were routed, and what for.
 
     Which task's questions went to which expert, whether they were answered right when routed right or wrong, the gap to an
-    oracle (after `hide-llava eval RUN method.routing=oracle`), calibration, how alike the anchors are, every misrouted question,
+    oracle (after `hide-llava eval RUN method.router=oracle`), calibration, how alike the anchors are, every misrouted question,
     and whether the task can be told from the prompt's text or the picture's size alone. Writes router.md, .json, CSV files and
     figures.
     """

@@ -9,6 +9,8 @@ from hide_llava.results.bootstrap import paired, usable_verdicts
 from hide_llava.results.run_reader import StoredRun, read_run
 from hide_llava.storage import read_json
 
+TOLD = ({"router": "oracle"}, {"routing": "oracle"})  # changes of a variant; the second is HiDe's alone
+
 
 @dataclass
 class OracleGap:
@@ -30,11 +32,12 @@ class Oracle:
 
 
 def oracle_of(run: StoredRun, stage: int) -> Oracle | None:
-    """Of the variant that differs from this run in `routing=oracle` alone; None if none was evaluated after that stage."""
+    """Of the variant that is this run but told the task (`router` or `routing` is `oracle`, and nothing else differs); None if
+    none was evaluated after that stage."""
     for file in sorted((run.path / "variants").glob("*/variant.json")):
         try:
             changes = read_json(file).get("changes")
-            variant = read_run(file.parent) if changes == {"routing": "oracle"} else None
+            variant = read_run(file.parent) if changes in TOLD else None
         except UserError:  # a variant that was begun only
             continue
         rows = _rows(run, variant, run.matrix.stages[stage]) if variant else []
