@@ -3,16 +3,20 @@
     METHODS="zero_shot lora multitask individual" bash scripts/compare_methods.sh
     python scripts/calibration.py runs/compare-methods
 
-Reads the four reference runs METHOD-seedN of all seeds that are there and nothing else.
+Reads the four reference runs METHOD-seedN of all seeds that are there, and the benchmark's files for the score of the commonest
+training answer. `python scripts/calibration.py --majority RUN` prints that row alone, of the benchmark of any run.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from statistics import fmean, median
 
+from hide_llava.benchmarks.files import BenchmarkTask, stored_tasks
 from hide_llava.errors import UserError
+from hide_llava.evaluation.cells import scored_rows
 from hide_llava.results.aggregates import last
 from hide_llava.results.matrix import AccuracyMatrix, last_row
 from hide_llava.results.run_reader import read_run
@@ -33,6 +37,29 @@ def rows_of(folder: Path, method: str) -> tuple[list[float], list[AccuracyMatrix
     if not runs or any(value is None for matrix in matrices for value in last_row(matrix)):
         raise UserError(f"{folder} has no complete run of {method}: METHODS={method} bash scripts/compare_methods.sh goes on.")
     return [fmean(column) for column in zip(*map(last_row, matrices))], matrices, runs
+
+
+def majority(task: BenchmarkTask) -> float:
+    """Percent that giving every question the commonest answer of the task's training records scores; of equals the first by
+    alphabet. Raises UserError where the benchmark's files are not there."""
+    turns = (turn for conversation in task.records()["conversations"] for turn in conversation)
+    counts = Counter(turn["value"] for turn in turns if turn["from"] == "gpt")
+    answer = min(counts, key=lambda text: (-counts[text], text))
+    questions, in_file = task.questions()
+    rows = [{"question_id": question["question_id"], "text": answer} for question in questions]
+    return scored_rows(task, rows, questions, in_file)["score"]
+
+
+def majority_row(run: Path) -> list[float]:
+    """`majority` of every task of a run's benchmark, in order."""
+    stored = read_run(run)
+    known = stored_tasks(stored.config)
+    return [majority(known[task]) for task in stored.matrix.tasks]
+
+
+def line(name: str, row: list[float]) -> str:
+    """A row of the table of tasks, its mean last."""
+    return f"| {name} | " + " | ".join(f"{value:.2f}" for value in (*row, fmean(row))) + " |"
 
 
 def measured(folder: Path) -> tuple[dict[str, str], list[str]]:
@@ -57,17 +84,22 @@ def measured(folder: Path) -> tuple[dict[str, str], list[str]]:
     }  # fmt: skip
     titles = scores["lora"][1][0].task_titles
     learned = [fmean(m.cells[j][j] for m in scores["lora"][1]) for j in range(len(titles))]
-    rows = {**{method: found[0] for method, found in scores.items()}, "lora, when learned": learned}
+    rows = {"commonest answer": majority_row(scores["lora"][2][0]), **{method: found[0] for method, found in scores.items()}}
+    rows["lora, when learned"] = learned
     lines = ["| run | " + " | ".join((*titles, "mean")) + " |", "|---|" + "---:|" * (len(titles) + 1)]
-    lines += [f"| {name} | " + " | ".join(f"{value:.2f}" for value in (*row, fmean(row))) + " |" for name, row in rows.items()]
-    return reached, lines
+    return reached, lines + [line(name, row) for name, row in rows.items()]
 
 
 def main() -> None:
     """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path, help="where the runs METHOD-seedN lie")
-    reached, lines = measured(parser.parse_args().folder)
+    parser.add_argument("folder", type=Path, help="where the runs METHOD-seedN lie; with --majority a run")
+    parser.add_argument("--majority", action="store_true", help="only the row of the commonest training answer")
+    args = parser.parse_args()
+    if args.majority:
+        print(line("commonest answer", majority_row(args.folder)))
+        return
+    reached, lines = measured(args.folder)
     print("| quantity | 7B on UCIT | reached |\n|---|---|---|")
     for name, value in reached.items():
         print(f"| {name} | {PUBLISHED[name]} | {value} |")

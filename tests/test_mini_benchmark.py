@@ -16,11 +16,14 @@ from transformers import CLIPTextModel, CLIPTokenizer, LlavaForConditionalGenera
 import hide_llava
 from hide_llava.backbones.clip_pixels import ImageTransform
 from hide_llava.backbones.llama_tokenizer import load_tokenizer
+from hide_llava.benchmarks.files import stored_tasks
 from hide_llava.benchmarks.mini import SIZES, generate
 from hide_llava.benchmarks.mini.domains import DOMAINS, FINANCE, MEDICINE
 from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, patch_labels, render
 from hide_llava.benchmarks.mini.tasks import CAPTION, CLASSES, LETTER, PHRASE, TASKS
+from hide_llava.config import compose
 from hide_llava.errors import UserError
+from scripts.calibration import majority
 from scripts.mini_base import base_training
 from scripts.mini_base.base_training import IGNORE, encode, pixels
 from scripts.mini_base.pretrain import draw
@@ -132,6 +135,15 @@ def test_coco_references_follow_the_question_order(root: Path, folder: str) -> N
             assert image["file_name"] == record["image"]
             assert len(captions) == 5
             assert record["answer"] in captions
+
+
+@pytest.mark.parametrize("task", ["imagenet-r", "iconqa", "clevr-math"])
+def test_the_commonest_answer_is_scored_as_an_answer_to_every_question(root: Path, task: str) -> None:
+    tree = compose(["benchmark=mini-ucit", "method=lora", "model=mini", f"data_root={root}"]).model_dump()
+    entry = stored_tasks(tree)[task]
+    taught = [record["conversations"][1]["value"] for record in json.loads(entry.train_file.read_text())]
+    [text], asked = [t for t in sorted({*taught}) if taught.count(t) == max(map(taught.count, taught))][:1], entry.questions()[0]
+    assert majority(entry) == pytest.approx(100 * sum(question["answer"] == text for question in asked) / len(asked))
 
 
 def test_default_sizes_leave_a_hundred_to_score() -> None:
