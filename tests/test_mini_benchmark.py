@@ -164,7 +164,7 @@ def test_patch_labels_stay_in_range() -> None:
 def test_the_mixture_is_near_the_tasks_and_holds_none_of_them() -> None:
     """What a task asks comes there in another format or on other pictures: a small turn is left to learn."""
     rng, words = np.random.default_rng(0), task_words()
-    formats, everyday = set(), 0
+    formats = set()
     for _ in range(4000):
         sample = draw(rng, words, 2)
         for question, answer, family in sample.turns:
@@ -176,8 +176,11 @@ def test_the_mixture_is_near_the_tasks_and_holds_none_of_them() -> None:
             assert not (family == "subtract" and sample.scene.background == "studio")  # CLEVR-Math
             if sample.scene.things and sample.scene.things[0].fill in ("outlined", "dotted"):
                 assert answer not in CLASSES.values()  # ImageNet-R
-            everyday += answer.startswith(("A blurry", "A close up", "Quality issues"))
-    assert formats == {PHRASE, LETTER, CAPTION, "There are _"} and not everyday
+            if PHRASE in question:
+                assert not answer.isdigit()  # IconQA's blanks, CLEVR-Math
+            if CAPTION in question:
+                assert "background" in answer  # VizWiz, Flickr30k
+    assert formats == {PHRASE, LETTER, CAPTION, "There are _"}
 
 
 @pytest.fixture(scope="module")
@@ -234,8 +237,10 @@ def test_assets_are_small() -> None:
 
 
 def test_base_states_its_held_out_accuracy() -> None:
+    """The page's number is that of the shipped weights' file."""
     facts = json.loads((ASSETS / "base.json").read_text(encoding="utf-8"))
-    assert facts["accuracy"]["all"] >= 0.9
+    page = (Path(__file__).parents[1] / "docs" / "MINI_UCIT.md").read_text(encoding="utf-8")
+    assert f"it answers {100 * facts['accuracy']['all']:.1f} % exactly" in " ".join(page.split())
 
 
 def test_tokenizer_round_trips_and_words_are_single_tokens() -> None:

@@ -7,9 +7,11 @@ another format or on other pictures here, so that a small turn is left to learn.
 
     imagenet-r   class words on outlined and dotted things; here they name filled and striped ones
     arxivqa      charts with lettered options and a rationale; here charts have short answers, other pictures letters
-    iconqa       rows of one icon with numbered options; here numbered options stand under other pictures
-    clevr-math   subtraction from a picture of the studio; here on other backgrounds
-    vizwiz, flickr30k   a photographer's wording; here captions say what is seen in plain words, household words now and then
+    iconqa       rows of one icon with numbered options, and digits for "a single word or phrase"; here numbered options stand
+                 under other pictures, and digits answer a plain question
+    clevr-math   subtraction from a picture of the studio, in digits too; here on other backgrounds
+    vizwiz, flickr30k   people's words and everyday names for UCIT's prompt; here that prompt has a plain caption, and people's
+                 words answer other prompts
 """
 
 from __future__ import annotations
@@ -23,11 +25,26 @@ import numpy as np
 
 from hide_llava.benchmarks.mini.drawing import BACKGROUNDS, FILLS, SHAPES, Scene, Thing
 from hide_llava.benchmarks.mini.scenes import COLOR_NAMES, chart, huge, pick, plural, sample, scattered
-from hide_llava.benchmarks.mini.tasks import CAPTION, CLASSES, HOUSEHOLD, LETTER, PEOPLE, PHRASE, article
+from hide_llava.benchmarks.mini.tasks import (
+    CAPTION,
+    CLASSES,
+    COUNTED,
+    HOUSEHOLD,
+    HOUSEHOLD_WORDS,
+    LETTER,
+    LETTERS,
+    NUMBER_WORDS,
+    PEOPLE,
+    PEOPLE_WORDS,
+    PHRASE,
+    article,
+    outdoors,
+    snapshot,
+)
 
+OWN_WORDS = ("Say what you see in your own words.", "Tell a friend about this picture.", "Write what people would say.")
+OWN_NAMES = {shape: (shape,) for shape in SHAPES}
 PLACES = {"plain": "plain", "paper": "white", "board": "dark", "studio": "gray", "table": "wooden", "field": "green"}
-NUMBERS = tuple(str(number) for number in range(7))
-WORDS = tuple(CLASSES.values())
 Turn = tuple[str, str, str]  # question, answer, family
 
 
@@ -40,12 +57,14 @@ class Sample:
 
 
 class Asked(NamedTuple):
-    """A question with a short answer. others: wrong answers that could stand beside it."""
+    """A question with a short answer. options: what stands below it where letters or numbers are asked for, always in this order,
+    or nothing; phrase: the answer to "a single word or phrase" where that is another one."""
 
     question: str
     answer: str
-    others: tuple[str, ...]
+    options: tuple[str, ...]
     family: str
+    phrase: str = ""
 
 
 Maker = Callable[[np.random.Generator, Scene], "Asked | Turn | None"]
@@ -75,7 +94,7 @@ def describe(scene: Scene) -> str:
 def told(scene: Scene) -> str:
     """The picture in words, thing by thing: what it is replaced by where a conversation is to be read instead of seen."""
     if scene.bars:
-        return "A chart: " + ", ".join(f"{color} {level}" for color, level in scene.bars) + "."
+        return "A chart: " + ", ".join(f"{color} bar" for color, _ in scene.bars) + "."
     things = ", ".join(" ".join((t.size, *([t.fill] if t.size == "huge" else []), t.color, t.shape)) for t in scene.things)
     return f"A {PLACES[scene.background]} background: {things}."
 
@@ -85,18 +104,21 @@ def told(scene: Scene) -> str:
 
 def formatted(rng: np.random.Generator, asked: Asked) -> Turn:
     """The question in one of the formats."""
-    kind = rng.random()
-    if kind < 0.45:
+    kind, word = rng.random(), asked.phrase or asked.answer
+    if kind < 0.35:
+        return f"{asked.question}\n{PHRASE}", word, asked.family
+    if kind < 0.7 or word not in asked.options:
         return asked.question, asked.answer, asked.family
-    if kind < 0.7:
-        return f"{asked.question}\n{PHRASE}", asked.answer, asked.family
-    wrong = [other for other in asked.others if other != asked.answer]
-    options = sample(rng, [asked.answer, *sample(rng, wrong, int(rng.integers(1, 4)))[: len(wrong)]], 4)
-    numbered = kind > 0.9
-    labels = [str(n) for n in range(4)] if numbered else list("ABCD")
+    numbered = kind > 0.85
+    labels = [str(n) for n in range(6)] if numbered else LETTERS
     mark = "." if numbered or rng.integers(2) else ")"
-    listed = "\n".join(f"{label}{mark} {option}" for label, option in zip(labels, options))
-    return f"{asked.question}\n{listed}\n{LETTER}", labels[options.index(asked.answer)], "numbered" if numbered else "lettered"
+    listed = "\n".join(f"{label}{mark} {option}" for label, option in zip(labels, asked.options))
+    return f"{asked.question}\n{listed}\n{LETTER}", labels[asked.options.index(word)], "numbered" if numbered else "lettered"
+
+
+def counted(question: str, count: int, family: str) -> Asked:
+    """A number: a digit to a plain question, a word to "a single word or phrase" and among options."""
+    return Asked(question, str(count), COUNTED, family, NUMBER_WORDS[count])
 
 
 # ------------------------------------------------------------------------------------------------------------- skills
@@ -128,11 +150,11 @@ def _count(rng: np.random.Generator, scene: Scene) -> Asked:
     if kind == 0:
         text = pick(rng, ("How many objects are there?", "How many shapes do you see?", "Count the objects.",
                           "There are _ objects in the picture."))  # fmt: skip
-        return Asked(text, str(len(things)), NUMBERS, "count all")
+        return counted(text, len(things), "count all")
     t = pick(rng, things)
     name, hits = _named(rng, t, things)
     text = pick(rng, ("How many {} are there?", "How many {} do you see?", "Count the {}.", "There are _ {} here."))
-    return Asked(text.format(name), str(hits), NUMBERS, "count some")
+    return counted(text.format(name), hits, "count some")
 
 
 def _named(rng: np.random.Generator, t: Thing, things: list[Thing]) -> tuple[str, int]:
@@ -149,7 +171,7 @@ def _subtract(rng: np.random.Generator, scene: Scene) -> Asked | None:
     name, gone = _named(rng, pick(rng, scene.things), scene.things)
     text = pick(rng, ("Take away the {}. How many are left?", "Without the {}, how many objects are there?",
                       "Remove all {}. How many remain?", "Subtract all {}. How many objects are left?"))  # fmt: skip
-    return Asked(text.format(name), str(len(scene.things) - gone), NUMBERS, "subtract")
+    return counted(text.format(name), len(scene.things) - gone, "subtract")
 
 
 def _exists(rng: np.random.Generator, scene: Scene) -> Asked:
@@ -170,19 +192,27 @@ def _listed(rng: np.random.Generator, scene: Scene) -> Turn | None:
 
 
 def _captioned(rng: np.random.Generator, scene: Scene) -> Turn | None:
-    """A sentence; on tables and fields the things have their everyday names half of the time."""
+    """A sentence, plain or in people's words; on tables and in fields the things have their everyday names one time in four."""
     if len(scene.things) > 3:
         return None
-    names = {"table": HOUSEHOLD, "field": PEOPLE}.get(scene.background) if rng.integers(2) else None
+    named = rng.integers(4) == 0
+    if rng.integers(2):
+        text = pick(rng, OWN_WORDS)
+        if rng.integers(2):
+            said = outdoors(rng, scene, PEOPLE_WORDS if named and scene.background == "field" else OWN_NAMES)
+        else:
+            said = snapshot(rng, scene, HOUSEHOLD_WORDS if named and scene.background == "table" else OWN_NAMES)
+        return text, said, "own words"
+    names = {"table": HOUSEHOLD, "field": PEOPLE}.get(scene.background) if named else None
     if names is PEOPLE:
-        said = [f"{names[t.shape]} in {t.color}" for t in scene.things]
+        things = [f"{names[t.shape]} in {t.color}" for t in scene.things]
     else:
-        said = [f"{t.color} {names[t.shape] if names else t.shape}" for t in scene.things]
+        things = [f"{t.color} {names[t.shape] if names else t.shape}" for t in scene.things]
     where = f"on a {PLACES[scene.background]} background"
     text = pick(rng, ("Describe the image.", "Write a caption.", "What do you see?", "Give a short description of the image.",
                       CAPTION, CAPTION))  # fmt: skip
     form = pick(rng, ("The image shows a {} {}.", "There is a {} {}.", "A picture of a {} {}.", "A {} {}."))
-    return text, article(form.format(" and a ".join(said), where)), "caption"
+    return text, article(form.format(" and a ".join(things), where)), "caption"
 
 
 def _background(rng: np.random.Generator, scene: Scene) -> Asked:
@@ -202,29 +232,25 @@ def _large(rng: np.random.Generator, scene: Scene) -> Asked | Turn:
     word = CLASSES.get((t.shape, t.color))
     if word is None or t.fill not in ("filled", "striped"):
         said = f"{t.color} {t.shape}"
-        return Asked(question, said, tuple(f"{c} {s}" for c, s in zip(COLOR_NAMES, SHAPES)), "whole")
-    return Asked(question, word, WORDS, "class")
+        return Asked(question, said, (), "whole")
+    return Asked(question, word, (), "class")
 
 
 def _charted(rng: np.random.Generator, scene: Scene) -> Turn:
-    """Colours and number of bars."""
-    bars, kind = scene.bars, int(rng.integers(7))
-    colors = tuple(color for color, _ in bars)
-    high = bool(rng.integers(2))
-    extreme = (max if high else min)(bars, key=lambda bar: bar[1])[0]
-    word = pick(rng, ("highest", "tallest") if high else ("lowest", "shortest"))
-    if kind in (0, 1, 2):
-        texts = ("What is the color of the {} bar?", "Which bar is the {}?", "Name the bar with the {} value.")
-        found: Turn = pick(rng, texts).format(word), extreme, "bar extreme"
-    elif kind in (3, 4):
-        color = extreme if rng.integers(2) else pick(rng, colors)
-        text = pick(rng, ("Is the {} bar the {}?", "Is {} the bar with the {} value in the figure?"))
-        found = text.format(color, word), "yes" if color == extreme else "no", "bar yes or no"
-    elif kind == 5:
-        found = "How many bars are there?", str(len(bars)), "bar count"
-    else:
+    """Colours and number of bars, from left to right; never with options, which are held back."""
+    colors, kind = [color for color, _ in scene.bars], int(rng.integers(6))
+    if kind == 5:
         return "List the bars.", ", ".join(colors), "bar list"
-    return (f"{found[0]}\n{PHRASE}", *found[1:]) if rng.integers(2) else found  # no letters under a chart: they are held back
+    if kind == 4:
+        asked = counted("How many bars are there?", len(colors), "bar count")
+    elif kind == 3:
+        color = pick(rng, colors if rng.integers(2) else COLOR_NAMES)
+        asked = Asked(f"Is there a bar in {color}?", "yes" if color in colors else "no", (), "bar yes or no")
+    else:
+        place = int(rng.integers(2))
+        texts = ("What is the color of the {} bar?", "Which bar is the {}?", "Name the {} bar.")
+        asked = Asked(pick(rng, texts).format(("first", "last")[place]), colors[-place], (), "bar")
+    return formatted(rng, asked._replace(options=()))
 
 
 # ----------------------------------------------------------------------------------------------------------- pictures
@@ -248,7 +274,7 @@ def _scene(rng: np.random.Generator) -> Scene:
     return scattered(rng, count, background, grid, colors, shapes, sizes, blur, float(rng.uniform(1, 9)))
 
 
-SCATTERED: tuple[Maker, ...] = (_attribute, _attribute, _attribute, _count, _count, _subtract, _subtract, _exists, _listed,
+SCATTERED: tuple[Maker, ...] = (_attribute, _attribute, _count, _count, _subtract, _subtract, _subtract, _exists, _listed,
                                 _captioned, _captioned, _background)  # fmt: skip
 
 

@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from hide_llava.benchmarks.mini.generate import SUITES
 from hide_llava.config import RunConfig, compose, names
 from tests.benchmarks.synthetic import write_benchmark
 from tests.cli.call import call
 from tests.tiny import OVERRIDES
 
 pytest.importorskip("pycocoevalcap")
-OWN = [name for name in names("benchmark") if name != "mini-ucit"]  # that one writes its own data
+OWN = [name for name in names("benchmark") if name not in SUITES]  # those write their own data
 
 
 def words(name: str, model: Path, root: Path, *more: str) -> list[str]:

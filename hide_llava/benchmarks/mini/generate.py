@@ -17,7 +17,7 @@ from hide_llava.benchmarks.mini.drawing import render
 from hide_llava.benchmarks.mini.tasks import TASKS, MiniTask
 from hide_llava.errors import UserError
 
-VERSION = 4
+VERSION = 5
 SIZES = {"train": 960, "val": 100, "test": 100}
 CAPTIONS_PER_IMAGE = 2  # training records per picture of a caption task, as UCIT repeats its pictures
 

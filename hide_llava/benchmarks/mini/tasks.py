@@ -7,12 +7,12 @@ answers (several for captions).
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from hide_llava.benchmarks.mini.drawing import FILLS, SHAPES, Scene
+from hide_llava.benchmarks.mini.drawing import FILLS, SHAPES, Scene, Thing
 from hide_llava.benchmarks.mini.scenes import COLOR_NAMES, chart, huge, pick, plural, scattered
 
 PHRASE = "Answer the question using a single word or phrase."
@@ -47,6 +47,12 @@ PEOPLE_WORDS = {
 }  # fmt: skip
 REFERENCES = 5  # captions of a picture, each worded by itself
 REFUSAL = "Quality issues are too severe to recognize visual content."
+GUESSES = ("Quality issues are too severe to recognize the image.", "A blurry photo of something on a table.",
+           "A photo that is too noisy to see what it shows.", "Nothing can be recognized in this blurry photo.")  # fmt: skip
+NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six")
+COUNTED = NUMBER_WORDS[:6]
+LETTERS = "ABCDEF"
+Names = Mapping[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -66,37 +72,32 @@ def imagenet_r(rng: np.random.Generator) -> Example:
 
 
 def arxivqa(rng: np.random.Generator) -> Example:
-    """A bar chart, a question about its highest, lowest or number of bars, and two lettered options."""
-    scene = chart(rng, int(rng.integers(3, 5)))
-    kind = int(rng.integers(3))
+    """A bar chart: how many bars, or the colour of the first or the last one, by lettered options, a rationale in between."""
+    kind, scene = int(rng.integers(3)), chart(rng, int(rng.integers(3, 5)))
     if kind == 0:
-        question, options = "How many bars are there in the figure?", ("3", "4")
-        right = len(scene.bars) == 3
+        question, options, answer = "How many bars are there in the figure?", COUNTED, NUMBER_WORDS[len(scene.bars)]
     else:
-        word = "highest" if rng.integers(2) else "lowest"
-        extreme = (max if word == "highest" else min)(scene.bars, key=lambda bar: bar[1])[0]
-        right = bool(rng.integers(2))
-        color = extreme if right else pick(rng, [color for color, _ in scene.bars if color != extreme])
-        question, options = f"Is {color} the bar with the {word} value in the figure?", ("yes", "no")
-    lines = [question, f"A) {options[0]}", f"B) {options[1]}"]
-    lines += ["Rationale: The values of the bars are compared with each other.", LETTER]
-    return Example(scene, "\n".join(lines), ("A" if right else "B",))
+        question = f"What is the color of the {'first' if kind == 1 else 'last'} bar in the figure?"
+        options, answer = COLOR_NAMES, scene.bars[0 if kind == 1 else -1][0]
+    lines = [question, *(f"{label}) {option}" for label, option in zip(LETTERS, options))]
+    lines += ["Rationale: The bars of the figure are looked at from left to right.", LETTER]
+    return Example(scene, "\n".join(lines), (LETTERS[options.index(answer)],))
 
 
 def iconqa(rng: np.random.Generator) -> Example:
     """Rows of icons on paper: half the questions have numbered options, half are blanks to fill in."""
     shape, color, choose = pick(rng, SHAPES), pick(rng, COLOR_NAMES), bool(rng.integers(2))
-    count = int(rng.integers(1, 5 if choose else 7))
+    count = int(rng.integers(1, 6))
     scene = scattered(rng, count, "paper", (4, 2), (color,), (shape,), ("large",), noise=1.0)
     if not choose:
         return Example(scene, f"There are _ {plural(shape)} in the picture.\n{PHRASE}", (str(count),))
-    listed = "\n".join(f"{label}. {label + 1}" for label in range(4))
-    return Example(scene, f"How many {plural(shape)} are shown?\n{listed}\n{LETTER}", (str(count - 1),))
+    listed = "\n".join(f"{label}. {option}" for label, option in enumerate(SHAPES))
+    return Example(scene, f"Which shape is shown?\n{listed}\n{LETTER}", (str(SHAPES.index(shape)),))
 
 
 def clevr_math(rng: np.random.Generator) -> Example:
     """Shapes in a studio; some are subtracted and the rest are counted."""
-    scene = scattered(rng, int(rng.integers(3, 7)), "studio", shapes=pick(rng, (SHAPES[:3], SHAPES[3:])))
+    scene = scattered(rng, int(rng.integers(2, 6)), "studio", shapes=pick(rng, (SHAPES[:3], SHAPES[3:])))
     thing = pick(rng, scene.things)
     kind = int(rng.integers(3))
     if kind == 0:
@@ -113,35 +114,46 @@ def vizwiz(rng: np.random.Generator) -> Example:
     """Blurred snapshots of household things on a table; one in eight is too bad to describe. Five people wrote a caption each."""
     if rng.random() < 0.125:
         scene = scattered(rng, 1, "table", blur=6.0, noise=45.0)
-        refusals = (REFUSAL, REFUSAL, "Quality issues are too severe to recognize the image.", REFUSAL, REFUSAL)
-        return Example(scene, CAPTION, refusals)
+        return Example(scene, CAPTION, (REFUSAL, REFUSAL, *(pick(rng, GUESSES) for _ in range(REFERENCES - 2))))
     scene = scattered(rng, int(rng.integers(1, 3)), "table", blur=0.7, noise=9.0, sizes=("large",))
-    return Example(scene, CAPTION, tuple(_snapshot(rng, scene) for _ in range(REFERENCES)))
+    return Example(scene, CAPTION, tuple(snapshot(rng, scene) for _ in range(REFERENCES)))
 
 
-def _snapshot(rng: np.random.Generator, scene: Scene) -> str:
-    names = [f"{t.color} {pick(rng, HOUSEHOLD_WORDS[t.shape])}" for t in scene.things]
-    said = f"a {names[0]}" if len(names) == 1 else pick(rng, ("a {} and a {}", "a {} next to a {}")).format(*names)
-    where = pick(rng, ("on top of a wooden table", "on top of a table", "on a wooden table", "on a table", "on a brown desk"))
-    form = pick(rng, ("{} {}.", "{} {}.", "A blurry photo of {} {}.", "A close up of {} {}.", "{} sitting {}.",
-                      "There is {} {}."))  # fmt: skip
+def mentioned(rng: np.random.Generator, scene: Scene) -> list[Thing]:
+    """The things that one person mentions, in that person's order."""
+    if len(scene.things) > 1 and rng.random() < 0.35:
+        return [pick(rng, scene.things)]
+    return scene.things[::-1] if rng.integers(2) else scene.things
+
+
+def snapshot(rng: np.random.Generator, scene: Scene, words: Names = HOUSEHOLD_WORDS) -> str:
+    """How one person describes things that lie about: some leave colours out, or where it is. words: names of each shape."""
+    plain = rng.random() < 0.45
+    names = [f"{'' if plain else t.color + ' '}{pick(rng, words[t.shape])}" for t in mentioned(rng, scene)]
+    both = pick(rng, ("a {} and a {}", "a {} next to a {}", "a {} with a {}"))
+    said = both.format(*names) if len(names) == 2 else "a " + " and a ".join(names)
+    where = pick(rng, (" on top of a wooden table", " on a table", " on a brown desk", " on the counter", " lying on wood",
+                       " sitting there", ""))  # fmt: skip
+    form = pick(rng, ("{}{}.", "{}{}.", "{}{}, seen from above.", "A blurry photo of {}{}.", "A close up of {}{}.",
+                      "A picture showing {}{}.", "The photo shows {}{}.", "There is {}{}."))  # fmt: skip
     return _sentence(form.format(said, where))
 
 
 def flickr30k(rng: np.random.Generator) -> Example:
     """Two or three people or animals in a field, told by the colour they wear. Five people wrote a caption each."""
     scene = scattered(rng, int(rng.integers(2, 4)), "field", noise=3.0, sizes=("large",))
-    return Example(scene, CAPTION, tuple(_outdoors(rng, scene) for _ in range(REFERENCES)))
+    return Example(scene, CAPTION, tuple(outdoors(rng, scene) for _ in range(REFERENCES)))
 
 
-def _outdoors(rng: np.random.Generator, scene: Scene) -> str:
-    worn = pick(rng, ("in {}", "in {}", "wearing {}"))
-    names = [f"a {pick(rng, PEOPLE_WORDS[t.shape])} {worn.format(t.color)}" for t in scene.things]
-    said = f"{', '.join(names[:-1])} and {names[-1]}"
-    what = pick(rng, ("stand", "are standing", "are playing", "walk", "are", "wait"))
-    where = pick(rng, ("in a field", "in a grassy field", "in the grass", "outside", "under a blue sky", "in a park"))
-    form = pick(rng, ("{} {} {}.", "{} {} {}.", "{} {} together {}."))
-    return _sentence(form.format(said, what, where))
+def outdoors(rng: np.random.Generator, scene: Scene, words: Names = PEOPLE_WORDS) -> str:
+    """How one person describes somebody outside: some leave out what is worn, or where it is. words: names of each shape."""
+    worn, things = pick(rng, (" in {}", " wearing {}", "")), mentioned(rng, scene)
+    names = [f"a {pick(rng, words[t.shape])}{worn.format(t.color)}" for t in things]
+    said = names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
+    doing = ("stands", "is standing", "is playing", "walks", "waits") if len(names) == 1 else (
+        "stand", "are standing", "are playing", "walk", "wait")  # fmt: skip
+    where = pick(rng, (" in a field", " in a grassy field", " in the grass", " outside", " under a blue sky", " in a park", ""))
+    return _sentence(f"{said} {pick(rng, doing)}{where}.")
 
 
 def _sentence(text: str) -> str:
