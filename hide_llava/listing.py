@@ -35,7 +35,7 @@ def _first_sentence(text: str) -> str:
 KINDS = {
     "reference": ("zero_shot", "lora", "multitask", "individual"),
     "replay": ("replay", "dgg"),
-    "regularisation": ("ewc", "lwf", "olora", "sefe"),
+    "regularisation": ("ewc", "lwf", "olora", "sefe", "octopus"),
     "subspace": ("keeplora", "eblora"),
     "mixture of experts": ("moelora", "clmoe", "smolora", "same", "branchlora", "passmoe"),
     "task experts": ("hide", "disco", "mrlora"),
