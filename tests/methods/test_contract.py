@@ -33,7 +33,7 @@ if os.environ.get("HIDE_CONTRACT"):  # the preset of a method that lives elsewhe
 TRAINED = [n for n in TESTED if n != "zero_shot"]
 QUICK = dict.fromkeys(["mrlora", "mrlora-mini"], ("method.router_epochs=1", "method.router_rank=4"))  # only takes time
 IN_BF16 = ("hide", "lora", "modalprompt", "smolora")  # of one method each kind: anchors, an adapter, prompts, a router
-SIZED = ("keeplora-official", "eblora-official")  # presets that state a global batch, beside those of MCITlib
+SIZED = ("keeplora-official", "eblora-official", "octopus-official")  # presets that state a global batch, beside those of MCITlib
 # Singular vectors are stored as A: what differs in its last bits turns those of nearly equal values.
 VECTORS = ("keeplora", "eblora")
 ORACLES = ["individual"]  # upper references: they are told the task at inference, and every table says so
