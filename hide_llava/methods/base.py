@@ -145,7 +145,8 @@ class Method:
         return records
 
     def parts(self) -> list[int]:
-        """Sizes of the parts of that table, if one is trained after another, each with a schedule of its own; []: it is mixed."""
+        """Sizes of the parts of that table, if one is trained after another, each with a schedule and an optimizer of its own;
+        []: it is mixed."""
         return []
 
     def begin_part(self, part: int) -> None:

@@ -11,9 +11,9 @@ Norms are Frobenius norms, not squared; s = alpha / rank, ε = 1e-8; λ1 = λ2 =
 an earlier task is kept: of the past there are the experts, and θ' of the last task.
 
 Written from the paper's description and a public reproduction; the authors' code was not at hand. Both stages are one training
-run, of D_i and then the sample: a learning rate schedule with its warm-up for each, but AdamW's moments go on from the first to
-the second; stages are cut at whole global batches, so less than one batch of D_i may be left out. ℓ is the mean over a record's
-tokens, one record at a time, where a reproduction may take batches. Dropout is not known; 0.05 is the reproduction's.
+run, of D_i and then the sample, each with a learning rate schedule and an optimizer of its own; the run's steps are divided
+between them by their records, so less than one batch of D_i may be left out. ℓ is the mean over a record's tokens, one record
+at a time, where a reproduction may take batches. Dropout is not known; 0.05 is the reproduction's.
 
 G is dense. It is made one decoder layer after another where memory is short, and held in host memory in the model's dtype: 13 GB
 at 7B in bf16. In stage 2 it passes through the device once an optimizer step, linear by linear; A Gᵀ changes with A, so it
@@ -23,7 +23,7 @@ cannot be kept instead. A resumed task computes G again.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
@@ -64,9 +64,9 @@ class Octopus(SummedExperts):
         projector: Literal["shared", "frozen"] = "frozen"  # shared (trained, carried from task to task) | frozen
         orthogonality: Strength[float] = Field(0.02, ge=0)  # λ1, weight of the overlap with the gradients
         shrinkage: Strength[float] = Field(0.01, ge=0)  # λ2, weight of the norms of B
-        task_shrinkage: dict[str, float] = {}  # task id → λ2 of that task; default: shrinkage
+        task_shrinkage: dict[str, Annotated[float, Field(ge=0)]] = {}  # task id → λ2 of that task; default: shrinkage
         subset: int | None = Field(None, ge=1)  # records of a task for stage 2, at most; None: all
-        task_subset: dict[str, int] = {}  # task id → records of that task for stage 2, at most; default: subset
+        task_subset: dict[str, Annotated[int, Field(ge=1)]] = {}  # task id → at most so many of that task; default: subset
         subset_seed: int = Field(42, ge=0)  # of the draw of these records
         gradient_records: int = Field(256, ge=1)  # of a task, the first ones, that G is the gradient of
 
@@ -74,7 +74,6 @@ class Octopus(SummedExperts):
         super().setup()
         self.sizes: list[int] = []  # records of the current task's two stages
         self.part = 0  # 0: stage 1, 1: stage 2
-        self.at_work = False  # a task has begun and has not ended
         self.first: list[Tensor] = []  # in stage 2: θ' of the current task
         self.prefix: int | None = None  # while gradients are taken: how many experts are active
         self.gradients: dict[str, Tensor] = {}  # linear → G [d_out, d_in], in host memory, in the model's dtype
@@ -100,7 +99,7 @@ class Octopus(SummedExperts):
     # ---- at task boundaries ------------------------------------------------------------------------------------------
     def before_task(self, task: Task, context: Context) -> None:
         super().before_task(task, context)
-        self.part, self.at_work, self.first = 0, True, []
+        self.part, self.first = 0, []
         self.directions.clear()
         self.gradients.clear()
         if FIRST not in self.core.names():
@@ -112,7 +111,7 @@ class Octopus(SummedExperts):
             self.look(context)
 
     def look(self, context: Context) -> None:
-        """G of every linear: a pass over the records for every number of experts, from the first one alone to all of the past."""
+        """G of every linear: a pass over the records for every number of past experts, from the first alone to all of them."""
         dtype = self.core.llava.dtype
         whole = self.sizes[0] if self.sizes else len(context.train_data)
         places = list(range(min(self.config.gradient_records, whole, len(context.train_data))))
@@ -138,7 +137,7 @@ class Octopus(SummedExperts):
             self.begin_part(1)
         for parameter, value in zip(self.core.parameters_of(FIRST), self.first):
             parameter.data.copy_(value)
-        self.at_work, self.first = False, []
+        self.first = []
         self.gradients.clear()
         self.directions.clear()
 
@@ -174,7 +173,8 @@ class Octopus(SummedExperts):
 
     # ---- what it costs, and its state ----------------------------------------------------------------------------------
     def cost(self) -> Cost:
-        """Of stage 2, in which the past experts are active and A Gᵀ is computed; in stage 1 there is neither."""
+        """Of stage 2, in which the past experts are active and A Gᵀ is computed; in stage 1 there is neither. A Gᵀ is computed
+        once a step, and counted with every micro-batch of it."""
         cost, config = super().cost(), self.config
         layers = [layer for _, _, layer in self.core.layers(self.adapter)]
         entries = sum(layer.in_features * layer.out_features for layer in layers)
@@ -187,12 +187,11 @@ class Octopus(SummedExperts):
 
     def state(self) -> dict[str, Any]:
         """Of a task at work in its second stage also θ', which no stage folder holds yet."""
-        state = {**super().state(), "part": self.part, "at_work": self.at_work}
+        state = {**super().state(), "part": self.part}
         return state | {f"first.{i:04d}": value for i, value in enumerate(self.first)}
 
     def load_state(self, state: dict[str, Any]) -> None:
         super().load_state(state)
-        self.part, self.at_work = state["part"], state["at_work"]
-        device = self.core.llava.device
+        self.part, device = state["part"], self.core.llava.device
         self.first = [state[key].to(device) for key in sorted(state) if key.startswith("first.")]
         self.directions.clear()

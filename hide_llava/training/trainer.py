@@ -192,16 +192,11 @@ class MethodTrainer(Trainer):
 def restarting(args: TrainingArguments, optimizer: Any, schedules: Sequence[tuple[int, int]]) -> Any:
     """One schedule of `args` after another; schedules: (steps, of these the warm-up) of each.
 
-    Raises:
-        UserError: a schedule that is no function of the step, as one that follows the loss.
+    All of upstream's are factors of the step, but for those that follow an evaluation, which `TrainingArguments` refuse here.
     """
-    alone, factors = torch.optim.SGD([torch.zeros(1)]), []  # upstream's factors of the step, which belong to an optimizer
-    for steps, warmup in schedules:
-        made = get_scheduler(args.lr_scheduler_type, alone, warmup, steps, args.lr_scheduler_kwargs)
-        if not isinstance(made, torch.optim.lr_scheduler.LambdaLR):
-            raise UserError(f"train.schedule={args.lr_scheduler_type.value}: cannot begin anew inside a task, as this method "
-                            "needs it; take cosine, linear or constant.")  # fmt: skip
-        factors.append(made.lr_lambdas[0])
+    alone = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)  # upstream makes them for an optimizer
+    kind, more = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    factors = [get_scheduler(kind, alone, warmup, steps, more).lr_lambdas[0] for steps, warmup in schedules]
 
     def factor(step: int) -> float:
         part = 0
@@ -216,7 +211,7 @@ class RunCallback(TrainerCallback):
     """Progress, log file, completeness mark of checkpoints, the method's hooks, and a clean stop on SIGTERM / SIGUSR1."""
 
     def __init__(self, method: Any, log_file: Path, engine: str, name: str, ends: Sequence[int] = ()):
-        """ends: the step before which each part of the data ends, where one is trained after another."""
+        """ends: the step before which each part of the data ends, where parts are trained in turn, each by a new optimizer."""
         self.method, self.log_file, self.engine, self.stopped = method, log_file, engine, False
         self.ends = list(ends)
         self.name = name  # of the stage
@@ -248,11 +243,12 @@ class RunCallback(TrainerCallback):
         self.method.on_gradients(state.global_step)
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
     ) -> None:
         self.method.after_step(state.global_step)
         for part, end in enumerate(self.ends[:-1], 1):  # before a checkpoint of this step is written
             if state.global_step + 1 == end and self.ends[part] > end:
+                optimizer.state.clear()  # moments; a parameter without any gets new ones in its next step
                 self.method.begin_part(part)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import pytest
 import torch
-from transformers import TrainingArguments
+from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from hide_llava.data.parts import PartsSampler, ends_of
 from hide_llava.data.sampler import GlobalBatches, ModalityLengthSampler
-from hide_llava.errors import UserError
-from hide_llava.training.trainer import restarting
+from hide_llava.training.trainer import RunCallback, restarting
 
 
 @pytest.mark.parametrize(
@@ -93,7 +95,17 @@ def test_a_schedule_begins_anew_with_each_part(schedule: str, tmp_path: object) 
     assert rates(again, other, 3) == pytest.approx(expected[7:])
 
 
-def test_a_schedule_that_follows_the_loss_is_refused(tmp_path: object) -> None:
-    args = TrainingArguments(output_dir=str(tmp_path), lr_scheduler_type="reduce_lr_on_plateau", use_cpu=True, report_to=[])
-    with pytest.raises(UserError, match="cannot begin anew"):
-        restarting(args, torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5), [(6, 2), (4, 1)])
+def test_a_part_begins_behind_the_last_step_of_the_one_before_with_a_new_optimizer(tmp_path: Path) -> None:
+    """Steps as the Trainer makes them: momentum 0.9 of a constant gradient of 1 moves by 1, 1.9, 2.71, and again by 1, 1.9."""
+    weight, begun = torch.zeros(1, requires_grad=True), []
+    optimizer = torch.optim.SGD([weight], lr=1.0, momentum=0.9)
+    method = SimpleNamespace(after_step=lambda step: None, begin_part=lambda part: begun.append((part, state.global_step)))
+    callback = RunCallback(method, tmp_path / "log.jsonl", "ddp", "01-task", [3, 5])
+    state, moved = TrainerState(), []
+    for step in range(5):
+        before, state.global_step = weight.item(), step
+        weight.grad = torch.ones(1)
+        optimizer.step()
+        callback.on_optimizer_step(None, state, TrainerControl(), optimizer=optimizer)
+        moved.append(before - weight.item())
+    assert moved == pytest.approx([1, 1.9, 2.71, 1, 1.9]) and begun == [(1, 2)]

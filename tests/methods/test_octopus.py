@@ -16,7 +16,9 @@ from hide_llava.methods.octopus import FIRST, Octopus, direction, overlap
 from tests.methods.host import LAYER, assert_near, fill, layer_of, on_one_linear, run_linear, tasks
 from tests.methods.refused import assert_refused
 
-INPUTS, TARGETS = torch.randn(9, 4, 6, generator=torch.Generator().manual_seed(3)), torch.randn(9, 4, 5)
+# Drawn so that the overlap below is 0.1: it is a sum of terms near 1, which fp32 rounds by 1e-7 also where it is almost 0.
+INPUTS = torch.randn(9, 4, 6, generator=torch.Generator().manual_seed(3))
+TARGETS = torch.randn(9, 4, 5, generator=torch.Generator().manual_seed(14))
 
 
 def loss_of(y: Tensor, record: int) -> Tensor:
