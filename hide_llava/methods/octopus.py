@@ -6,7 +6,7 @@ stage 1   y = W x + s B A x, cross-entropy alone on all of D_i; (A, B) go on fro
 stage 2   y = W x + s Σ_{j<i} B_j A_j x + s B A x on a fixed sample of D_i; (A, B) go on from θ'_i, and end as (A_i, B_i)
           L = CE + λ1 Σ_linears |⟨B / (‖B‖ + ε), Nᵀ⟩| + λ2 Σ_linears ‖B‖,   N = A Gᵀ / (‖A Gᵀ‖ + ε), a constant of the loss
           G = Σ_{p=1}^{i−1} mean ∂ℓ/∂W at W + s Σ_{j≤p} B_j A_j, over the first `gradient_records` records of D_i
-answers   y = W x + s Σ_{j≤i} B_j A_j x, folded into W; nobody chooses
+answers   y = W x + s Σ_{j≤i} B_j A_j x, folded into W; there is no router
 Norms are Frobenius norms, not squared; s = alpha / rank, ε = 1e-8; λ1 = λ2 = 0 in the first task. No record and no gradient of
 an earlier task is kept: of the past there are the experts, and θ' of the last task.
 
@@ -15,9 +15,10 @@ run, of D_i and then the sample, each with a learning rate schedule and an optim
 between them by their records, so less than one batch of D_i may be left out. ℓ is the mean over a record's tokens, one record
 at a time, where a reproduction may take batches. Dropout is not known; 0.05 is the reproduction's.
 
-G is dense. It is made one decoder layer after another where memory is short, and held in host memory in the model's dtype: 13 GB
-at 7B in bf16. In stage 2 it passes through the device once an optimizer step, linear by linear; A Gᵀ changes with A, so it
-cannot be kept instead. A resumed task computes G again.
+G is dense. It is made one decoder layer after another where memory is short, and held in the model's dtype in host memory, which
+is page-locked beside a GPU: 17 GB for each process at 7B in bf16, as sizes are rounded up to powers of two. In stage 2 it passes
+through the device once an optimizer step, linear by linear; A Gᵀ changes with A, so it cannot be kept instead. A resumed task
+computes G again.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ EPS = 1e-8
 
 def direction(a: Tensor, gradient: Tensor) -> Tensor:
     """N [r, d_out] fp32 = A Gᵀ / (‖A Gᵀ‖ + ε) of a linear: A [r, d_in], G [d_out, d_in], moved to where A is."""
-    product = a.detach().float() @ gradient.to(a.device, torch.float32).T
+    product = a.detach().float() @ gradient.to(a.device, non_blocking=True).float().T
     return product / (torch.linalg.vector_norm(product) + EPS)
 
 
@@ -112,7 +113,7 @@ class Octopus(SummedExperts):
 
     def look(self, context: Context) -> None:
         """G of every linear: a pass over the records for every number of past experts, from the first alone to all of them."""
-        dtype = self.core.llava.dtype
+        dtype, on_gpu = self.core.llava.dtype, self.core.llava.device.type == "cuda"
         whole = self.sizes[0] if self.sizes else len(context.train_data)
         places = list(range(min(self.config.gradient_records, whole, len(context.train_data))))
 
@@ -120,7 +121,7 @@ class Octopus(SummedExperts):
             gradient = gradient.cpu()
             if path in self.gradients:
                 gradient += self.gradients[path].float()
-            self.gradients[path] = gradient.to(dtype)
+            self.gradients[path] = gradient.to(dtype).pin_memory() if on_gpu else gradient.to(dtype)
 
         for prefix in range(1, len(self.learned)):
             self.prefix = prefix

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from hide_llava.adapters.route import Route
+from hide_llava.errors import UserError
 from hide_llava.methods.base import Context
 from hide_llava.methods.octopus import FIRST, Octopus, direction, overlap
+from hide_llava.methods.registry import method_config
 from tests.methods.host import LAYER, assert_near, fill, layer_of, on_one_linear, run_linear, tasks
 from tests.methods.refused import assert_refused
 
@@ -203,3 +205,6 @@ def test_records_of_both_stages() -> None:
 def test_settings_that_are_refused() -> None:
     assert_refused("octopus", "subset", 0, "at least 1")
     assert_refused("octopus", "orthogonality", -0.1, "at least 0")
+    for name, wrong, says in (("subset", 0, "at least 1"), ("shrinkage", -0.1, "at least 0")):
+        with pytest.raises(UserError, match=rf"method.task_{name}.task1={wrong}: must be {says}"):
+            method_config({"name": "octopus", f"task_{name}": {"task1": wrong}})
