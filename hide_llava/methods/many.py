@@ -16,7 +16,7 @@ Written from the paper's description; its code was not at hand. Chosen here:
     ridge        λ in units of the mean of G's diagonal, so that it does not depend on how large the inputs are
     inputs       own: x as the model with the task's own expert and projector sees it; base: as the base model does
     share        of a task's records, evenly spaced, that S_t is measured on
-    weight       tasks: S_t is a mean over records, every task counts alike; records: a sum, each task by its size
+    balance      tasks: S_t is a mean over records, every task counts alike; records: a sum, each task by its size
     scale, merged_rank   M times a factor, and only its leading singular directions; as they are: M itself
     temperature  τ; a task without a single image has w_t = 0
 M is the optimum for inputs that stay as they were measured; those of a layer change when layers below it are merged.
@@ -80,7 +80,7 @@ class Many(IndependentExperts):
         temperature: Inference[float] = Field(0.1, gt=0)  # τ, of the softmax over projectors
         inputs: Literal["own", "base"] = "own"  # x of S_t: own (with the task's expert and projector) | base (with neither)
         share: float = Field(0.2, gt=0, le=1)  # of a task's records, evenly spaced, that S_t is measured on
-        weight: Literal["tasks", "records"] = "tasks"  # S_t: tasks (mean over records) | records (sum over them)
+        balance: Literal["tasks", "records"] = "tasks"  # S_t: tasks (mean over records) | records (sum over them)
 
     def __init__(self, config: Any, core: Core, tasks: list[Task]):
         super().__init__(config, core, tasks)
@@ -122,7 +122,7 @@ class Many(IndependentExperts):
     def measure(self, context: Context) -> None:
         """Add S_t of the task just trained to G, and A_t S_t to the kept rows."""
         layers, records = self.linears(), len(context.train_data)
-        factor = records if self.config.weight == "records" else 1
+        factor = records if self.config.balance == "records" else 1
 
         def take(path: str, moment: Tensor) -> None:
             moment = moment * factor

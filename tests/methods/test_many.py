@@ -71,11 +71,11 @@ def drawn(count: int, records: int = 3, tokens: int = 4) -> list[list[Tensor]]:
     return [[torch.randn(1, tokens, D_IN) for _ in range(records + t)] for t in range(count)]
 
 
-@pytest.mark.parametrize("weight", ["tasks", "records"])
-def test_merged_update_is_the_batch_solution_and_the_recursive_one(weight: str) -> None:
+@pytest.mark.parametrize("balance", ["tasks", "records"])
+def test_merged_update_is_the_batch_solution_and_the_recursive_one(balance: str) -> None:
     data = drawn(3)
-    method, updates = learned(data, ridge=0.05, weight=weight)
-    moments = [moment(records) * (len(records) if weight == "records" else 1) for records in data]
+    method, updates = learned(data, ridge=0.05, balance=balance)
+    moments = [moment(records) * (len(records) if balance == "records" else 1) for records in data]
     ridge = 0.05 * sum(moments).trace() / D_IN * torch.eye(D_IN, dtype=torch.float64)
     recursive, gram = torch.zeros(D_OUT, D_IN, dtype=torch.float64), ridge
     for update, s in zip(updates, moments):
@@ -146,7 +146,7 @@ def test_the_ridge_has_the_unit_of_the_inputs() -> None:
     """Inputs a hundred times as large: the same update. A G that no ridge of this size makes definite is refused."""
     small, large = (merged(learned([[100**p * x for x in records] for records in drawn(2)], ridge=0.1)[0]) for p in (0, 1))
     assert_near(large, small)
-    with pytest.raises(UserError, match="method.ridge=1e-09: .* give a larger one"):
+    with pytest.raises(UserError, match=r"method\.ridge=1e-09: .* give a larger one"):
         solved(torch.ones(1, 2), torch.tensor([[1.0, 2.0], [2.0, 1.0]]), 1e-9)
 
 
@@ -257,4 +257,4 @@ def test_settings_that_are_refused() -> None:
     assert_refused("many", "merged_rank", 0, "at least 1")
     assert_refused("many", "share", 1.5, "(0, 1]")
     assert_refused("many", "inputs", "merged", "own")
-    assert_refused("many", "weight", "tokens", "tasks")
+    assert_refused("many", "balance", "tokens", "tasks")
