@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import gc
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +23,7 @@ from hide_llava.preflight import preflight
 from hide_llava.storage import read_json, write_json
 from hide_llava.training.engines import check_engine, start_processes
 from hide_llava.training.lineage import checked_chain
+from hide_llava.training.memory import reclaim
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder, stage_name
 from hide_llava.training.sequence import refuse_changed_data, train_stage
@@ -160,9 +160,7 @@ class Pipeline:
         if base._session is not None:  # its place is that of the model that is trained
             base._session.routed.to("meta")
             base._session = None
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
+            reclaim()
 
     def _open_cells(self, stage: Stage, tasks: list[BenchmarkTask], trained: bool) -> dict[str, dict[str, Any]]:
         """Tasks whose questions are still to be asked, with what their answers depend on. Scores that only depend on

@@ -16,7 +16,6 @@ the better of its two neighbours, on the logarithmic scale. Between candidates o
 
 from __future__ import annotations
 
-import gc
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +30,7 @@ from hide_llava.results.aggregates import last
 from hide_llava.results.run_reader import read_run
 from hide_llava.results.searches import Search, Trial, Values, best, read_search, words_of, write_search
 from hide_llava.settings import LIMITS, MethodConfig, learning_rates, strengths
+from hide_llava.training.memory import reclaim
 
 TRIALS = 6
 RATES = 3  # of the trials go to the learning rate first, if there are as many
@@ -181,9 +181,7 @@ def run_trial(words: list[str], values: Values, folder: Path) -> Trial:
         pipeline.say(f"diverged: {error}")
         return Trial(values, None, str(error))
     finally:
-        gc.collect()  # the model of this run, before the next one is loaded
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        reclaim()
     score = last(read_run(place).matrix)
     if score is None:
         raise UserError(f"{place}: has no Last, by which a search chooses; hide-llava report {place} says why.")

@@ -10,7 +10,6 @@ and one that fails does not stop the others.
 
 from __future__ import annotations
 
-import gc
 import itertools
 import re
 import sys
@@ -26,6 +25,7 @@ from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
 from hide_llava.results.comparison import write_comparison
 from hide_llava.several import values_of
+from hide_llava.training.memory import reclaim
 
 WHOLE = ("tasks=", "output=")  # words of which a comma is no separator
 
@@ -142,8 +142,6 @@ def sweep(words: list[str], train: bool = True, evaluate: bool = True, stages: p
             pipeline.say(f"failed: {failed[folder]}")
             if not isinstance(error, UserError):
                 traceback.print_exc(file=sys.stderr)
-        gc.collect()  # the model of this run, before the next one is loaded
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        reclaim()
     page = write_comparison(finished, summary) if finished and evaluate and is_main() else None
     return Outcome(finished, failed, page)

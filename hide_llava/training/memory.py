@@ -8,6 +8,7 @@ the same. No number depends on gradient checkpointing: a layer that is computed 
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -111,6 +112,13 @@ def activations(
     kept = width * counts.width * counts.layers + layers // counts.layers if recompute else layers
     rows = 2 * length if answer is None else min(length, records * answer)  # answers may lie at places of their own
     return records * (length * kept + rows * (width + 12) * counts.vocabulary)
+
+
+def reclaim() -> None:
+    """Give back the memory of models that nothing refers to any more, before the next one is loaded."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def free_bytes(device: torch.device) -> int:

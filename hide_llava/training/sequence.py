@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from contextlib import closing
 from itertools import islice
@@ -27,7 +26,7 @@ from hide_llava.training.checkpoint import COMPLETE, latest_checkpoint, load_tra
 from hide_llava.training.diverged import diverged
 from hide_llava.training.engines import anywhere, deepspeed_config, on_one_gpu, release
 from hide_llava.training.lineage import chain_of, write_stage
-from hide_llava.training.memory import layout
+from hide_llava.training.memory import layout, reclaim
 from hide_llava.training.reporting import report_arguments
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder, stage_name
@@ -233,9 +232,7 @@ def _keep_less(session: Session, stage: Stage, trainer: MethodTrainer, text: str
 def _fresh(session: Session, stage: Stage) -> Session:
     """A new session at the beginning of `stage`, when the weights of the old one have left the device."""
     session.routed.to("meta")
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    reclaim()
     fresh = Session(session.run)
     fresh.restore(stage.index - 1)
     return fresh

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from transformers import CLIPTokenizer, PreTrainedTokenizerFast
 
 from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, Scene, patch_labels, render
+from hide_llava.storage import complete
 
 from . import toy, vocabulary
 from .pretrain import Sample, describe, draw
@@ -189,8 +190,8 @@ class BaseTrainer:
                     "optimizers": [each.state_dict() for each in (*optimizers, *schedules)],
                     "random": json.dumps(self.rng.bit_generator.state),
                 }  # fmt: skip
-                torch.save(kept, file.with_suffix(".tmp"))
-                file.with_suffix(".tmp").replace(file)
+                with complete(file) as temporary:
+                    torch.save(kept, temporary)
 
     def seconds(self) -> float:
         """Of training, those of calls that were stopped included."""

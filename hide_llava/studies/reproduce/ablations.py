@@ -85,7 +85,7 @@ def layers(facts: Facts) -> list[Case]:
               "all": list(range(depth))}  # fmt: skip
     sets: dict[tuple[int, ...], str] = {}
     for name, some in wanted.items():
-        if all(layer >= 0 for layer in some) and (len(some) < depth or name == "all"):
+        if len(some) < depth or name == "all":
             sets.setdefault(tuple(some), name)
     return [Case(name, {"expanded_layers": facts.layers(list(some))}) for some, name in sets.items()]
 
