@@ -16,7 +16,7 @@ Written from the paper's description; its code was not at hand. Chosen here:
     ridge        λ in units of the mean of G's diagonal, so that it does not depend on how large the inputs are
     inputs       own: x as the model with the task's own expert and projector sees it; base: as the base model does
     share        of a task's records, evenly spaced, that S_t is measured on
-    balance      tasks: S_t is a mean over records, every task counts alike; records: a sum, each task by its size
+    balance      tasks: S_t is a mean over tokens, so every task counts alike; records: times its number of records
     scale, merged_rank   M times a factor, and only its leading singular directions; as they are: M itself
     temperature  τ; a task without a single image has w_t = 0
 M is the optimum for inputs that stay as they were measured; those of a layer change when layers below it are merged.
@@ -80,7 +80,7 @@ class Many(IndependentExperts):
         temperature: Inference[float] = Field(0.1, gt=0)  # τ, of the softmax over projectors
         inputs: Literal["own", "base"] = "own"  # x of S_t: own (with the task's expert and projector) | base (with neither)
         share: float = Field(0.2, gt=0, le=1)  # of a task's records, evenly spaced, that S_t is measured on
-        balance: Literal["tasks", "records"] = "tasks"  # S_t: tasks (mean over records) | records (sum over them)
+        balance: Literal["tasks", "records"] = "tasks"  # tasks: all alike | records: each as many times as it has records
 
     def __init__(self, config: Any, core: Core, tasks: list[Task]):
         super().__init__(config, core, tasks)
@@ -131,14 +131,12 @@ class Many(IndependentExperts):
             if first_reader(path, layers) == path:
                 self.gram[path] = self.gram[path] + moment.cpu() if path in self.gram else moment.cpu()
 
-        places = evenly(records, self.config.share)
-        if self.config.inputs == "own":
-            input_moments(self.core, self.adapter, context, places, take)
-            return
-        own, self.bare = self.core.projector_state(), True
-        self.core.load_projector(self.initial_projector)
-        input_moments(self.core, self.adapter, context, places, take)
-        self.core.load_projector(own)
+        own, self.bare = self.core.projector_state(), self.config.inputs == "base"
+        if self.bare:
+            self.core.load_projector(self.initial_projector)
+        input_moments(self.core, self.adapter, context, evenly(records, self.config.share), take, of_tokens=True)
+        if self.bare:
+            self.core.load_projector(own)
         self.bare = False
 
     # ---- inference ---------------------------------------------------------------------------------------------------

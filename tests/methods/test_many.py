@@ -56,19 +56,20 @@ def merged(method: Many) -> Tensor:
 
 
 def moment(records: list[Tensor]) -> Tensor:
-    """E x xᵀ, a mean over records of sums over tokens, token by token."""
+    """E x xᵀ, the mean over the tokens of all records, token by token."""
+    tokens = [token for record in records for token in record[0].double()]
     total = torch.zeros(D_IN, D_IN, dtype=torch.float64)
-    for record in records:
-        for token in record[0].double():
-            for i in range(D_IN):
-                for j in range(D_IN):
-                    total[i, j] += token[i] * token[j] / len(records)
+    for token in tokens:
+        for i in range(D_IN):
+            for j in range(D_IN):
+                total[i, j] += token[i] * token[j] / len(tokens)
     return total
 
 
-def drawn(count: int, records: int = 3, tokens: int = 4) -> list[list[Tensor]]:
+def drawn(count: int) -> list[list[Tensor]]:
+    """Records of several lengths, of which every task has one more than the task before."""
     torch.manual_seed(0)
-    return [[torch.randn(1, tokens, D_IN) for _ in range(records + t)] for t in range(count)]
+    return [[torch.randn(1, 3 + record, D_IN) for record in range(3 + task)] for task in range(count)]
 
 
 @pytest.mark.parametrize("balance", ["tasks", "records"])
@@ -94,8 +95,8 @@ def test_no_update_answers_all_inputs_better() -> None:
     method, updates = learned(data, ridge=1e-9)
 
     def error(m: Tensor) -> float:
-        parts = [((record[0].double() @ (m - update).T) ** 2).sum() / len(records)
-                 for update, records in zip(updates, data) for record in records]  # fmt: skip
+        parts = [((torch.cat(records, 1)[0].double() @ (m - update).T) ** 2).sum(1).mean()
+                 for update, records in zip(updates, data)]  # fmt: skip
         return float(sum(parts))
 
     best = merged(method)
@@ -167,7 +168,7 @@ def test_inputs_of_the_base_model_have_its_projector_and_no_expert(monkeypatch: 
         method.core.projector.weight.data += 1.0
         seen: list[tuple[list[str], Tensor]] = []
 
-        def look(core: object, adapter: str, *rest: object, method: Many = method, seen: list = seen) -> None:
+        def look(*told: object, of_tokens: bool, method: Many = method, seen: list = seen) -> None:
             seen.append((method.route({}, None, True).active, method.core.projector.weight.detach().clone()))
 
         monkeypatch.setattr(many, "input_moments", look)
