@@ -12,7 +12,8 @@ Perception side. The outputs P_t of the tasks' projectors are mixed for each sam
 f: the CLIP embedding of its image; p_t, the prototype: the mean of f over task t's training images. A sample without an image
 needs no projector.
 
-Written from the paper's description; its code was not at hand. Chosen here:
+Written from the paper's description of it, its abstract and two summaries; neither all of its formulas nor its code were
+at hand. Not known from there, so chosen here, default values included:
     ridge        λ in units of the mean of G's diagonal, so that it does not depend on how large the inputs are
     inputs       own: x as the model with the task's own expert and projector sees it; base: as the base model does
     share        of a task's records, evenly spaced, that S_t is measured on
@@ -20,8 +21,10 @@ Written from the paper's description; its code was not at hand. Chosen here:
     scale, merged_rank   M times a factor, and only its leading singular directions; as they are: M itself
     temperature  τ; a task without a single image has w_t = 0
 M is the optimum for inputs that stay as they were measured; those of a layer change when layers below it are merged.
+With a frozen projector the language side is left alone; scripts/compare_methods.sh compares it so.
 G is quadratic in the width: q, k and v share one, so do gate and up, and still it is 22 GB at 7B in fp32 (32 layers of three
-matrices of 4096² and one of 11008²), in host memory, with every stage and every checkpoint.
+matrices of 4096² and one of 11008²), in the host memory of every process, with every stage and every checkpoint. Solving
+with it takes 20 TFLOP in fp64 on the CPU, in every process and before every evaluation.
 """
 
 from __future__ import annotations
