@@ -68,7 +68,9 @@ def input_moments(
         sums = _zeros(core, {path: (layers[path].in_features,) * 2 for path in first})
         tokens = dict.fromkeys(first, 0)
 
-        def see(path: str, x: Tensor, output: Tensor, sums: dict = sums, tokens: dict = tokens) -> None:
+        def see(
+            path: str, x: Tensor, output: Tensor, sums: dict[str, Tensor] = sums, tokens: dict[str, int] = tokens
+        ) -> None:
             sums[path] += _product(x, x)
             tokens[path] += x[..., 0].numel()
 
