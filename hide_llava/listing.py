@@ -40,7 +40,7 @@ KINDS = {
     "mixture of experts": ("moelora", "clmoe", "smolora", "same", "branchlora", "passmoe"),
     "task experts": ("hide", "disco", "mrlora"),
     "prompts": ("l2p", "dualprompt", "modalprompt"),
-    "merging": ("merge", "llavac", "wise-ft"),
+    "merging": ("merge", "llavac", "wise-ft", "many"),
 }
 PLUGIN = "plug-in"
 
