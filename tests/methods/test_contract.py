@@ -33,7 +33,7 @@ if os.environ.get("HIDE_CONTRACT"):  # the preset of a method that lives elsewhe
 TRAINED = [n for n in TESTED if n != "zero_shot"]
 QUICK = dict.fromkeys(["mrlora", "mrlora-mini"], ("method.router_epochs=1", "method.router_rank=4"))  # only takes time
 IN_BF16 = ("hide", "lora", "modalprompt", "smolora")  # of one method each kind: anchors, an adapter, prompts, a router
-SIZED = ("keeplora-official", "eblora-official", "octopus-official")  # they state a global batch, as those of MCITlib do
+SIZED = ("keeplora-official", "eblora-official", "octopus-ucit")  # they state a global batch, as those of MCITlib do
 SECOND_PART = {"octopus": (4, 6)}  # steps where, and inside which, a second part of a task's data begins (`Method.parts`)
 # Singular vectors are stored as A: what differs in its last bits turns those of nearly equal values.
 VECTORS = ("keeplora", "eblora")

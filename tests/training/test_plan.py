@@ -142,8 +142,8 @@ def test_extra_passes_by_arithmetic() -> None:
 
 def test_steps_of_what_a_method_adds_to_a_task() -> None:
     """Octopus trains 9,600 of 24,000 records a second time: 33,600 / 64 steps, but no more than are asked for."""
-    words = ["benchmark=ucit", "model=llava-1.5-7b", "method=octopus-official"]
-    run, work = Run(compose(words)), Work(SHAPE, at_7b("octopus-official"), 6)
+    words = ["benchmark=ucit", "model=llava-1.5-7b", "method=octopus-ucit"]
+    run, work = Run(compose(words)), Work(SHAPE, at_7b("octopus-ucit"), 6)
     line = stage_line(run, run.stages[1], [500, 24000], False, work.sizes.cost, None)
     assert "24000 records and 9600 that the method adds × 1 epoch(s)" in line and ": 525 steps;" in line
     flops, seen = stage_work(run, work, [500, 24000], 1)
