@@ -35,12 +35,12 @@ def _first_sentence(text: str) -> str:
 KINDS = {
     "reference": ("zero_shot", "lora", "multitask", "individual"),
     "replay": ("replay", "dgg"),
-    "regularisation": ("ewc", "lwf", "olora", "sefe"),
+    "regularisation": ("ewc", "lwf", "olora", "sefe", "octopus"),
     "subspace": ("keeplora", "eblora"),
     "mixture of experts": ("moelora", "clmoe", "smolora", "same", "branchlora", "passmoe"),
     "task experts": ("hide", "disco", "mrlora"),
     "prompts": ("l2p", "dualprompt", "modalprompt"),
-    "merging": ("merge", "llavac", "wise-ft"),
+    "merging": ("merge", "llavac", "wise-ft", "many"),
 }
 PLUGIN = "plug-in"
 

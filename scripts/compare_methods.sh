@@ -19,7 +19,7 @@ settings() { # preset → its overrides; what is not said here is the preset's o
   local buffer=$((10 * TASKS))
   case "$1" in
     zero_shot) ;;
-    lora | individual | lwf | olora | sefe | llavac | disco | keeplora | eblora | wise-ft | merge*) echo "$lora" ;;
+    lora | individual | lwf | olora | sefe | llavac | disco | keeplora | eblora | octopus | wise-ft | many | merge*) echo "$lora" ;;
     multitask) echo "$lora train.max_steps=$((60 * TASKS))" ;;
     hide-mini | mrlora-mini) echo "method.targets=all" ;;
     replay) echo "$lora method.buffer=$buffer" ;;
@@ -73,7 +73,7 @@ search() { # preset [key=value …]
 }
 export -f run search settings configuration chosen
 export BENCHMARK OUT TASKS TRIALS="${TRIALS:-6}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-METHODS="${METHODS:-zero_shot lora multitask individual replay ewc lwf l2p dualprompt olora moelora clmoe smolora same branchlora disco modalprompt sefe mrlora-mini llavac merge hide-mini keeplora eblora passmoe dgg wise-ft}"
+METHODS="${METHODS:-zero_shot lora multitask individual replay ewc lwf l2p dualprompt olora moelora clmoe smolora same branchlora disco modalprompt sefe mrlora-mini llavac merge hide-mini keeplora eblora passmoe dgg octopus wise-ft many}"
 if [ "${1:-}" = --search ]; then
   shift
   failed=0

@@ -57,6 +57,7 @@ def test_the_folded_and_the_naive_model_are_the_same_function(generation: str) -
     assert "hide and naive give the same tokens: yes" in generation
 
 
+@pytest.mark.nightly
 def test_every_shape_of_records_is_read_and_measured() -> None:
     table = rows(harness("record_formats", "--records", "30", "--kilobytes", "2", "--random", "5"))
     assert [row["shape"] for row in table] == ["LLaVA JSON", "messages", "Parquet", "saved"]

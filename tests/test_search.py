@@ -50,6 +50,7 @@ def test_which_options_are_strengths() -> None:
     found = {name: list(strengths(cls.Config)) for name, cls in REGISTRY.items() if strengths(cls.Config)}
     assert found["ewc"] == found["lwf"] == found["olora"] == found["sefe"] == ["strength"]
     assert found["keeplora"] == ["weight_energy", "task_energy"] and found["wise-ft"] == ["mix"]
+    assert found["many"] == ["ridge"]
     assert not {"hide", "lora", "replay", "multitask", "individual", "moelora", "mrlora"} & found.keys()
     assert all(len(names) <= 2 for names in found.values())
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from hide_llava.distributed import all_reduce
+from hide_llava.distributed import all_reduce, is_main
 
 
 class Anchors:
@@ -38,13 +38,19 @@ class Anchors:
         all_reduce(total, count)
         return total, count
 
-    def state(self) -> dict[str, Tensor]:
+    def state(self, gathering: int | None = None) -> dict[str, Tensor]:
+        """gathering: the task that is still gathered, whose sum is stored over all processes; None: there is none."""
         pairs = {f"{t}.sum": v for t, v in self.sums.items()} | {f"{t}.count": v for t, v in self.counts.items()}
+        if gathering is not None:
+            pairs[f"{gathering}.sum"], pairs[f"{gathering}.count"] = self.reduced(gathering)
         return {k: v.cpu() for k, v in pairs.items()}
 
-    def load(self, state: dict[str, Tensor], device: torch.device | str) -> None:
+    def load(self, state: dict[str, Tensor], device: torch.device | str, gathering: int | None = None) -> None:
+        """Inverse of `state`: the main process goes on from the total of the task that is gathered, others from 0."""
         self.sums = {int(k.split(".")[0]): v.to(device) for k, v in state.items() if k.endswith(".sum")}
         self.counts = {int(k.split(".")[0]): v.to(device) for k, v in state.items() if k.endswith(".count")}
+        if gathering is not None and not is_main():
+            self.start(gathering, len(self.sums[gathering]), device)
 
 
 class ReferenceAnchors(Anchors):
@@ -72,6 +78,10 @@ class ReferenceAnchors(Anchors):
 
     def reduced(self, task: int) -> tuple[Tensor, Tensor]:
         return self.sums[task], self.counts[task]  # every rank keeps its own; rank 0's is saved
+
+    def load(self, state: dict[str, Tensor], device: torch.device | str, gathering: int | None = None) -> None:
+        """Every process goes on from what is stored: there is no total."""
+        super().load(state, device)
 
 
 def similarities(features: Tensor, anchors: list[Tensor]) -> Tensor:

@@ -30,14 +30,14 @@ def soft(values: Tensor, softness: float) -> Tensor:
 
 @torch.no_grad()
 def rescaled(a: Tensor, b: Tensor, gains: Gains) -> Tensor:
-    """B' [d_out, r] with B' A = U (gains(σ) ⊙ Σ) Vᵀ, where B A = U Σ Vᵀ; A [r, d_in], B [d_out, r], r ≤ both widths.
+    """B' [d_out, r] with B' A = U (gains(σ) ⊙ Σ) Vᵀ, where B A = U Σ Vᵀ; A [r, d_in], B [d_out, r].
 
     B' = U diag(gains) Uᵀ B: neither the signs of singular vectors nor their order matter, and A stays. The SVD is that
-    of an r×r matrix, R_B R_Aᵀ with B = Q_B R_B and Aᵀ = Q_A R_A. fp64 inside. An update of zero stays zero.
+    of a matrix of at most r×r, R_B R_Aᵀ with B = Q_B R_B and Aᵀ = Q_A R_A. fp64 inside. An update of zero stays zero.
     """
     q, rows = torch.linalg.qr(b.double())
     columns = torch.linalg.qr(a.double().T).R
-    left, values, _ = torch.linalg.svd(rows @ columns.T)
+    left, values, _ = torch.linalg.svd(rows @ columns.T, full_matrices=False)
     if not values[0] > 0:
         return b.clone()
     return (q @ (left * gains(values)) @ (left.T @ rows)).to(b.dtype)

@@ -50,22 +50,29 @@ def weight_gradients(core: Core, adapter: str, context: Any, places: list[int], 
             for (path, x, _), gradient in zip(seen, found):
                 if gradient is not None:  # a linear that this record's answer does not depend on
                     sums[path] += _product(gradient, x)
-        _hand_out(sums, len(places), take)
+        _hand_out(sums, dict.fromkeys(sums, len(places)), take)
 
 
 @torch.no_grad()
-def input_moments(core: Core, adapter: str, context: Any, places: list[int], take: Take) -> None:
+def input_moments(
+    core: Core, adapter: str, context: Any, places: list[int], take: Take, of_tokens: bool = False
+) -> None:
     """Call `take(path, C [d_in, d_in] fp32)` for every linear with `adapter`: C = mean over records of Σ_tokens x xᵀ.
 
-    Linears with the same input have one C. Processes share the work as in `weight_gradients`.
+    of_tokens: C = mean of x xᵀ over the tokens of all these records, E x xᵀ. Linears with the same input have one C.
+    Processes share the work as in `weight_gradients`.
     """
     layers = {path: layer for path, _, layer in core.layers(adapter)}
     for paths in _groups(core, adapter, lambda layer: (layer.in_features, layer.in_features)):
         first = [path for path in paths if source(path) == path or source(path) not in layers]
         sums = _zeros(core, {path: (layers[path].in_features,) * 2 for path in first})
+        tokens = dict.fromkeys(first, 0)
 
-        def see(path: str, x: Tensor, output: Tensor, sums: dict[str, Tensor] = sums) -> None:
+        def see(
+            path: str, x: Tensor, output: Tensor, sums: dict[str, Tensor] = sums, tokens: dict[str, int] = tokens
+        ) -> None:
             sums[path] += _product(x, x)
+            tokens[path] += x[..., 0].numel()
 
         with _watched({path: layers[path] for path in first}, see), without_dropout(core):
             for batch in _mine(context, places):
@@ -76,7 +83,7 @@ def input_moments(core: Core, adapter: str, context: Any, places: list[int], tak
                 if path in (other, source(other)):
                     take(other, moment)
 
-        _hand_out(sums, len(places), each)
+        _hand_out(sums, _of_all(tokens, core.llava.device) if of_tokens else dict.fromkeys(first, len(places)), each)
 
 
 def _groups(core: Core, adapter: str, shape: Callable[[LoraLayer], tuple[int, int]]) -> Iterator[list[str]]:
@@ -115,11 +122,19 @@ def _product(left: Tensor, right: Tensor) -> Tensor:
         return left.detach().flatten(0, -2).float().T @ right.detach().flatten(0, -2).float()
 
 
-def _hand_out(sums: dict[str, Tensor], records: int, take: Take) -> None:
+def _of_all(counts: dict[str, int], device: torch.device) -> dict[str, int]:
+    """The counts of all processes together, at least 1 each."""
+    total = torch.tensor(list(counts.values()), device=device)
+    all_reduce(total)
+    return dict(zip(counts, total.clamp(min=1).tolist()))
+
+
+def _hand_out(sums: dict[str, Tensor], counts: dict[str, int], take: Take) -> None:
+    """Call `take` with the sum over all processes divided by the count; each sum is let go before the next is formed."""
     for path in list(sums):
         total = sums.pop(path)
         all_reduce(total)
-        take(path, total / records)
+        take(path, total / counts[path])
 
 
 @contextlib.contextmanager

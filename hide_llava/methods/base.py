@@ -144,6 +144,14 @@ class Method:
         """Replay, rewritten answers: the table of records {id, image, conversations} that the task trains on."""
         return records
 
+    def parts(self) -> list[int]:
+        """Sizes of the parts of that table, if one is trained after another, each with a schedule and an optimizer of its own;
+        []: it is mixed."""
+        return []
+
+    def begin_part(self, part: int) -> None:
+        """After the last step of the part before: what is trained from now on is `part` (from 1) of `parts`."""
+
     def route(self, batch: dict, features: Features, train: bool) -> Route:
         """The same function in training and in generation; per sample, never a decision for the batch."""
         return Route()

@@ -20,7 +20,8 @@ def of_task(most: int | None = None) -> Callable[[list[int]], int]:
 class Pass:
     """Passes through the whole model, for every record of a training step, for some after a task, or for every answer.
 
-    records: of a pass per `task` or `epoch`, how many, given the record counts of the tasks so far.
+    records: of a pass per `task` or `epoch`, how many, given the record counts of the tasks so far. Those of an `epoch` are
+    trained in steps, as the task's own are.
     adapters: numbers of adapters that every token meets there; None: as in training.
     """
 
@@ -48,3 +49,8 @@ class Cost:
     prompts: tuple[int, int] = (0, 0)  # tokens added in training and in answering, at most
     dropped: int = 0  # of `modules`, what is deleted when a task ends
     extra: int = 0  # FLOPs of the loss per micro-batch in the last task, backward included
+
+    def added(self, counts: list[int]) -> int:
+        """Records that an epoch of the last task of `counts` trains beside its own; counts: records of the tasks so far."""
+        passes = [p for p in self.passes if p.per == "epoch" and (len(counts) > 1 or not p.later)]
+        return sum(p.records(counts) for p in passes)

@@ -259,11 +259,8 @@ class Statistics:
 
     def state(self, current: int | None) -> dict[str, Tensor]:
         """Of all processes; current: the task at work."""
-        parts = {"image_anchor": self.image.state(), "text_anchor": self.text.state()}
-        if self.gathering:
-            for kind, means in (("image_anchor", self.image), ("text_anchor", self.text)):
-                total, count = means.reduced(current)
-                parts[kind] |= {f"{current}.sum": total.cpu(), f"{current}.count": count.cpu()}
+        gathered = current if self.gathering else None
+        parts = {"image_anchor": self.image.state(gathered), "text_anchor": self.text.state(gathered)}
         if self.moments is not None:
             parts["random_features"] = self.moments.state()
             if self.gathering:
@@ -278,14 +275,10 @@ class Statistics:
             return {k.removeprefix(f"{kind}."): v for k, v in state.items() if k.startswith(f"{kind}.")}
 
         self.gathering = gathering
-        self.image.load(part("image_anchor"), device)
-        self.text.load(part("text_anchor"), device)
+        gathered = current if gathering else None
+        self.image.load(part("image_anchor"), device, gathered)
+        self.text.load(part("text_anchor"), device, gathered)
         if self.moments is not None:
             self.moments.load(part("random_features"), device)
-        if not gathering or is_main():
-            return
-        for means in (self.image, self.text):
-            if type(means) is Anchors:
-                means.start(current, len(means.sums[current]), device)
-        if self.moments is not None:
-            self.moments.start(current, len(self.moments.projection), device)
+            if gathering and not is_main():
+                self.moments.start(current, len(self.moments.projection), device)

@@ -74,14 +74,10 @@ class Work:
         once = self.flops.forward(n, adapters) + (0 if extra.text_only else self._picture())
         return extra.forwards * once + extra.backwards * self.flops.backward(n, adapters)
 
-    def beside(self, counts: list[int], epochs: float) -> int:
+    def beside(self, counts: list[int]) -> int:
         """Passes of a whole task that are not steps, given the record counts of the tasks so far."""
-        passes = [p for p in self.sizes.cost.passes if p.per in ("task", "epoch") and (len(counts) > 1 or not p.later)]
-        total = 0
-        for extra in passes:
-            trains_along = self.record(len(counts) - 1) if extra.per == "epoch" else self.passing(extra)
-            total += int(extra.records(counts) * trains_along * (epochs if extra.per == "epoch" else 1))
-        return total
+        passes = [p for p in self.sizes.cost.passes if p.per == "task" and (len(counts) > 1 or not p.later)]
+        return sum(int(extra.records(counts) * self.passing(extra)) for extra in passes)
 
     def base_answer(self) -> int:
         return self.flops.answer(self.flops.image_tokens + QUESTION, ANSWER)

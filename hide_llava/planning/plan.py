@@ -15,7 +15,7 @@ from hide_llava.backbones.shapes import ModelShape, model_shape
 from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Method, Stage, reads_logits
-from hide_llava.methods.cost import Pass
+from hide_llava.methods.cost import Cost, Pass
 from hide_llava.planning.cards import CARDS, Card, card_of
 from hide_llava.planning.estimate import ANSWER, QUESTION, TEXT, Work, in_flops, rounded
 from hide_llava.planning.sizes import Sizes, sizes
@@ -124,25 +124,18 @@ def _plan(run: Run, pace: Pace) -> str:
     stated = [stated_records(run, stage) if found is None else None for stage, found in zip(stages, counts)]
     counts = [said if found is None else found for found, said in zip(counts, stated)]
     answers = answers_of(run)
-    for stage, records, said in zip(stages, counts, stated):
-        batch, epochs = run.batches(stage)
-        steps = "?" if records is None else batch.steps(records, epochs, run.train.max_steps)
-        note = (
-            " (as stated; the training file is not there)" if said else " (no training file)" if records is None else ""
-        )
-        lines.append(
-            f"  {stage.index + 1:2d} {stage.title:<20} {records if records is not None else '?':>7} records{note} × {epochs:g} "
-            f"epoch(s), batch {batch.global_batch} = {batch.per_device} per device × {batch.accumulation} accumulation "
-            f"× {batch.world} process(es): {steps} steps; then {len(stage.evaluate)} task(s) evaluated"
-            + (f" ({answers[stage.index]:,} answers)" if answers[stage.index] is not None else "")
-        )
-    lines += [f"warning: {text}" for text in (training_warnings(run, counts) if cls.trains else ())]
+    measured, unknown = Sizes.none(), ""
     try:
         shape = model_shape(run.model, run.model_root, run.encoder)
-        measured = sizes(cls, run.options, shape, run.method_tasks) if cls.trains else Sizes.none()
         base = shape.counts.parameters
+        measured = sizes(cls, run.options, shape, run.method_tasks) if cls.trains else measured
     except UserError as error:
-        return "\n".join([*lines, f"sizes: not known, {error}"])
+        unknown = f"sizes: not known, {error}"
+    for stage, said in zip(stages, stated):
+        lines.append(stage_line(run, stage, counts[: stage.index + 1], said is not None, measured.cost, answers[stage.index]))
+    lines += [f"warning: {text}" for text in (training_warnings(run, counts) if cls.trains else ())]
+    if unknown:
+        return "\n".join([*lines, unknown])
     dtype, why = planned_dtype(run.model, base, pace.card)
     lines.append(f"base model: {base / 1e6:,.1f} M parameters, {base * dtype.itemsize / MIB:,.0f} MiB in {dtype}{why}")
     work = Work(shape, measured, len(run.method_tasks), run.train.gradient_checkpointing is not False)
@@ -160,6 +153,21 @@ def _plan(run: Run, pace: Pace) -> str:
     lines += [answer_line(work), _evaluation(run, work, answers, pace, weights)]
     lines += measured_lines(run, work, counts, answers, pace, weights)
     return "\n".join([*lines, *picture_lines(shape), source])
+
+
+def stage_line(run: Run, stage: Stage, counts: list[int | None], stated: bool, cost: Cost, answers: int | None) -> str:
+    """Records, batches and steps of a stage, and what is asked after it. counts: records of the stages up to it."""
+    batch, epochs = run.batches(stage)
+    known = None not in counts
+    added = cost.added(counts) if known else 0
+    steps = batch.steps(counts[-1] + added, epochs, run.train.max_steps) if known else "?"
+    words = f"{'?' if counts[-1] is None else counts[-1]:>7} records" + (f" and {added} that the method adds" if added else "")
+    note = " (as stated; the training file is not there)" if stated else " (no training file)" if counts[-1] is None else ""
+    return (
+        f"  {stage.index + 1:2d} {stage.title:<20} {words}{note} × {epochs:g} epoch(s), batch {batch.global_batch} = "
+        f"{batch.per_device} per device × {batch.accumulation} accumulation × {batch.world} process(es): {steps} steps; then "
+        f"{len(stage.evaluate)} task(s) evaluated" + (f" ({answers:,} answers)" if answers is not None else "")
+    )
 
 
 def answers_of(run: Run) -> list[int | None]:
@@ -229,9 +237,7 @@ def _m(numbers: int) -> str:
 
 def pass_words(extra: Pass) -> str:
     """How many passes, of which kind, when."""
-    kind = f"{extra.forwards} forward" + (
-        f" and {extra.backwards} backward" if extra.backwards else " without gradient"
-    )
+    kind = f"{extra.forwards} forward" + (f" and {extra.backwards} backward" if extra.backwards else " without gradient")
     text = ", text only" if extra.text_only else ""
     return f"{PER[extra.per]}: {extra.what} ({kind}{text}{'; not in the first task' if extra.later else ''})"
 
@@ -248,9 +254,7 @@ def extra_passes(work: Work) -> list[str]:
     if cost.extra:
         words.append(f"every micro-batch: {in_flops(cost.extra)} of the extra loss, in the last task")
     if cost.live:
-        words.append(
-            f"every token of an answer: {_m(cost.live + cost.routers)} adapter parameters that cannot be folded"
-        )
+        words.append(f"every token of an answer: {_m(cost.live + cost.routers)} adapter parameters that cannot be folded")
     return words
 
 
@@ -273,10 +277,11 @@ def record_line(work: Work, stages: int) -> str:
 
 def stage_work(run: Run, work: Work, counts: list[int], i: int) -> tuple[float, float]:
     """FLOPs of training stage `i`, and the records that its steps see."""
-    batch, epochs = run.batches(run.stages[i])
-    seen = epochs * counts[i] if run.train.max_steps <= 0 else run.train.max_steps * batch.global_batch
-    extra = work.sizes.cost.extra / batch.per_device if i else 0
-    return seen * (work.record(i) + extra) + work.beside(counts[: i + 1], epochs), seen
+    (batch, epochs), cost = run.batches(run.stages[i]), work.sizes.cost
+    records = counts[i] + cost.added(counts[: i + 1])
+    seen = epochs * records if run.train.max_steps <= 0 else run.train.max_steps * batch.global_batch
+    extra = cost.extra / batch.per_device if i else 0
+    return seen * (work.record(i) + extra) + work.beside(counts[: i + 1]), seen
 
 
 def _training(run: Run, work: Work, counts: list[int | None], pace: Pace) -> list[str]:
@@ -299,9 +304,7 @@ def _evaluation(run: Run, work: Work, answers: list[int | None], pace: Pace, wei
     hours = _hours(pace.answering(work, asked, weights))
     least = f"at least {hours} at {pace.tflops:g} TFLOP/s, for decoding is bound by memory"
     said = least if pace.card is None else f"{hours} {pace.words()}"
-    return (
-        f"all evaluation: {asked:,} answers in {cells} cells, {in_flops(asked * work.answer())}, {said}"
-    )
+    return f"all evaluation: {asked:,} answers in {cells} cells, {in_flops(asked * work.answer())}, {said}"
 
 
 def measured_lines(
@@ -362,9 +365,7 @@ class Memory:
         answer = None if reads_logits(run.method) else ANSWER
 
         def needed(size: int, recompute: bool) -> int:
-            return activations(
-                work.flops.counts, size, dtype.itemsize, recompute, work.flops.image_tokens + TEXT, answer
-            )
+            return activations(work.flops.counts, size, dtype.itemsize, recompute, work.flops.image_tokens + TEXT, answer)
 
         limit = 0 if card is None else SHARE["cuda"] * (card.gib * 2**30 - sum(before.values()))
         size, mode, most = first_that_fits(sizes, modes, limit, needed)
@@ -373,10 +374,7 @@ class Memory:
 
     def line(self, card: Card | None) -> str:
         """For people, beside what the card has."""
-        listed, total = (
-            ", ".join(f"{name} {_gib(value)}" for name, value in self.parts.items()),
-            sum(self.parts.values()),
-        )
+        listed, total = ", ".join(f"{name} {_gib(value)}" for name, value in self.parts.items()), sum(self.parts.values())
         line = f"memory of one process in training, rough: {_gib(total)} GiB ({listed})"
         if card is not None:
             return f"{line} of {card.gib}" + ("" if total <= 0.9 * card.gib * 2**30 else ": does not fit")

@@ -15,7 +15,6 @@ from transformers import TrainingArguments
 from hide_llava.data.collator import Collator, moved
 from hide_llava.data.dataset import TrainingDataset, pictures_of
 from hide_llava.data.decoded import undecodable
-from hide_llava.data.sampler import ModalityLengthSampler
 from hide_llava.data.sources import content_sha256
 from hide_llava.distributed import is_main, on_main, ranks
 from hide_llava.errors import Diverged, Interrupted, UserError
@@ -27,6 +26,7 @@ from hide_llava.training.diverged import diverged
 from hide_llava.training.engines import anywhere, deepspeed_config, on_one_gpu, release
 from hide_llava.training.lineage import chain_of, write_stage
 from hide_llava.training.memory import layout, reclaim
+from hide_llava.training.order import order_of
 from hide_llava.training.reporting import report_arguments
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder, stage_name
@@ -314,13 +314,14 @@ def build_trainer(session: Session, stage: Stage, dataset: TrainingDataset) -> t
     session.cast_inputs(session.core.llava.dtype == torch.float32)  # any other dtype is trained under autocast
     batch, llava = chosen.batch, session.core.llava
     args = arguments(run, stage, len(dataset), llava.device, llava.dtype, batch)
-    lengths = dataset.modality_lengths if train.group_by_modality_length else [1] * len(dataset)
-    callback = RunCallback(session.method, folder / "trainer_log.jsonl", train.engine, name)
+    order = order_of(session.method.parts(), dataset, train, batch, run.batches(stage)[1], args.seed)
+    callback = RunCallback(session.method, folder / "trainer_log.jsonl", train.engine, name, order.ends)
     trainer = MethodTrainer(
         session.routed,
         args,
-        ModalityLengthSampler(lengths, batch.per_device * batch.accumulation, batch.world, args.seed),
+        order.sampler,
         {"adapter": train.learning_rate, "projector": train.projector_lr},
+        order.schedules,
         train_dataset=dataset,
         data_collator=Collator(side="right"),
         callbacks=[callback, TrackingCallback(run.tracking, stage.index + 1, stage.title)],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import signal
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,15 @@ import torch
 from accelerate.data_loader import prepare_data_loader
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import (
+    PrinterCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+    get_scheduler,
+)
 from transformers.trainer import SCHEDULER_NAME
 from transformers.trainer_utils import seed_worker
 
@@ -35,9 +44,11 @@ class MethodTrainer(Trainer):
     """Trains the parameters a method names, and nothing else."""
 
     def __init__(
-        self, model: RoutedLlava, args: TrainingArguments, sampler: Sampler, lrs: dict[str, float], **kwargs: Any
-    ):
-        self.routed, self.sampler, self.lrs = model, sampler, lrs
+        self, model: RoutedLlava, args: TrainingArguments, sampler: Sampler, lrs: dict[str, float],
+        schedules: Sequence[tuple[int, int]] = (), **kwargs: Any,
+    ):  # fmt: skip
+        """schedules: (steps, of these the warm-up) of every part of the data that has a learning rate schedule of its own."""
+        self.routed, self.sampler, self.lrs, self.schedules = model, sampler, lrs, list(schedules)
         self.method, self.core = model.method, model.core
         self.terms: dict[str, float] = {}
         super().__init__(model=model, args=args, **kwargs)
@@ -78,6 +89,14 @@ class MethodTrainer(Trainer):
             self.optimizer = cls(groups, **kwargs)
             self.routed.trained = [p for group in groups for p in group["params"]]
         return self.optimizer
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        """The schedule of `args`; with several `schedules` it begins anew with each of them."""
+        if len(self.schedules) < 2 or self.lr_scheduler is not None:
+            return super().create_scheduler(num_training_steps, optimizer)
+        self.lr_scheduler = restarting(self.args, self.optimizer if optimizer is None else optimizer, self.schedules)
+        self._created_lr_scheduler = True
+        return self.lr_scheduler
 
     # ---- a step ----------------------------------------------------------------------------------------------------
     def training_step(self, model: Any, inputs: dict, num_items_in_batch: Any = None) -> Tensor:
@@ -170,11 +189,31 @@ class MethodTrainer(Trainer):
         load_trained(self.routed, Path(resume_from_checkpoint))
 
 
+def restarting(args: TrainingArguments, optimizer: Any, schedules: Sequence[tuple[int, int]]) -> Any:
+    """One schedule of `args` after another; schedules: (steps, of these the warm-up) of each.
+
+    All of upstream's are factors of the step, but for those that follow an evaluation, which `TrainingArguments` refuse here.
+    """
+    alone = torch.optim.SGD([torch.zeros(1)], lr=args.learning_rate)  # upstream makes them for an optimizer
+    kind, more = args.lr_scheduler_type, args.lr_scheduler_kwargs
+    factors = [get_scheduler(kind, alone, warmup, steps, more).lr_lambdas[0] for steps, warmup in schedules]
+
+    def factor(step: int) -> float:
+        part = 0
+        while part < len(schedules) - 1 and step >= schedules[part][0]:
+            step, part = step - schedules[part][0], part + 1
+        return factors[part](step)
+
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
 class RunCallback(TrainerCallback):
     """Progress, log file, completeness mark of checkpoints, the method's hooks, and a clean stop on SIGTERM / SIGUSR1."""
 
-    def __init__(self, method: Any, log_file: Path, engine: str, name: str):
+    def __init__(self, method: Any, log_file: Path, engine: str, name: str, ends: Sequence[int] = ()):
+        """ends: the step before which each part of the data ends, where parts are trained in turn, each by a new optimizer."""
         self.method, self.log_file, self.engine, self.stopped = method, log_file, engine, False
+        self.ends = list(ends)
         self.name = name  # of the stage
         self._before: dict[int, Any] = {}
         self._progress: Progress | None = None
@@ -204,9 +243,13 @@ class RunCallback(TrainerCallback):
         self.method.on_gradients(state.global_step)
 
     def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
     ) -> None:
         self.method.after_step(state.global_step)
+        for part, end in enumerate(self.ends[:-1], 1):  # before a checkpoint of this step is written
+            if state.global_step + 1 == end and self.ends[part] > end:
+                optimizer.state.clear()  # moments; a parameter without any gets new ones in its next step
+                self.method.begin_part(part)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.stopped = anywhere(self.stopped)

@@ -232,6 +232,7 @@ OPTIONS = {
     "disco": {"temperature": 0.7}, "clmoe": {"beta": 0.1, "task_gate": "oracle"},
     "merge": {"combination": "ties", "weight": 0.3, "density": 0.5, "seed": 1},
     "wise-ft": {"mix": 0.25},
+    "many": {"ridge": 0.1, "scale": 0.5, "merged_rank": 2, "temperature": 0.7},
 }  # fmt: skip
 ROUTER = {"router": "ranpac", "router_features": "image", "ridge": 0.5}
 OPTIONS |= {f"{method}, another router": ROUTER for method in ("hide", "disco", "individual", "mrlora")}

@@ -1,6 +1,7 @@
 """Every method on tiny models of other families: what the contract (test_contract.py) says of LLaVA-1.5 holds for them.
 
-The gate has every method on a model like Qwen-VL and on one that cuts pictures into tiles; `-m nightly` has all families.
+The gate has every method on a model like Qwen-VL or on one that cuts pictures into tiles, in turn; `-m nightly` has the other
+one and all families.
 HIDE_BACKBONE=FOLDER is a tiny model of a family that lives elsewhere (docs/ADD_A_BACKBONE.md).
 """
 
@@ -41,11 +42,17 @@ FEW = ("method.samples=2",)  # records that are looked at again after a task, on
 QUICK = {"branchlora": (*FEW, "method.branches=4"), "clmoe": FEW, "passmoe": FEW, "same": FEW}
 
 
-def pairs(methods: list[str] | tuple[str, ...], in_gate: tuple[str, ...] = ()) -> list:
-    """(kind, method), all of a kind in one process; outside IN_GATE, or of a method that is not in `in_gate`, as nightly."""
+def pairs(methods: list[str] | tuple[str, ...], in_gate: tuple[str, ...] = (), in_turn: bool = False) -> list:
+    """(kind, method), all of a kind in one process; outside IN_GATE, or of a method that is not in `in_gate`, as nightly.
+    in_turn: of IN_GATE one kind a method."""
+
+    def nightly(kind: str, place: int) -> bool:
+        chosen = (IN_GATE[place % len(IN_GATE)],) if in_turn else IN_GATE
+        return kind not in chosen or methods[place] not in (in_gate or methods)
+
     return [
         pytest.param(kind, method, marks=[pytest.mark.xdist_group(f"{kind}-{place % 2}"),
-                     *([] if kind in IN_GATE and method in (in_gate or methods) else [pytest.mark.nightly])])
+                     *([pytest.mark.nightly] if nightly(kind, place) else [])])
         for kind in KINDS for place, method in enumerate(methods)
     ]  # fmt: skip
 
@@ -88,7 +95,7 @@ def fits(worlds: Worlds, kind: str, method: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("kind", "method"), pairs(METHODS))
+@pytest.mark.parametrize(("kind", "method"), pairs(METHODS, in_turn=True))
 def test_a_run_answers_as_its_stages_do(kind: str, method: str, worlds: Worlds) -> None:
     """Two tasks, trained with checkpointing and accumulation, folded, answered: complete, idempotent; every stage restored
     in a new session gives the answers that the run wrote; a batch with and without pictures answers as its rows alone."""

@@ -138,14 +138,17 @@ def test_gradients_are_those_of_the_weights(tensors: dict[str, Tensor]) -> None:
         assert_near(ours[path], weight.grad / len(places))
 
 
-def test_moments_of_inputs_are_sums_over_tokens(tensors: dict[str, Tensor]) -> None:
+@pytest.mark.parametrize("of_tokens", [False, True])
+def test_moments_of_inputs_are_sums_or_means_over_tokens(of_tokens: bool, tensors: dict[str, Tensor]) -> None:
     routed, first = in_first_task(tensors, share=0.3, rank=2)
     expected = {path: torch.zeros(layer.in_features, layer.in_features, dtype=torch.float64)
                 for path, layer in routed.method.linears().items()}  # fmt: skip
+    tokens = dict.fromkeys(expected, 0)
 
     def see(path: str, x: Tensor) -> None:
         for token in x[0].double():
             expected[path] += token[:, None] * token[None, :]
+            tokens[path] += 1
 
     handles = [layer.register_forward_pre_hook(lambda _, args, path=path: see(path, args[0].detach()))
                for path, layer in routed.method.linears().items()]  # fmt: skip
@@ -154,10 +157,10 @@ def test_moments_of_inputs_are_sums_over_tokens(tensors: dict[str, Tensor]) -> N
     for handle in handles:
         handle.remove()
     ours: dict[str, Tensor] = {}
-    input_moments(routed.core, "expert-01", first, [0, 4, 9], lambda path, c: ours.__setitem__(path, c))
-    assert ours.keys() == expected.keys()
+    input_moments(routed.core, "expert-01", first, [0, 4, 9], ours.__setitem__, of_tokens)
+    assert ours.keys() == expected.keys() and min(tokens.values()) > 3
     for path, moment in ours.items():
-        assert_near(moment.double(), expected[path] / 3)
+        assert_near(moment.double(), expected[path] / (tokens[path] if of_tokens else 3))
 
 
 @pytest.mark.parametrize("look", [weight_gradients, input_moments])

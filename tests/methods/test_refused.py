@@ -14,7 +14,7 @@ from tests.methods.refused import assert_refused
 
 METHODS = sorted(name for name in REGISTRY if not name.startswith("test_"))
 FREE = {"expanded_layers", "inquiries", "descriptions", "forward_past"}  # checked against the model or a file; a bool
-BY_HAND = {"layer", "momentum"}  # below: what holds of them is no range
+BY_HAND = {"layer", "momentum", "task_shrinkage", "task_subset"}  # below, or in the method's tests: it is no range of a number
 
 
 def wrong_values(field: FieldInfo) -> dict[object, str]:

@@ -190,6 +190,7 @@ def test_two_processes_gather_what_one_does(monkeypatch: pytest.MonkeyPatch) -> 
     stored = gathered(*tasks, random_features=5)
     stored.gathering = True
     other = Statistics(random_features=5)
+    monkeypatch.setattr("hide_llava.adapters.anchors.is_main", lambda: False)
     other.load(stored.state(1), 1, True, CPU)  # still as the second process
     assert not other.moments.gram.any() and not other.moments.sums[1].any() and other.moments.sums[0].any()
     assert not other.text.sums[1].any() and int(other.image.counts[1]) == 0 < int(other.image.counts[0])

@@ -36,7 +36,8 @@ from tests.torchrun import COMMAND_LINE, forked, launch
 METHODS = [m for m in TRAINED if m not in ("hide-official", "hide-mcitlib")]
 FIRST = one_of_each(METHODS)
 # Means, counts, bases, Fisher.
-GATHERS = ("branchlora", "clmoe", "eblora", "ewc", "hide", "keeplora", "llavac", "modalprompt", "passmoe", "same", "smolora")
+GATHERS = ("branchlora", "clmoe", "eblora", "ewc", "hide", "keeplora", "llavac", "many", "modalprompt", "octopus", "passmoe",
+           "same", "smolora")  # fmt: skip
 GATE = [*((m, "float32") for m in FIRST), *((m, "bfloat16") for m in FIRST if m in (*GATHERS, "lora"))]
 REST = [(m, "bfloat16") for m in FIRST if (m, "bfloat16") not in GATE]
 ZERO = METHODS if os.environ.get("HIDE_ALL_ENGINES") and importlib.util.find_spec("deepspeed") else []

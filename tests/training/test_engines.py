@@ -47,7 +47,7 @@ def assert_near(ours: Path, expected: Path) -> None:
         torch.testing.assert_close(a[key].double(), b[key].double(), atol=tolerance, rtol=tolerance, msg=key)
 
 
-@pytest.mark.parametrize("engine", ["zero2", "zero3"])
+@pytest.mark.parametrize("engine", [pytest.param("zero2", marks=pytest.mark.nightly), "zero3"])
 def test_killed_and_resumed_under_deepspeed_equals_one_process(
     engine: str, world: Path, alone: Path, tmp_path: Path
 ) -> None:

@@ -25,7 +25,7 @@ from hide_llava.methods.registry import method_class, method_config
 from hide_llava.planning.cards import CARDS
 from hide_llava.planning.estimate import TEXT, Work, in_flops
 from hide_llava.planning.flops import Flops
-from hide_llava.planning.plan import plan
+from hide_llava.planning.plan import plan, stage_line, stage_work
 from hide_llava.planning.sizes import Sizes, sizes, sizes_of_alike_layers
 from hide_llava.training.run import Run
 from hide_llava.training.session import Session
@@ -130,14 +130,28 @@ def test_extra_passes_by_arithmetic() -> None:
     once = (
         flops.forward(positions, adapter) + flops.backward(positions, adapter) + flops.vision() + flops.projector(False)
     )
-    assert ewc.passing(fisher) == once and ewc.beside([100, 300], 2.0) == 300 * once
+    assert ewc.passing(fisher) == once and ewc.beside([100, 300]) == 300 * once
     assert [p.per for p in mr.sizes.cost.passes] == ["answer", "task"] and mr.sizes.cost.later == {
         "router": 128 * (INPUTS + OUTPUTS)
     }
-    assert mr.sizes.cost.passes[1].records([1000, 7, 500]) == 40 * (20 + 7 + 20) and mr.beside([1000], 1.0) == 0
-    replay = Work(SHAPE, at_7b("replay"), 6)
-    assert replay.beside([500, 100, 500], 3.0) == 3 * 180 * replay.record(2)  # 90 of each
-    assert replay.beside([500, 50, 500], 1.0) == (90 + 50) * replay.record(2)
+    assert mr.sizes.cost.passes[1].records([1000, 7, 500]) == 40 * (20 + 7 + 20) and mr.beside([1000]) == 0
+    replay = at_7b("replay").cost  # what is trained in steps is not beside them
+    assert replay.added([500, 100, 500]) == 180 and replay.added([500, 50, 500]) == 90 + 50  # 90 of each
+    assert replay.added([500]) == 0 and Work(SHAPE, at_7b("replay"), 6).beside([500, 100, 500]) == 0
+
+
+def test_steps_of_what_a_method_adds_to_a_task() -> None:
+    """Octopus trains 9,600 of 24,000 records a second time: 33,600 / 64 steps, but no more than are asked for."""
+    words = ["benchmark=ucit", "model=llava-1.5-7b", "method=octopus-ucit"]
+    run, work = Run(compose(words)), Work(SHAPE, at_7b("octopus-ucit"), 6)
+    line = stage_line(run, run.stages[1], [500, 24000], False, work.sizes.cost, None)
+    assert "24000 records and 9600 that the method adds × 1 epoch(s)" in line and ": 525 steps;" in line
+    flops, seen = stage_work(run, work, [500, 24000], 1)
+    look = work.sizes.cost.passes[1]
+    assert seen == 33_600 and look.records([500, 24000, 300]) == 2 * 256
+    extra = work.sizes.cost.extra / run.batches(run.stages[1])[0].per_device
+    assert flops == 33_600 * (work.record(1) + extra) + 256 * work.passing(look)
+    assert stage_work(Run(compose([*words, "train.max_steps=10"])), work, [500, 24000], 1)[1] == 640
 
 
 @pytest.mark.parametrize("preset", names("method"))
