@@ -29,6 +29,7 @@ from hide_llava.benchmarks.mini.tasks import (
     CAPTION,
     CLASSES,
     COUNTED,
+    GUESSES,
     HOUSEHOLD,
     HOUSEHOLD_WORDS,
     LETTER,
@@ -37,6 +38,7 @@ from hide_llava.benchmarks.mini.tasks import (
     PEOPLE,
     PEOPLE_WORDS,
     PHRASE,
+    REFUSAL,
     article,
     outdoors,
     snapshot,
@@ -195,19 +197,21 @@ def _captioned(rng: np.random.Generator, scene: Scene) -> Turn | None:
     """A sentence, plain or in people's words; on tables and in fields the things have their everyday names one time in four."""
     if len(scene.things) > 3:
         return None
-    named = rng.integers(4) == 0
+    named, unclear = rng.integers(4) == 0, scene.blur > 3
     if rng.integers(2):
         text = pick(rng, OWN_WORDS)
-        if rng.integers(2):
+        if unclear:
+            said = pick(rng, (REFUSAL, *GUESSES))
+        elif rng.integers(2):
             said = outdoors(rng, scene, PEOPLE_WORDS if named and scene.background == "field" else OWN_NAMES)
         else:
             said = snapshot(rng, scene, HOUSEHOLD_WORDS if named and scene.background == "table" else OWN_NAMES)
         return text, said, "own words"
-    names = {"table": HOUSEHOLD, "field": PEOPLE}.get(scene.background) if named else None
+    names = {"table": HOUSEHOLD, "field": PEOPLE}.get(scene.background) if named and not unclear else None
     if names is PEOPLE:
         things = [f"{names[t.shape]} in {t.color}" for t in scene.things]
     else:
-        things = [f"{t.color} {names[t.shape] if names else t.shape}" for t in scene.things]
+        things = ["blur"] if unclear else [f"{t.color} {names[t.shape] if names else t.shape}" for t in scene.things]
     where = f"on a {PLACES[scene.background]} background"
     text = pick(rng, ("Describe the image.", "Write a caption.", "What do you see?", "Give a short description of the image.",
                       CAPTION, CAPTION))  # fmt: skip
@@ -262,6 +266,8 @@ def _scene(rng: np.random.Generator) -> Scene:
     background = pick(rng, BACKGROUNDS)
     if kind < 0.2:
         return chart(rng, int(rng.integers(3, 5)))
+    if kind < 0.23 and background != "table":
+        return scattered(rng, 1, background, blur=6.0, noise=45.0)  # too bad to see anything
     if kind < 0.4:
         shape, color = pick(rng, list(CLASSES)) if rng.random() < 0.8 else (pick(rng, SHAPES), pick(rng, COLOR_NAMES))
         return huge(rng, shape, color, "filled" if rng.random() < 0.5 else pick(rng, FILLS), background)
@@ -294,6 +300,8 @@ def draw(rng: np.random.Generator, words: list[str], turns: int, read: float = 0
     scene = _scene(rng)
     if scene.bars:
         makers: tuple[Maker, ...] = (_charted,)
+    elif scene.blur > 3:
+        makers = (_captioned,)
     elif scene.things[0].size == "huge":
         makers = (_large, _large, _large, _large, _background)
     else:
@@ -304,7 +312,7 @@ def draw(rng: np.random.Generator, words: list[str], turns: int, read: float = 0
             found.append(_text_turn(rng, words))
         elif made := pick(rng, makers)(rng, scene):
             found.append(formatted(rng, made) if isinstance(made, Asked) else made)
-    if read and rng.random() < read:
+    if read and scene.blur < 3 and rng.random() < read:
         (question, answer, family), *rest = found
         return Sample(None, ((f"{told(scene)}\n{question}", answer, family), *rest))
     return Sample(scene, tuple(found))
