@@ -21,9 +21,12 @@ from hide_llava.benchmarks.files import stored_tasks
 from hide_llava.benchmarks.mini import SIZES, generate
 from hide_llava.benchmarks.mini.domains import DOMAINS, FINANCE, MEDICINE
 from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, patch_labels, render
+from hide_llava.benchmarks.mini.generate import SUITES
 from hide_llava.benchmarks.mini.tasks import CAPTION, CLASSES, LETTER, NUMBER_WORDS, PHRASE, TASKS
 from hide_llava.config import compose
 from hide_llava.errors import UserError
+from hide_llava.studies.audit.check import check
+from hide_llava.training.run import Run
 from scripts.calibration import majority
 from scripts.mini_base import base_training
 from scripts.mini_base.base_training import IGNORE, encode, pixels
@@ -136,6 +139,14 @@ def test_coco_references_follow_the_question_order(root: Path, folder: str) -> N
             assert image["file_name"] == record["image"]
             assert len(captions) == 5
             assert record["answer"] in captions
+
+
+@pytest.mark.parametrize("name", SUITES)
+def test_no_two_splits_share_a_picture(name: str, tmp_path: Path) -> None:
+    """Nor one that looks the same; of few pictures of which some would."""
+    generate(tmp_path, name=name, sizes={"train": 150, "val": 60, "test": 60})
+    report = check(Run(compose([f"benchmark={name}", "method=zero_shot", "model=mini", f"data_root={tmp_path}"])), deep=True)
+    assert report.sound and report.apart
 
 
 @pytest.mark.parametrize("task", ["imagenet-r", "iconqa", "clevr-math"])

@@ -46,6 +46,30 @@ def test_clean_data_shows_nothing(clean: Path) -> None:
     assert all(f.answers == {"short": f.records} for f in report.files)
 
 
+def test_validation_questions_are_compared_with_both(world: Path) -> None:
+    """A validation file of six pictures: one is a training picture, one a copy of a test picture."""
+    tree = json.loads((world / "bench.yaml").read_text())
+    tree["benchmark"]["tasks"][1]["val"] = "signs/val.json"
+    (world / "bench.yaml").write_text(json.dumps(tree))
+    rows = [{"question_id": i, "image": f"signs/val{i}.png", "text": f"Which is {i}?", "answer": "a kite"} for i in range(6)]
+    for i in range(6):
+        draw(5000 + i).save(world / "data" / f"signs/val{i}.png")
+    (world / "data/signs/val.json").write_text(json.dumps(rows))
+    report = audit(world, deep=True)
+    assert report.findings == []
+    assert "No two splits of a task share a picture, or a question about the same picture, compared by path" in readable(report)
+    shutil.copy(world / "data/signs/test2.png", world / "data/signs/val4.png")
+    asked = {"image": "signs/train5.png", "text": "What is number 5 of signs train?"}
+    edit(world / "data/signs/val.json", lambda rows: rows[3].update(asked))
+    found = {f.kind: f for f in audit(world, deep=True).findings}
+    assert set(found) == {"train/val image", "train/val pair", "val/test copy"}
+    assert {f.level for f in found.values()} == {"warning"}
+    assert (found["train/val image"].split, found["val/test copy"].split) == ("val", "test")
+    assert found["train/val pair"].text == "1 val question also asked in training about the same image"
+    assert found["val/test copy"].examples[0].startswith("record 2 (id 2, signs/test2.png) = val record 4 (id 4,")
+    assert "share a picture" not in readable(audit(world, deep=True))
+
+
 def set_turn(rows: list, k: int, turn: int, text: str) -> None:
     rows[k]["conversations"][turn]["value"] = text
 

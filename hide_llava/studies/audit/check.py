@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from hide_llava.studies.audit.scan import Place, Scan, findings, scan
 from hide_llava.studies.audit.texts import FORMATS, AnswerRoom, PromptLengths
 from hide_llava.training.run import Run
 
+SPLITS = (("train", "test"), ("train", "val"), ("val", "test"))  # which are compared
 # Faults of a question file that its reader would only name again.
 READ_BEFORE = ("missing file", "broken JSON", "bad record", "duplicate id", "empty answer")
 
@@ -56,6 +58,12 @@ class CheckReport:
     @property
     def sound(self) -> bool:
         return self.count("error") == 0
+
+    @property
+    def apart(self) -> bool:
+        """Whether more than one split of a task was read, and none shares a picture or a question with another."""
+        several = len({file.split for file in self.files}) > 1
+        return several and not any(finding.kind.startswith(tuple(f"{a}/{b}" for a, b in SPLITS)) for finding in self.findings)
 
     def as_json(self) -> dict[str, Any]:
         rows = [{"level": f.level, **dataclasses.asdict(f)} for f in self.findings]
@@ -102,8 +110,9 @@ def check(run: Run, deep: bool = False) -> CheckReport:
             if found.constant_prompt is not None:
                 prompts[found.constant_prompt].setdefault(task.id, []).append(place.split)
         report.findings += [f for split in ("val", "test") for f in _scoring(task.on(split), report.findings)]
-        for train in scans.get("train", []):
-            report.findings += [finding for test in scans.get("test", []) for finding in overlap(train, test)]
+        for earlier, later in SPLITS:
+            for train, test in itertools.product(scans.get(earlier, []), scans.get(later, [])):
+                report.findings += overlap(train, test) if train.place.file != test.place.file else []
     report.findings += [finding for prompt, owners in prompts.items() for finding in _constant(prompt, owners)]
     report.findings.sort(key=lambda finding: ORDER.index(finding.level))
     return report

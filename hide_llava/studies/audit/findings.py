@@ -24,6 +24,10 @@ LEVELS = {
     "train/test image": "warning",
     "train/test copy": "warning",
     "train/test near copy": "warning",
+    **dict.fromkeys(
+        (f"{splits} {kind}" for splits in ("train/val", "val/test") for kind in ("pair", "text", "image", "copy", "near copy")),
+        "warning",  # what is chosen on validation questions is chosen on seen ones
+    ),
     "cannot be scored": "error",  # the metric refuses the questions or their references
     "metric not here": "warning",  # the data are sound, but this machine cannot compute their score
     "repeated id": "note",

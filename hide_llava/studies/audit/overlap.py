@@ -1,4 +1,4 @@
-"""What the train and the test file of one task share: images, copies of images, questions about the same image."""
+"""What two splits of one task share: images, copies of images, questions about the same image."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ from hide_llava.studies.audit.findings import SHOWN, Finding, plural
 from hide_llava.studies.audit.pictures import look_alike, same_content
 from hide_llava.studies.audit.scan import Scan, name_records
 
+USED = {"train": "training", "val": "validation"}  # what the questions of a later split are compared with
+
 
 def overlap(train: Scan, test: Scan) -> list[Finding]:
-    """Findings of kind "train/test …": by path, and if the images were decoded by content and by look."""
+    """Findings of kind "train/test …": by path, and if the images were decoded by content and by look.
+
+    train: the training file, or the validation questions that the test questions `test` are compared with; `test` may be the
+    validation questions. The kinds have the names of the splits.
+    """
     shared = np.intersect1d(as_hashes(train.shown), as_hashes(test.shown))
-    result = _images(train, test, "train/test image", np.stack([shared, shared], axis=1), "also used in training")
+    where = train.place.split
+    result = _images(train, test, "image", np.stack([shared, shared], axis=1), f"also used in {USED[where]}")
     same = look_alike(test.pictures, train.pictures)[:0]
     if len(train.pictures) and len(test.pictures):
         same = _new(same_content(test.pictures, train.pictures), shared)
-        result += _images(train, test, "train/test copy", same, "equal, byte for byte, to a train image")
+        result += _images(train, test, "copy", same, f"equal, byte for byte, to a {where} image")
         near = _new(look_alike(test.pictures, train.pictures), np.concatenate([shared, same[:, 0]]))
-        result += _images(train, test, "train/test near copy", near, "nearly the same picture as a train image")
+        result += _images(train, test, "near copy", near, f"nearly the same picture as a {where} image")
     return result + _questions(train, test, same)
 
 
@@ -34,8 +41,10 @@ def _images(train: Scan, test: Scan, kind: str, pairs: Hashes, what: str) -> lis
     if not len(images):
         return []
     where = [(_record_of(test, key), _record_of(train, pairs[k, 1])) for key, k in zip(images[:SHOWN], first)]
-    text = f"{plural(len(images), 'test image')} {what}"
-    return [Finding(kind, test.place.task, "test", len(images), text, _examples(train, test, sorted(where)))]
+    split = test.place.split
+    text = f"{plural(len(images), f'{split} image')} {what}"
+    kind = f"{train.place.split}/{split} {kind}"
+    return [Finding(kind, test.place.task, split, len(images), text, _examples(train, test, sorted(where)))]
 
 
 def _record_of(scan: Scan, image: np.uint64) -> int:
@@ -55,17 +64,16 @@ def _questions(train: Scan, test: Scan, same: Hashes) -> list[Finding]:
         renamed = combine(np.where(copies[at] == images, same[first[at], 1], images), questions)
         keys = np.where(seen, keys, renamed)
         seen = np.isin(keys, asked)
-    result = []
+    result, used, split = [], USED[train.place.split], test.place.split
     for kind, chosen, what in (
-        ("train/test pair", seen & (images != NONE), "also asked in training about the same image"),
-        ("train/test text", seen & (images == NONE), "without an image also asked in training"),
+        ("pair", seen & (images != NONE), f"also asked in {used} about the same image"),
+        ("text", seen & (images == NONE), f"without an image also asked in {used}"),
     ):
         if chosen.any():
             where = [(int(test.owner[k]), _asking(train, asked, keys[k])) for k in np.flatnonzero(chosen)[:SHOWN]]
-            text = f"{plural(int(chosen.sum()), 'test question')} {what}"
-            result.append(
-                Finding(kind, test.place.task, "test", int(chosen.sum()), text, _examples(train, test, where))
-            )
+            text = f"{plural(int(chosen.sum()), f'{split} question')} {what}"
+            kind, count = f"{train.place.split}/{split} {kind}", int(chosen.sum())
+            result.append(Finding(kind, test.place.task, split, count, text, _examples(train, test, where)))
     return result
 
 
@@ -77,4 +85,4 @@ def _asking(train: Scan, asked: NDArray, key: np.uint64) -> int:
 def _examples(train: Scan, test: Scan, where: list[tuple[int, int]]) -> list[str]:
     tests = name_records(test.place, {t for t, _ in where})
     trains = name_records(train.place, {r for _, r in where})
-    return [f"{tests[t]} = train {trains[r]}" for t, r in where]
+    return [f"{tests[t]} = {train.place.split} {trains[r]}" for t, r in where]

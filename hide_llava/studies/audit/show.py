@@ -21,6 +21,9 @@ def readable(report: CheckReport) -> str:
         lines.append("")
     lines += [*_table(report.files), "", f"Prompts longer than the text encoder reads: {report.prompt_lengths}.",
               f"Records that training would cut down to nothing: {report.answer_room}."]  # fmt: skip
+    if report.apart:
+        how = "by path, content and look" if report.deep else "by path"
+        lines.append(f"No two splits of a task share a picture, or a question about the same picture, compared {how}.")
     if not report.deep:
         lines.append("Images were looked for, not opened; --deep decodes them and compares them by content and look.")
     return "\n".join(lines)
