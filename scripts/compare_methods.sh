@@ -5,6 +5,7 @@
 #   bash scripts/compare_methods.sh --search [key=value …]   before it, if wanted: learning rate and strengths of every method, chosen
 #       by TRIALS=6 runs each on the validation split (hide_llava/search.py); by estimate six hours. $OUT/search.md shows every trial,
 #       and the plain command, begun after it with the same OUT, takes what was chosen
+#   SEARCH=runs/compare-methods/search   what another search chose, of another benchmark for instance, instead of $OUT/search
 #   SEEDS="0 1 2"   METHODS="lora hide-mini"   BENCHMARK=mini-ucit   OUT=runs/compare-methods   JOBS=1 (at a time, one core each)
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 BENCHMARK="${BENCHMARK:-mini-ucit}"
@@ -39,8 +40,9 @@ configuration() { # preset → the words that every run of it has, of a search t
   echo "benchmark=$BENCHMARK model=mini train=mini train.max_steps=60 eval.batch_size=50 method=$1 $words"
 }
 chosen() { # preset [its configuration's words] → the words that a finished search chose, if there is one
-  local file="$OUT/search/$1.json"
+  local file="$SEARCH/$1.json"
   shift
+  [ "$SEARCH" = "$OUT/search" ] || set --  # a search of something else has other words
   [ ! -f "$file" ] || python -c 'import json, sys
 found = json.load(open(sys.argv[1]))
 if lacking := [word for word in sys.argv[2:] if word not in found["words"]]:
@@ -55,7 +57,7 @@ run() { # seed preset [key=value …]
   # shellcheck disable=SC2086 # one word per setting, here and below
   searched=$(chosen "$preset" $words) || return
   mkdir -p "$OUT"
-  [ -z "$searched" ] || echo "$folder:" $searched "($OUT/search/$preset.json)"
+  [ -z "$searched" ] || echo "$folder:" $searched "($SEARCH/$preset.json)"
   # shellcheck disable=SC2086
   hide-llava run $words $searched seed="$seed" output="$folder" "$@" > "$folder.log" 2>&1 \
     || { echo "failed: $folder.log" >&2; return 1; }
@@ -72,7 +74,7 @@ search() { # preset [key=value …]
   tail -1 "$log"
 }
 export -f run search settings configuration chosen
-export BENCHMARK OUT TASKS TRIALS="${TRIALS:-6}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export BENCHMARK OUT TASKS SEARCH="${SEARCH:-$OUT/search}" TRIALS="${TRIALS:-6}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 METHODS="${METHODS:-zero_shot lora multitask individual replay ewc lwf l2p dualprompt olora moelora clmoe smolora same branchlora disco modalprompt sefe mrlora-mini llavac merge hide-mini keeplora eblora passmoe dgg octopus wise-ft many}"
 if [ "${1:-}" = --search ]; then
   shift

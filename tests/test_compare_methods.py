@@ -121,6 +121,11 @@ def test_what_was_chosen_is_used_and_said(call, tmp_path: Path) -> None:
     assert "learning_rate" not in noted[1] and "search" not in done.stdout.split("lora-seed0")[1]
     done, noted = call(METHODS="ewc", SEEDS="0", BENCHMARK="mini-other")
     assert done.returncode and not noted and "ewc.json is of a search without benchmark=mini-other;" in done.stderr
+    elsewhere = {"OUT": f"{tmp_path}/other", "SEARCH": f"{tmp_path}/out/search"}  # what was chosen on one benchmark, on another
+    done, noted = call(METHODS="ewc lora", SEEDS="0", BENCHMARK="mini-other", **elsewhere)
+    assert done.returncode == 0, done.stderr
+    assert f"{words} seed=0 output={tmp_path}/other/ewc-seed0" in noted[0] and "benchmark=mini-other" in noted[0]
+    assert f"ewc-seed0: {words} ({tmp_path}/out/search/ewc.json)" in done.stdout and "learning_rate" not in noted[1]
 
 
 def test_an_unknown_benchmark_needs_its_number_of_tasks(call) -> None:
