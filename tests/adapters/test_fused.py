@@ -95,7 +95,7 @@ def test_every_linear_is_as_exact_in_bf16(kind: str, build: Callable[..., Core])
     core = build(4, 4, dtype=torch.bfloat16)
     name = "e0" if kind == "trained" else "routed"
     core.concatenate("routed", ["e0", "e1"], [0, 1, 2])
-    gate = torch.rand(8 if kind == "concatenated" else 4)
+    gate = torch.rand(8 if kind == "concatenated" else 4, generator=torch.Generator().manual_seed(0))
     layers, errors = list(core.layers(name)), {}
     core.follow(Route([name], {name: gate}))
     for fused in (False, True):
@@ -137,30 +137,45 @@ def rank_map(path: str, layer: nn.Module, x: Tensor) -> Callable[[Tensor], Tenso
     return lambda u: u.tanh() + x.mean()
 
 
-GATES = {"none": None, "constant": torch.linspace(0, 1, 4), "per sample": torch.rand(3, 4), "per token": torch.rand(3, 5, 4),
+def uniform(*shape: int) -> Tensor:
+    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
+
+
+GATES = {"none": None, "constant": torch.linspace(0, 1, 4), "per sample": uniform(3, 4), "per token": uniform(3, 5, 4),
          "function of x": token_gate, "map of A x": rank_map}  # fmt: skip
 
 
 @pytest.mark.parametrize("form", GATES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_every_form_of_gate(form: str, dtype: torch.dtype, build: Callable[..., Core]) -> None:
-    """Two adapters of unequal rank, one of them gated, on a bf16 base in fp32 as they are trained; two routes in turn."""
-    core = build(4, 2, dtype=dtype)
+    """Two adapters of unequal rank, one of them gated, on a bf16 base in fp32 as they are trained; two routes in turn.
+
+    In bf16 the distance of all logits from those in fp32, against that of peft's layers: a single logit can be off by a tenth
+    with either, by how a CPU sums.
+    """
+    core, exact = build(4, 2, dtype=dtype), build(4, 2, dtype=dtype)
+    exact.llava.float()
     core.add("other", LoraSpec(rank=4))  # never active
     ids = torch.randint(3, 500, (3, 5), generator=torch.Generator().manual_seed(0))
     gates = {} if GATES[form] is None else {"e0": GATES[form]}
     routes = [Route(["e0", "e1"], gates), Route(["e1"]), Route(["e0"], gates), Route(["e0"], {"e0": torch.zeros(4)}), Route()]
-    logits: dict[bool, list[Tensor]] = {}
+
+    def answer(core: Core) -> Tensor:
+        logits = []
+        for route in (*routes, *routes):
+            core.follow(route)
+            logits.append(core.llava(input_ids=ids).logits.float())
+        return torch.stack(logits)
+
     with torch.no_grad():
-        for fused in (False, True):
-            if fused:
-                core.fuse()
-            logits[fused] = []
-            for route in (*routes, *routes):
-                core.follow(route)
-                logits[fused].append(core.llava(input_ids=ids).logits.float())
-    for wrapped, ours in zip(logits[False], logits[True]):
-        assert (wrapped - ours).abs().max() <= (1e-5 if dtype == torch.float32 else 0.1) * wrapped.abs().max()
+        right, wrapped = answer(exact), answer(core)
+        core.fuse()
+        fused = answer(core)
+    if dtype == torch.float32:
+        for theirs, ours in zip(wrapped, fused):
+            assert (theirs - ours).abs().max() <= 1e-5 * theirs.abs().max()
+    else:
+        assert (fused - right).norm() <= 1.5 * (wrapped - right).norm()
     core.unfold()
     assert not core.answering and not any(isinstance(m, FusedLinear) for m in core.llava.modules())
 

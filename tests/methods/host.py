@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -73,6 +75,17 @@ def fill(method: Method, name: str, a: Tensor, b: Tensor, path: str = LAYER) -> 
     for parameter, value in ((layer.lora_A[name].weight, a), (layer.lora_B[name].weight, b)):
         parameter.data = value.clone()
         parameter.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def folded(method: Method) -> Iterator[Tensor]:
+    """The method ready to answer; what it adds to the linear, which is taken away again bit for bit, its adapter too."""
+    weight = layer_of(method).get_base_layer().weight
+    before = weight.detach().clone()
+    method.prepare_inference()
+    yield weight.detach() - before
+    method.core.unfold()
+    assert torch.equal(weight, before) and method.merged not in method.core.names()
 
 
 def stacked(tensors: dict[str, Tensor], prefix: str) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from hide_llava.errors import UserError
 from hide_llava.methods import many
 from hide_llava.methods.base import Context, Features
 from hide_llava.methods.many import Many, solved, truncated
-from tests.methods.host import LAYER, assert_near, fill, layer_of, on_one_linear, run_linear, tasks
+from tests.methods.host import LAYER, assert_near, fill, folded, layer_of, on_one_linear, run_linear, tasks
 from tests.methods.refused import assert_refused
 
 D_IN, D_OUT, RANK, SCALE = 6, 5, 2, 1.5
@@ -45,14 +45,9 @@ def learned(data: list[list[Tensor]], **options: object) -> tuple[Many, list[Ten
 
 
 def merged(method: Many) -> Tensor:
-    """What the method adds to the linear; taken away again bit for bit."""
-    weight = layer_of(method).get_base_layer().weight
-    before = weight.detach().clone()
-    method.prepare_inference()
-    found = weight.detach() - before
-    method.core.unfold()
-    assert torch.equal(weight, before) and method.merged not in method.core.names()
-    return found.double()
+    """What the method adds to the linear, fp64."""
+    with folded(method) as found:
+        return found.double()
 
 
 def moment(records: list[Tensor]) -> Tensor:

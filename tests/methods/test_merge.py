@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hide_llava.methods.merge import COMBINATIONS, Merge
-from tests.methods.host import assert_near, fill, layer_of, on_one_linear
+from tests.methods.host import assert_near, fill, folded, on_one_linear
 from tests.methods.refused import assert_refused
 
 SHAPE, RANK, SCALE, EXPERTS = (9, 7), 2, 1.5, 3
@@ -28,13 +28,8 @@ def experts(each: float | None = None, **options: object) -> tuple[Merge, list[t
 
 def update(method: Merge) -> Tensor:
     """What the merged model adds to the linear, and that it is taken away again exactly."""
-    weight = layer_of(method).get_base_layer().weight
-    before = weight.detach().clone()
-    method.prepare_inference()
-    difference = weight.detach() - before
-    assert method.route({}, None, False).active == []
-    method.core.unfold()
-    assert torch.equal(weight, before) and method.merged not in method.core.names()
+    with folded(method) as difference:
+        assert method.route({}, None, False).active == []
     assert method.core.names() == [method.expert(i) for i in range(EXPERTS)]
     return difference
 
