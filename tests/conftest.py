@@ -79,6 +79,12 @@ def unsynced():
         yield
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """What a test draws without a generator of its own does not depend on the tests that ran before it in its process."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny world, in a folder of each file of tests."""
