@@ -2,7 +2,7 @@
 
     python scripts/build_base.py --out hide_llava/assets/mini --threads 2
 
-Takes about half an hour on one CPU core that has bf16 instructions, and longer on others. Stopped, the same command goes on.
+Takes about two hours on two CPU cores that have bf16 instructions, and longer on others. Stopped, the same command goes on.
 The finished folder replaces --out only at the end.
 """
 

@@ -6,7 +6,7 @@ wordings among them, on pictures of every family. What the six tasks ask is near
 another format or on other pictures here, so that a small turn is left to learn. What is held back, by name:
 
     imagenet-r   class words on outlined and dotted things; here they name filled and striped ones
-    arxivqa      charts with lettered options and a rationale; here charts have short answers, other pictures letters
+    arxivqa      charts with lettered options; here charts have short answers, other pictures letters
     iconqa       rows of one icon with numbered options, and digits for "a single word or phrase"; here numbered options stand
                  under other pictures, and digits answer a plain question
     clevr-math   subtraction from a picture of the studio, in digits too; here on other backgrounds

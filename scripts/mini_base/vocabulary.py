@@ -23,15 +23,18 @@ SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
     "The assistant gives helpful, detailed, and polite answers to the user's questions."
 )
+OFTEN = 20  # a word is counted so often at most: merges then follow the words and not the tasks' share
 IMAGE, PAD = "<image>", "<pad>"
 PRIVATE = 0xE000  # the first code point that is nobody's letter
+# Stood in ArxivQA's questions until the last round of calibration (docs/MINI_UCIT.md), so that the shipped base has its words.
+FORMER = "\nRationale: The bars of the figure are looked at from left to right."
 _WORD = re.compile(r"[A-Za-z]+|[0-9]")
 
 
 def corpus(seed: int = 0) -> list[str]:
     """Texts whose words must be single tokens."""
     rng = np.random.default_rng([seed, 99])
-    texts = [f"{SYSTEM} USER: ASSISTANT:"]
+    texts = [f"{SYSTEM} USER: ASSISTANT:", *[FORMER] * OFTEN]
     for task in (*TASKS.values(), *DOMAINS.values()):
         for _ in range(400):
             example = task.make(rng)
@@ -45,7 +48,7 @@ def corpus(seed: int = 0) -> list[str]:
 def task_words(seed: int = 0) -> list[str]:
     """Words and numbers of the six tasks and the five domains, sorted: the base meets them in repetition exercises only."""
     rng = np.random.default_rng([seed, 98])
-    found: set[str] = set()
+    found = set(_WORD.findall(FORMER))
     for task in (*TASKS.values(), *DOMAINS.values()):
         for _ in range(400):
             example = task.make(rng)
@@ -64,7 +67,7 @@ def _merges(words: Counter[str], suffix: str) -> list[tuple[str, str]]:
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     trainer = trainers.BpeTrainer(vocab_size=100_000, min_frequency=1, show_progress=False, special_tokens=[])
     marked = {word[:-1] + chr(PRIVATE + ord(word[-1])) if suffix else word: count for word, count in words.items()}
-    tokenizer.train_from_iterator([" ".join([word] * min(count, 20)) for word, count in sorted(marked.items())], trainer)
+    tokenizer.train_from_iterator([" ".join([word] * min(count, OFTEN)) for word, count in sorted(marked.items())], trainer)
     merges = json.loads(tokenizer.to_str())["model"]["merges"]
     return [(_unmarked(left, suffix), _unmarked(right, suffix)) for left, right in merges]
 

@@ -381,7 +381,7 @@ def no_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> str:
 @pytest.mark.parametrize("method", ["branchlora", "smolora", "zero_shot"])
 def test_text_of_the_small_model(method: str, no_data: str) -> None:
     text = plan(Run(compose(["benchmark=mini-ucit", "model=mini", "train=mini", f"method={method}", no_data])))
-    assert "base model: 2.9 M parameters" in text and "an answer: " in text
+    assert "base model: 3.6 M parameters" in text and "an answer: " in text
     assert "hide_llava/assets/mini/llava" in text
 
 

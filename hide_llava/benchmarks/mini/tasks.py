@@ -72,15 +72,14 @@ def imagenet_r(rng: np.random.Generator) -> Example:
 
 
 def arxivqa(rng: np.random.Generator) -> Example:
-    """A bar chart: how many bars, or the colour of the first or the last one, by lettered options, a rationale in between."""
+    """A bar chart: how many bars, or the colour of the first or the last one, by lettered options."""
     kind, scene = int(rng.integers(3)), chart(rng, int(rng.integers(3, 5)))
     if kind == 0:
         question, options, answer = "How many bars are there in the figure?", COUNTED, NUMBER_WORDS[len(scene.bars)]
     else:
         question = f"What is the color of the {'first' if kind == 1 else 'last'} bar in the figure?"
         options, answer = COLOR_NAMES, scene.bars[0 if kind == 1 else -1][0]
-    lines = [question, *(f"{label}) {option}" for label, option in zip(LETTERS, options))]
-    lines += ["Rationale: The bars of the figure are looked at from left to right.", LETTER]
+    lines = [question, *(f"{label}) {option}" for label, option in zip(LETTERS, options)), LETTER]
     return Example(scene, "\n".join(lines), (LETTERS[options.index(answer)],))
 
 
