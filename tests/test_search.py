@@ -22,7 +22,7 @@ from hide_llava.settings import strengths
 from tests.test_compare_methods import PRESETS, ROOT, settings
 from tests.tiny import arguments
 
-WORDS = ["benchmark=mini-ucit", "model=mini", "train=mini"]
+WORDS = ["benchmark=mini-ucit", "model=mini", "train=mini", "train.learning_rate=5e-3"]
 RATE, STRENGTH = "train.learning_rate", "method.strength"
 
 
