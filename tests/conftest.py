@@ -8,6 +8,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 import torch
 from transformers.utils import logging
@@ -15,6 +16,8 @@ from transformers.utils import logging
 from tests.tiny import write_world
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("no deadline", deadline=None)  # a busy machine is not a fault
+hypothesis.settings.load_profile("no deadline")
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 

@@ -454,8 +454,8 @@ def test_a_benchmark_written_from_its_yaml_is_sound(name: str, tmp_path: Path) -
         task.n_train, task.n_test = 8 if task.train else None, 4
     write_benchmark(config, tmp_path)
     report = check(Run(config))
-    # The writer gives MLLM-DCL's Sci the same pictures and questions in both splits, and that is found.
-    planted = {("train/test pair", "sci")} if name == "mllm-dcl" else set()
+    # The writer gives Sci the same pictures and questions in both splits, and that is found.
+    planted = {("train/test pair", "sci")} if name in ("mllm-dcl", "mini-dcl") else set()
     assert {(f.kind, f.task) for f in report.findings if f.level == "error"} == planted
     assert len(report.files) == sum((t.train is not None) + (t.val is not None) + 1
                                     for t in [*config.benchmark.tasks, *config.benchmark.general])  # fmt: skip

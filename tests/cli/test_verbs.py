@@ -253,7 +253,7 @@ def test_plan_of_several_gpus(world: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_plan_writes_the_embedded_benchmark_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = {"train": 20, "val": 2, "test": 20}
-    monkeypatch.setattr("hide_llava.benchmarks.prepare.generate", lambda root: generate(root, sizes=small))
+    monkeypatch.setattr("hide_llava.benchmarks.prepare.generate", lambda root, **named: generate(root, sizes=small, **named))
     called = call("plan", "benchmark=mini-ucit", "method=lora-mini", "limit=16", "tasks=[iconqa]", f"data_root={tmp_path}")
     assert called.code == 0 and " 16 records × " in called.out and "(16 answers)" in called.out, called.err
 

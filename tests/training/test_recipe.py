@@ -111,7 +111,7 @@ def composed(world: Path, tmp_path: Path, *more: str, method: str = "lora") -> A
     "more, expected",
     [
         ((), [(96, 3), (8, 1), (96, 1)]),  # the task's stand above the recipe's
-        (("train=mini",), [(16, 3), (8, 3), (16, 3)]),
+        (("train=mini",), [(16, 3), (8, 1), (16, 1)]),
         (("train.epochs=2",), [(96, 2), (8, 2), (96, 2)]),  # the command line stands above the task's
         (("train.global_batch_size=16",), [(16, 3), (16, 1), (16, 1)]),
         (("train=mini", "train.epochs=1", "train.global_batch_size=4", "train.per_device_batch_size=4"), [(4, 1)] * 3),
