@@ -111,6 +111,13 @@ def _checked_sizes(name: str, sizes: dict | None) -> dict[str, int]:
     return merged
 
 
+def _is_there(target: Path, manifest: dict) -> bool:
+    try:
+        return json.loads((target / "manifest.json").read_text(encoding="utf-8")) == manifest
+    except (OSError, ValueError):
+        return False
+
+
 def generate(root: Path, seed: int = 0, sizes: dict | None = None, name: str = "mini-ucit") -> None:
     """Write the benchmark `name`, one of SUITES, to `root`/name, unless the same one is there already.
 
@@ -119,11 +126,8 @@ def generate(root: Path, seed: int = 0, sizes: dict | None = None, name: str = "
     """
     suite, sizes, target = SUITES[name], _checked_sizes(name, sizes), Path(root) / name
     manifest = {"name": name, "version": VERSION, "seed": seed, "sizes": sizes}
-    try:
-        if json.loads((target / "manifest.json").read_text(encoding="utf-8")) == manifest:
-            return
-    except (OSError, ValueError):
-        pass
+    if _is_there(target, manifest):
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
     try:
@@ -135,6 +139,8 @@ def generate(root: Path, seed: int = 0, sizes: dict | None = None, name: str = "
                 looks = _split(suite, task, split, sizes[split], scratch, rng, seen, looks)
         _write_json(scratch / "manifest.json", manifest)
         scratch.chmod(0o755)  # mkdtemp makes it private
+        if _is_there(target, manifest):  # another process was quicker, and may be reading it
+            return
         if target.exists():
             shutil.rmtree(target)
         os.replace(scratch, target)
