@@ -103,7 +103,11 @@ def own_values(world: Path, tmp_path: Path) -> Path:
 
 
 def composed(world: Path, tmp_path: Path, *more: str, method: str = "lora") -> Any:
+    """`train=THREE` is the small model's recipe with three epochs."""
     words = [w for w in arguments(world, method, tmp_path / "run") if not w.startswith(("benchmark=", "train."))]
+    recipe = compose(["benchmark=mini-ucit", "model=mini", "train=mini", "method=lora"]).train.model_dump() | {"epochs": 3}
+    (tmp_path / "three.yaml").write_text(json.dumps({"train": recipe}))
+    more = tuple(word.replace("THREE", f"{tmp_path}/three.yaml") for word in more)
     return compose([f"benchmark={own_values(world, tmp_path)}", *words, *more])
 
 
@@ -111,7 +115,7 @@ def composed(world: Path, tmp_path: Path, *more: str, method: str = "lora") -> A
     "more, expected",
     [
         ((), [(96, 3), (8, 1), (96, 1)]),  # the task's stand above the recipe's
-        (("train=mini",), [(16, 3), (8, 1), (16, 1)]),
+        (("train=THREE",), [(16, 3), (8, 3), (16, 3)]),
         (("train.epochs=2",), [(96, 2), (8, 2), (96, 2)]),  # the command line stands above the task's
         (("train.global_batch_size=16",), [(16, 3), (16, 1), (16, 1)]),
         (("train=mini", "train.epochs=1", "train.global_batch_size=4", "train.per_device_batch_size=4"), [(4, 1)] * 3),
