@@ -116,12 +116,12 @@ def _refuse_twins(found: list[Method]) -> None:
 
 
 def _labels(rows: list[Row]) -> list[str]:
-    """What runs say of themselves that a reader of an order must know, by label: `partial: limit=8 (lora, hide)`."""
+    """What runs say of themselves that a reader of an order must know, by label: `lora, hide: partial: limit=8`."""
     said: dict[str, list[str]] = {}
     for row in rows:
         for label in dict.fromkeys(label for run in row.finished for label in run.labels()):
             said.setdefault(label, []).append(row.name)
-    return [f"{label} ({', '.join(names)})." for label, names in said.items()]
+    return [f"{', '.join(names)}: {label}." for label, names in said.items()]
 
 
 def _folders(runs: list[StoredRun]) -> str:
