@@ -21,7 +21,7 @@ at hand. Not known from there, so chosen here, default values included:
     scale, merged_rank   M times a factor, and only its leading singular directions; as they are: M itself
     temperature  τ; a task without a single image has w_t = 0
 M is the optimum for inputs that stay as they were measured; those of a layer change when layers below it are merged.
-With a frozen projector the language side is left alone; scripts/compare_methods.sh compares it so.
+With a frozen projector only the language side is at work; scripts/compare_methods.sh compares it so.
 G is quadratic in the width: q, k and v share one, so do gate and up, and still it is 22 GB at 7B in fp32 (32 layers of three
 matrices of 4096² and one of 11008²), in the host memory of every process, with every stage and every checkpoint. Solving
 with it takes 20 TFLOP in fp64 on the CPU, in every process and before every evaluation.
