@@ -103,11 +103,7 @@ def own_values(world: Path, tmp_path: Path) -> Path:
 
 
 def composed(world: Path, tmp_path: Path, *more: str, method: str = "lora") -> Any:
-    """`train=THREE` is the small model's recipe with three epochs."""
     words = [w for w in arguments(world, method, tmp_path / "run") if not w.startswith(("benchmark=", "train."))]
-    recipe = compose(["benchmark=mini-ucit", "model=mini", "train=mini", "method=lora"]).train.model_dump() | {"epochs": 3}
-    (tmp_path / "three.yaml").write_text(json.dumps({"train": recipe}))
-    more = tuple(word.replace("THREE", f"{tmp_path}/three.yaml") for word in more)
     return compose([f"benchmark={own_values(world, tmp_path)}", *words, *more])
 
 
@@ -115,7 +111,7 @@ def composed(world: Path, tmp_path: Path, *more: str, method: str = "lora") -> A
     "more, expected",
     [
         ((), [(96, 3), (8, 1), (96, 1)]),  # the task's stand above the recipe's
-        (("train=THREE",), [(16, 3), (8, 3), (16, 3)]),
+        (("train={folder}/three.yaml",), [(16, 3), (8, 3), (16, 3)]),
         (("train.epochs=2",), [(96, 2), (8, 2), (96, 2)]),  # the command line stands above the task's
         (("train.global_batch_size=16",), [(16, 3), (16, 1), (16, 1)]),
         (("train=mini", "train.epochs=1", "train.global_batch_size=4", "train.per_device_batch_size=4"), [(4, 1)] * 3),
@@ -124,7 +120,8 @@ def composed(world: Path, tmp_path: Path, *more: str, method: str = "lora") -> A
 def test_who_decides_on_epochs_and_batch(
     more: tuple[str, ...], expected: list, world: Path, tmp_path: Path
 ) -> None:
-    config = composed(world, tmp_path, *more)
+    (tmp_path / "three.yaml").write_text("train: {epochs: 3, global_batch_size: 16, per_device_batch_size: 16}")
+    config = composed(world, tmp_path, *(word.format(folder=tmp_path) for word in more))
     assert [Run(config).recipe(stage) for stage in Run(config).stages] == expected
     manifest = Run(config).new_manifest()
     assert [(s["global_batch"], s["epochs"]) for s in manifest["stages"]] == expected

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,6 +16,7 @@ from hide_llava.benchmarks.mini.domains import DOMAINS
 from hide_llava.benchmarks.mini.drawing import render
 from hide_llava.benchmarks.mini.tasks import TASKS, MiniTask
 from hide_llava.errors import UserError
+from hide_llava.storage import publish
 
 VERSION = 5
 SIZES = {"train": 960, "val": 100, "test": 100}
@@ -141,8 +141,6 @@ def generate(root: Path, seed: int = 0, sizes: dict | None = None, name: str = "
         scratch.chmod(0o755)  # mkdtemp makes it private
         if _is_there(target, manifest):  # another process was quicker, and may be reading it
             return
-        if target.exists():
-            shutil.rmtree(target)
-        os.replace(scratch, target)
+        publish(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
