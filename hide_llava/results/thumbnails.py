@@ -80,11 +80,12 @@ def _copy(folder: Path, source: Source) -> str:
     """The key of the copy, which is made where it is missing or old; or why there is none."""
     path, copy = source.folder / source.name, place_of(folder, source.key)
     try:
-        changed = int(embedded.stat(path).st_mtime)
+        changed = embedded.stat(path).st_mtime_ns
     except (OSError, ValueError):
         return source.key if copy.is_file() else NOT_FOUND
+    whole_seconds = changed // 10**9 * 10**9  # all that some cluster file systems keep of it
     with contextlib.suppress(OSError):
-        if int(copy.stat().st_mtime) == changed and copy.stat().st_size:
+        if copy.stat().st_mtime_ns in (changed, whole_seconds) and copy.stat().st_size:
             return source.key
     try:
         with opened(path) as image:
@@ -95,5 +96,5 @@ def _copy(folder: Path, source: Source) -> str:
         return UNREADABLE
     with complete(copy) as temporary:
         small.save(temporary, "JPEG", quality=QUALITY)
-        os.utime(temporary, (changed, changed))
+        os.utime(temporary, ns=(changed, changed))
     return source.key

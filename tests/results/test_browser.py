@@ -180,7 +180,9 @@ def test_pictures_are_small_copies(run: Path, tmp_path: Path) -> None:
     images = Run.at(run).tasks[0].question_images
     Image.new("RGB", (100, 300), "red").save(images / "a" / "0.png")
     os.utime(images / "a" / "0.png", (1, 1))
+    before = (images / "a" / "2.png").stat().st_mtime_ns
     (images / "a" / "2.png").write_bytes(b"no picture")
+    os.utime(images / "a" / "2.png", ns=(before, before + 1))  # replaced in the second in which it was made
     (images / "a" / "4.png").unlink()
     (images / "a" / "6.png").unlink()
     sixth = details[6][2][0][0]
@@ -189,6 +191,11 @@ def test_pictures_are_small_copies(run: Path, tmp_path: Path) -> None:
     assert Image.open(copies[0]).size == (53, 160)
     assert details[2][2] == [["cannot be read", "2.png"]] and details[6][2] == [["not found", "6.png"]]
     assert re.fullmatch("[0-9a-f]{32}", details[4][2][0][0])  # its picture is gone, the copy is not
+    os.utime(copies[0], (1, 1))  # a file system that keeps whole seconds
+    os.utime(images / "a" / "0.png", ns=(1, 10**9 + 5))
+    kept = copies[0].stat().st_ino
+    report(run)
+    assert copies[0].stat().st_ino == kept
 
 
 def test_as_many_pictures_as_asked_for(run: Path) -> None:
