@@ -36,7 +36,7 @@ def readable(
     runs, others, damaged, empty = [], [], [], []
     for path in named:
         if not (path / "manifest.json").is_file():
-            others.append(path.name)
+            others.append(path)
             continue
         try:
             run = read_run(path)
@@ -52,7 +52,7 @@ def readable(
             empty.append(path.name)
     if not runs and len(named) == 1:
         read_run(named[0])  # says what is wrong with it
-    parts = [f"{', '.join(others)} (no run folder)"] if others else []
+    parts = [f"{', '.join(_names(others))} (no run folder)"] if others else []
     parts += [f"{', '.join(empty)} (nothing evaluated yet)"] if empty else []
     parts += [error.rstrip(".") for error in damaged]
     sentence = f"Left out: {'; '.join(parts)}." if parts else ""
@@ -61,6 +61,14 @@ def readable(
     if not runs:
         raise UserError(f"There is nothing to compare. {sentence}")
     return runs, sentence
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """Of folders and files; of more than three files only how many, since `runs/*` has the logs beside the runs."""
+    files = [path for path in paths if path.is_file()]
+    if len(files) <= 3:
+        return [path.name for path in paths]
+    return [path.name for path in paths if path not in files] + [f"{len(files)} files"]
 
 
 def compare(runs: list[Path], baseline: Path | None = None, with_published: bool = False) -> list[View]:

@@ -334,6 +334,11 @@ def test_what_is_no_run_is_left_out(tmp_path: Path) -> None:
     assert said in called.out and "damaged/manifest.json" in called.out
     assert said in (tmp_path / "out" / "comparison.html").read_text()
     assert "| hide |" in called.out and "| lora |" in called.out
+    logs = [tmp_path / f"{name}.log" for name in "abcd"]
+    for log in logs:
+        write(log, "x")
+    called = call("compare", *runs, *logs, tmp_path / "x-sweep", "--output", tmp_path / "out")
+    assert "Left out: x-sweep, 4 files (no run folder)." in called.out
     called = call("compare", tmp_path / "x-sweep", tmp_path / "begun", "--output", tmp_path / "none")
     assert called.code == 2 and "nothing to compare. Left out: x-sweep (no run folder)" in called.err
     called = call("compare", runs[0], "--baseline", tmp_path / "x-sweep", "--output", tmp_path / "none")
