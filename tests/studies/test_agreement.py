@@ -183,6 +183,35 @@ def test_bounds_are_left_out_unless_asked_for(tmp_path: Path) -> None:
     assert last[1].found.tau.value == pytest.approx((7 - 3) / 10)  # the three the other way round, all else as published
 
 
+def test_settings_of_ones_own(tmp_path: Path) -> None:
+    """On another benchmark, where presets need no published name: the other way round, seeds of both sides are means."""
+    presets = {"lora": 10.0, "lwf": 20.0, "llavac": 30.0, "merge": 40.0, "sefe": 50.0, "individual": 60.0}
+    runs = [write_run(tmp_path / "a", preset, value + seed, seed) for preset, value in presets.items() for seed in (0, 1)]
+    for preset, value in presets.items():
+        for seed in (0, 1, 2):
+            write_run(tmp_path / "b", preset, 80 - value + seed, seed, benchmark="coin")
+    (tmp_path / "b" / "logs").mkdir()
+    found = study(runs, with_bounds=True, against=[tmp_path / "b"])
+    last, bounded = [one for one in found.elsewhere if one.quantity == "last"]
+    assert (last.protocol.title, last.protocol.benchmark) == ("coin (b)", "coin")
+    assert (last.found.n, last.found.rho.value, bounded.found.n) == (5, pytest.approx(-1), 6)
+    assert last.protocol.values["lora"]["last"] == pytest.approx(71.0)  # the mean of 70, 71 and 72
+    shown = findings(found)
+    assert any(line.startswith("coin (b), 5 methods by Last: ρ = -1.00") for line in shown.lines)
+    assert next(rows for title, _, rows in shown.tables if title.endswith("in other settings"))[0][:4] == [
+        "coin (b)", "Last", "5", "-1.00"]  # fmt: skip
+    assert "last-coin-b" in shown.figures and study(runs).elsewhere == []
+    called = call("analyze", "agreement", *runs, "--against", tmp_path / "b", "--output", tmp_path / "out")
+    assert called.code == 0 and "coin (b), 5 methods by Last" in called.out, called.err
+    values = [row for row in rows(tmp_path / "out" / "values.csv") if row["protocol"] == "coin (b)"]
+    assert {(row["preset"], float(row["published"]), float(row["ours"])) for row in values if row["quantity"] == "last"} == {
+        (preset, 81 - value, value + 0.5) for preset, value in presets.items() if preset != "individual"}  # fmt: skip
+    refused("analyze", "agreement", *runs, "--against", tmp_path, says=("no run folder lies there", "holds the runs"))
+    other = write_run(tmp_path / "b", "llavac", 1.0, 7, benchmark="coin")
+    write(other / "config.yaml", "seed: 7\nmethod: {rank: 3}\n")
+    refused("analyze", "agreement", *runs, "--against", tmp_path / "b", says=("llavac", "rank=3", "are both llavac"))
+
+
 def test_what_does_not_count_is_told(tmp_path: Path) -> None:
     runs = [write_run(tmp_path, preset, value) for preset, value in RECAP.items()]
     runs.append(write_run(tmp_path, "lora", 1.0, seed=1, done=1))

@@ -17,6 +17,11 @@ def agreement(
     bounds: Annotated[
         bool, typer.Option("--bounds", help="Each quantity once more with zero-shot, joint and individual training.")
     ] = False,
+    against: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="DIR", help="A folder that holds runs of the same presets in another setting, on another benchmark "
+                     "for instance: how far their order agrees with that of yours; may be repeated."),
+    ] = None,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Where to write.")] = Path("runs/agreement"),
 ) -> None:
     """Compare the order of methods in your runs with the orders that papers printed.
@@ -34,7 +39,7 @@ def agreement(
     from hide_llava.studies.agreement.study import study
     from hide_llava.studies.findings import publish
 
-    publish(runs[0], "agreement", findings(study(runs, bounds)), output)
+    publish(runs[0], "agreement", findings(study(runs, bounds, against or ())), output)
 
 
 STUDY = Study("agreement", agreement, "hide-llava analyze agreement runs/lora-seed0 runs/lora-seed1 runs/hide-seed0")

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 def scatter(found: AgreementStudy, agreed: Agreed, theme: Theme = LIGHT) -> Figure:
-    """One quantity of one protocol: published percent across, ours up with one standard deviation over its runs.
+    """One quantity of one protocol: its percent across, ours up with one standard deviation over its runs.
 
     Bounds, where they are among the methods, are hollow. Only the order is compared, so there is no line to lie on.
     """
-    theirs, standing = agreed.protocol.of(agreed.quantity, bounds=True), found.ours.standing_for()
+    theirs, standing = agreed.protocol.of(agreed.quantity, bounds=True), agreed.standing
     stats = {method: standing[method].stat(agreed.quantity) for method in agreed.methods}
     figure, axes = new_figure(theme, 7.6, 4.8)
     for method, own in stats.items():
@@ -33,7 +33,8 @@ def scatter(found: AgreementStudy, agreed: Agreed, theme: Theme = LIGHT) -> Figu
     runs = {own.count for own in stats.values()}
     over = f", mean ± sd of {max(runs)} runs" if max(runs) > 1 else ""
     title = by_name(agreed.quantity).title
-    axes.set_xlabel(f"{title} as published (percent): {agreed.protocol.title}", color=theme.muted, fontsize=9)
+    across = f"{title} as published (percent): " if agreed.protocol.printed else f"{title} (percent): "
+    axes.set_xlabel(across + agreed.protocol.title, color=theme.muted, fontsize=9)
     axes.set_ylabel(f"{title} on {found.ours.benchmark} (percent{over})", color=theme.muted, fontsize=9)
     axes.margins(0.12, 0.08)
     axes.grid(color=theme.grid, linewidth=0.8)

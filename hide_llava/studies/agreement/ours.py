@@ -11,7 +11,7 @@ from hide_llava.results.aggregates import aggregates
 from hide_llava.results.comparison import readable
 from hide_llava.results.grouping import Row, Stat, Table, stat, tables_of
 from hide_llava.results.run_reader import StoredRun
-from hide_llava.studies.agreement.protocols import BOUNDS
+from hide_llava.studies.agreement.protocols import BOUNDS, QUANTITIES, Protocol
 
 
 @dataclass
@@ -24,6 +24,10 @@ class Method:
 
     def __post_init__(self) -> None:
         self._values = [aggregates(run.matrix) for run in self.runs]
+
+    @property
+    def preset(self) -> str:
+        return self.runs[0].title
 
     @property
     def is_bound(self) -> bool:
@@ -62,6 +66,19 @@ class Ours:
         """{published method: ours} of those that have a published name."""
         return {one.method: one for one in self.methods if one.method is not None}
 
+    def by_preset(self) -> dict[str, Method]:
+        """{preset: ours}.
+
+        Raises:
+            UserError: two configurations of one preset.
+        """
+        found: dict[str, Method] = {}
+        for one in self.methods:
+            if one.preset in found:
+                raise UserError(f"{found[one.preset].name} and {one.name} are both {one.preset}; give the runs of one of them.")
+            found[one.preset] = one
+        return found
+
     @property
     def unmatched(self) -> list[str]:
         return [one.name for one in self.methods if one.method is None]
@@ -91,6 +108,24 @@ def methods_of(folders: list[Path], presets: dict[str, str]) -> Ours:
         raise UserError(f"None of these runs stands for a method with published numbers: {', '.join(one.name for one in found)}. "
                         f"Presets that do: {', '.join(sorted(presets))}.")  # fmt: skip
     return Ours(table.benchmark, str(runs[0].manifest.get("model")), found, notes + _labels(table.rows))
+
+
+def setting_of(folder: Path, presets: dict[str, str]) -> Protocol:
+    """The runs that lie in a folder, of one's own methods on another benchmark or with other options: the mean of each preset.
+
+    Raises:
+        UserError: no run lies there, or see `methods_of` and `Ours.by_preset`.
+    """
+    runs = sorted(file.parent for file in folder.glob("*/manifest.json"))
+    if not runs:
+        raise UserError(f"{folder}: no run folder lies there; name the folder that holds the runs of the other setting.")
+    ours = methods_of(runs, presets)
+    found = Protocol(folder.name, ours.benchmark, ours.model)
+    found.title = f"{ours.benchmark} ({folder.name})"
+    for preset, method in ours.by_preset().items():
+        means = {quantity: method.mean(quantity) for quantity in QUANTITIES}
+        found.values[preset] = {quantity: mean for quantity, mean in means.items() if mean is not None}
+    return found
 
 
 def _one_table(runs: list[StoredRun]) -> Table:

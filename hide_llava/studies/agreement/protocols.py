@@ -1,4 +1,4 @@
-"""Published tables as orders of methods: what one protocol printed of each method that this library has."""
+"""Orders of methods to compare ours with: what one protocol printed of each method that this library has."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ ORDER_ONLY = {"BWT (normaliser not stated)": "bwt"}
 class Protocol:
     """One table, or several that are printed side by side, of one benchmark and model.
 
-    title: its short name. values: method of this library → quantity → percent. printed: method → its name in the table.
-    others: names of methods that this library lacks. joined: the protocols that it puts together, and because: the reason;
-    of one table both are empty.
+    title: its short name. values: method of this library → quantity → percent. printed: method → its name in the table, empty
+    of runs of one's own. others: names of methods that this library lacks. joined: the protocols that it puts together, and
+    because: the reason; of one table both are empty.
     """
 
     name: str

@@ -31,7 +31,11 @@ def findings(found: AgreementStudy) -> Findings:
     enough = [one for one in found.agreed if not one.too_few]
     compared = [one for one in found.protocols if any(agreed.protocol is one for agreed in enough)]
     tables = [(f"Our order on {found.ours.benchmark} and published ones", HEADER, list(map(_row, enough)))] if enough else []
-    if few := _too_few(found.agreed):
+    other = [one for one in found.elsewhere if not one.too_few]
+    if other:
+        title = f"Our order on {found.ours.benchmark} and in other settings"
+        tables.append((title, ("Setting", *HEADER[1:]), list(map(_row, other))))
+    if few := _too_few([*found.agreed, *found.elsewhere]):
         tables.append((f"Fewer than {FEWEST} methods in common", ("Published in", "Methods", "Quantities"), few))
     if found.tables:
         rows = [[one.first, one.second, str(one.n), number(one.rho), number(one.tau)] for one in found.tables]
@@ -40,15 +44,15 @@ def findings(found: AgreementStudy) -> Findings:
     if compared:
         tables.append(("Where the published numbers are from", *_protocols(compared)))
     return Findings(
-        f"Orders of methods: {found.ours.benchmark} and published tables", _lines(found, enough), tables, _figures(found),
+        f"Orders of methods: {found.ours.benchmark} and published tables", _lines(found, enough, other), tables, _figures(found),
         _csv(found), found.as_json(), NOTE,
     )  # fmt: skip
 
 
-def _lines(found: AgreementStudy, enough: list[Agreed]) -> list[str]:
-    lines = [_line(one) for one in enough if one.quantity == "last"]
+def _lines(found: AgreementStudy, enough: list[Agreed], other: list[Agreed]) -> list[str]:
+    lines = [_line(one) for one in [*enough, *other] if one.quantity == "last"]
     if not enough:
-        lines.append(f"No published table has {FEWEST} methods in common with these runs.")
+        lines.insert(0, f"No published table has {FEWEST} methods in common with these runs.")
     if found.seeds:
         rhos = [one.rho for one in found.seeds]
         lines.append(f"Our own order by Last, one seed against another, {max(one.n for one in found.seeds)} methods: "
@@ -123,22 +127,23 @@ def _protocols(protocols: list[Protocol]) -> tuple[list[str], list[list[str]]]:
 
 def _figures(found: AgreementStudy) -> dict:
     """One for each protocol by Last; where bounds were asked for, with them."""
-    last = {one.protocol.title: one for one in found.agreed if one.quantity == "last" and not one.too_few}
-    return {f"last-{re.sub('[^a-z0-9]+', '-', title.lower())}": (f"Last: {title} and {found.ours.benchmark}",
+    every = [*found.agreed, *found.elsewhere]
+    last = {one.protocol.title: one for one in every if one.quantity == "last" and not one.too_few}
+    return {f"last-{re.sub('[^a-z0-9]+', '-', title.lower()).strip('-')}": (f"Last: {title} and {found.ours.benchmark}",
             lambda theme, one=one: scatter(found, one, theme)) for title, one in last.items()}  # fmt: skip
 
 
 def _csv(found: AgreementStudy) -> dict[str, tuple]:
-    agreement, standing = [], found.ours.standing_for()
-    for one in found.agreed:
+    agreement, every = [], [*found.agreed, *found.elsewhere]
+    for one in every:
         c = one.found
         parts = [] if c is None else [v for x in (c.rho, c.tau) for v in (x.value, *_limits(x), x.p)]
         agreement.append([one.protocol.title, one.protocol.benchmark, one.protocol.model, one.quantity, one.bounds,
                           len(one.methods), " ".join(one.methods), *(parts or [None] * 8),
                           *([c.orders, c.exact, c.resamples, c.dropped] if c else [None] * 4)])  # fmt: skip
-    values = [[one.protocol.title, one.quantity, method, one.protocol.values[method][one.quantity], standing[method].name,
-               *_parts(standing[method].stat(one.quantity))]
-              for one in found.agreed if not one.bounds for method in one.methods]  # fmt: skip
+    values = [[one.protocol.title, one.quantity, method, one.protocol.values[method][one.quantity], one.standing[method].name,
+               *_parts(one.standing[method].stat(one.quantity))]
+              for one in every if not one.bounds for method in one.methods]  # fmt: skip
     header, rows = _methods(found)
     return {
         "agreement": (["protocol", "benchmark", "model", "quantity", "bounds", "n", "methods", "rho", "rho_low", "rho_high",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from itertools import combinations
+from itertools import combinations, product
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from hide_llava.studies.agreement.correlation import (
     correlate,
 )
 from hide_llava.studies.agreement.measured import routed_right, weight_change
-from hide_llava.studies.agreement.ours import Method, Ours, methods_of
+from hide_llava.studies.agreement.ours import Method, Ours, methods_of, setting_of
 from hide_llava.studies.agreement.protocols import BOUNDS, QUANTITIES, Protocol, protocols
 
 
@@ -32,13 +33,14 @@ from hide_llava.studies.agreement.protocols import BOUNDS, QUANTITIES, Protocol,
 class Agreed:
     """One quantity of one protocol. methods: those that both sides have. found: None for too few, or where one side is all tied.
 
-    bounds: whether zero-shot, joint and individual training are among them.
+    standing: protocol's method → ours. bounds: whether zero-shot, joint and individual training are among them.
     """
 
     protocol: Protocol
     quantity: str
     bounds: bool
     methods: list[str]
+    standing: dict[str, Method]
     found: Correlation | None
 
     @property
@@ -78,11 +80,15 @@ class Explained:
 
 @dataclass
 class AgreementStudy:
-    """agreed: protocols by quantities, in their order. tables: pairs of published tables. seeds: pairs of our seeds."""
+    """agreed: protocols by quantities, in their order. elsewhere: the same for other settings of ours.
+
+    tables: pairs of published tables. seeds: pairs of our seeds.
+    """
 
     ours: Ours
     protocols: list[Protocol]
     agreed: list[Agreed]
+    elsewhere: list[Agreed]
     tables: list[Pair]
     seeds: list[Pair]
     methods: list[Explained]
@@ -91,7 +97,7 @@ class AgreementStudy:
     def as_json(self) -> dict[str, Any]:
         rows = [{"protocol": one.protocol.name, "benchmark": one.protocol.benchmark, "model": one.protocol.model,
                  "quantity": one.quantity, "bounds": one.bounds, "methods": one.methods, "too_few": one.too_few,
-                 "found": asdict(one.found) if one.found else None} for one in self.agreed]  # fmt: skip
+                 "found": asdict(one.found) if one.found else None} for one in [*self.agreed, *self.elsewhere]]  # fmt: skip
         return {
             "benchmark": self.ours.benchmark, "model": self.ours.model,
             "runs": {one.name: [str(run.path) for run in one.runs] for one in self.ours.methods},
@@ -103,26 +109,30 @@ class AgreementStudy:
         }  # fmt: skip
 
 
-def study(folders: list[Path], with_bounds: bool = False) -> AgreementStudy:
+def study(folders: list[Path], with_bounds: bool = False, against: Sequence[Path] = ()) -> AgreementStudy:
     """Of the runs in those folders. with_bounds: each quantity once more, with zero-shot, joint and individual training.
 
+    against: folders that hold runs of the same methods in another setting.
+
     Raises:
-        UserError: see `methods_of`.
+        UserError: see `methods_of` and `setting_of`.
     """
     known = published.load()
     ours = methods_of(folders, known.presets)
     standing = ours.standing_for()
     tables = [one for one in protocols(known) if standing.keys() & one.values.keys()]
-    agreed = [one for protocol in tables for quantity in QUANTITIES for one in _agreed(protocol, quantity, standing, with_bounds)]
-    found = AgreementStudy(ours, tables, agreed, _between_tables(tables), _between_seeds(ours.methods), [])
+    agreed = [one for protocol in tables for one in _agreed(protocol, standing, with_bounds)]
+    presets = ours.by_preset() if against else {}
+    elsewhere = [one for folder in against for one in _agreed(setting_of(folder, known.presets), presets, with_bounds)]
+    found = AgreementStudy(ours, tables, agreed, elsewhere, _between_tables(tables), _between_seeds(ours.methods), [])
     found.methods = [_explained(one, found) for one in ours.methods]
     return found
 
 
-def _agreed(protocol: Protocol, quantity: str, standing: dict[str, Method], with_bounds: bool) -> list[Agreed]:
-    """Without bounds, and once more with them where that is asked for and both sides have one; [] where nothing is shared."""
+def _agreed(protocol: Protocol, standing: dict[str, Method], with_bounds: bool) -> list[Agreed]:
+    """Each quantity without bounds, and once more with them where that is asked for and both sides have one."""
     found = []
-    for bounds in (False, True) if with_bounds else (False,):
+    for quantity, bounds in product(QUANTITIES, (False, True) if with_bounds else (False,)):
         theirs = protocol.of(quantity, bounds)
         shared = [method for method in theirs if method in standing and standing[method].scores(quantity)]
         if not shared or (bounds and not BOUNDS & set(shared)):
@@ -131,7 +141,7 @@ def _agreed(protocol: Protocol, quantity: str, standing: dict[str, Method], with
         if len(shared) >= FEWEST:
             scores = [_upward(quantity, np.array(standing[method].scores(quantity))) for method in shared]
             result = correlate(_upward(quantity, np.array([theirs[method] for method in shared])), scores)
-        found.append(Agreed(protocol, quantity, bounds, shared, result))
+        found.append(Agreed(protocol, quantity, bounds, shared, standing, result))
     return found
 
 
