@@ -270,7 +270,8 @@ def test_the_command_writes_tables_and_numbers(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(module, "_figures", lambda found: dict(list(every(found).items())[:1]))  # one figure is enough here
     called = call("analyze", "agreement", *sorted(tmp_path.glob("*-seed*")), "--bounds", "--output", tmp_path / "out")
     assert called.code == 0, called.err
-    assert "RECAP paper, ucit, 8 methods by Last: ρ = -1.00" in called.out and f"written: {tmp_path / 'out'}" in called.out
+    said = "RECAP paper, ucit, 8 methods by Last: ρ = -1.00 [-1.00, -1.00], p < 0.001; τ-b = -1.00 [-1.00, -1.00], p < 0.001."
+    assert said in called.out and f"written: {tmp_path / 'out'}" in called.out
     stored = json.loads((tmp_path / "out" / "agreement.json").read_text())
     assert stored["settings"]["test"] == "permutation, two-sided" and stored["unmatched"] == []
     table = {(row["protocol"], row["quantity"], row["bounds"]): row for row in rows(tmp_path / "out" / "agreement.csv")}

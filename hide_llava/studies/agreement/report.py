@@ -70,7 +70,11 @@ def _line(one: Agreed) -> str:
 
 
 def _coefficient(value: Coefficient) -> str:
-    return f"{number(value.value)} {interval_text(value.interval)}, p = {value.p:.3f}".replace("  ", " ")
+    return f"{number(value.value)} {interval_text(value.interval)}, p {_p(value.p, '= ')}".replace("  ", " ")
+
+
+def _p(value: float, equal: str = "") -> str:
+    return "< 0.001" if value < 0.0005 else f"{equal}{value:.3f}"
 
 
 def _with(one: Agreed) -> str:
@@ -81,7 +85,7 @@ def _row(one: Agreed) -> list[str]:
     head = [one.protocol.title + _with(one), by_name(one.quantity).title, str(len(one.methods))]
     if one.found is None:
         return [*head, "all tied", *[""] * 6]
-    both = [text for c in (one.found.rho, one.found.tau) for text in (number(c.value), interval_text(c.interval), f"{c.p:.3f}")]
+    both = [text for c in (one.found.rho, one.found.tau) for text in (number(c.value), interval_text(c.interval), _p(c.p))]
     return [*head, *both, f"{one.found.dropped} of {one.found.dropped + one.found.resamples}"]
 
 
