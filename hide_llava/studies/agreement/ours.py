@@ -120,7 +120,7 @@ def setting_of(folder: Path, presets: dict[str, str]) -> Protocol:
     if not runs:
         raise UserError(f"{folder}: no run folder lies there; name the folder that holds the runs of the other setting.")
     ours = methods_of(runs, presets)
-    found = Protocol(folder.name, ours.benchmark, ours.model)
+    found = Protocol(folder.name, ours.benchmark, ours.model, notes=ours.notes)
     found.title = f"{ours.benchmark} ({folder.name})"
     for preset, method in ours.by_preset().items():
         means = {quantity: method.mean(quantity) for quantity in QUANTITIES}

@@ -122,9 +122,10 @@ def study(folders: list[Path], with_bounds: bool = False, against: Sequence[Path
     standing = ours.standing_for()
     tables = [one for one in protocols(known) if standing.keys() & one.values.keys()]
     agreed = [one for protocol in tables for one in _agreed(protocol, standing, with_bounds)]
-    presets = ours.by_preset() if against else {}
-    elsewhere = [one for folder in against for one in _agreed(setting_of(folder, known.presets), presets, with_bounds)]
+    settings, presets = [setting_of(folder, known.presets) for folder in against], ours.by_preset() if against else {}
+    elsewhere = [one for setting in settings for one in _agreed(setting, presets, with_bounds)]
     found = AgreementStudy(ours, tables, agreed, elsewhere, _between_tables(tables), _between_seeds(ours.methods), [])
+    found.notes += [f"{one.title}: {note}" for one in settings for note in one.notes if note not in ours.notes]
     found.methods = [_explained(one, found) for one in ours.methods]
     return found
 
