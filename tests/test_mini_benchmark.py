@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ from hide_llava.backbones.llama_tokenizer import load_tokenizer
 from hide_llava.benchmarks.files import stored_tasks
 from hide_llava.benchmarks.mini import SIZES, generate
 from hide_llava.benchmarks.mini.domains import DOMAINS, FINANCE, MEDICINE
-from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, Scene, patch_labels, render
+from hide_llava.benchmarks.mini.drawing import LABEL_SIZES, patch_labels, render
 from hide_llava.benchmarks.mini.generate import SUITES
 from hide_llava.benchmarks.mini.tasks import CAPTION, CLASSES, LETTER, NUMBER_WORDS, PHRASE, TASKS
 from hide_llava.config import compose
@@ -81,18 +83,21 @@ def test_finished_folder_is_left_alone_and_a_different_one_is_replaced(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["mini-ucit"]
 
 
-def test_what_another_process_wrote_meanwhile_is_left_to_its_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("moment", [(sys.modules[generate.__module__], "render"), (os, "replace")], ids=["drawing", "naming"])
+def test_what_another_process_wrote_meanwhile_is_left_to_its_readers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: tuple
+) -> None:
     """Two runs that start together both write it; the slower one must not take it away under the quicker one's hands."""
-    sizes, drawn = {"train": 4, "val": 2, "test": 2}, []
+    sizes, call, overtaken = {"train": 4, "val": 2, "test": 2}, getattr(*moment), []
 
-    def drawing(scene: Scene, rng: np.random.Generator) -> Image.Image:
-        if not drawn:
-            drawn.append(scene)
+    def slow(*given) -> Any:
+        if not overtaken:
+            overtaken.append(True)
             generate(tmp_path, sizes=sizes)
             (tmp_path / "mini-ucit" / "marker").touch()
-        return render(scene, rng)
+        return call(*given)
 
-    monkeypatch.setattr(sys.modules[generate.__module__], "render", drawing)
+    monkeypatch.setattr(*moment, slow)
     generate(tmp_path, sizes=sizes)
     assert [path.name for path in tmp_path.iterdir()] == ["mini-ucit"] and (tmp_path / "mini-ucit" / "marker").exists()
 

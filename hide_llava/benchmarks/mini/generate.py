@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -16,7 +17,6 @@ from hide_llava.benchmarks.mini.domains import DOMAINS
 from hide_llava.benchmarks.mini.drawing import render
 from hide_llava.benchmarks.mini.tasks import TASKS, MiniTask
 from hide_llava.errors import UserError
-from hide_llava.storage import publish
 
 VERSION = 5
 SIZES = {"train": 960, "val": 100, "test": 100}
@@ -139,8 +139,12 @@ def generate(root: Path, seed: int = 0, sizes: dict | None = None, name: str = "
                 looks = _split(suite, task, split, sizes[split], scratch, rng, seen, looks)
         _write_json(scratch / "manifest.json", manifest)
         scratch.chmod(0o755)  # mkdtemp makes it private
-        if _is_there(target, manifest):  # another process was quicker, and may be reading it
-            return
-        publish(scratch, target)
+        if target.exists() and not _is_there(target, manifest):
+            shutil.rmtree(target)
+        try:
+            os.replace(scratch, target)
+        except OSError:
+            if not _is_there(target, manifest):  # else another process was quicker, and may be reading what it wrote
+                raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
