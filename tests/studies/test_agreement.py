@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shutil
 from itertools import combinations, permutations
 from pathlib import Path
 
@@ -208,6 +209,9 @@ def test_settings_of_ones_own(tmp_path: Path) -> None:
     values = [row for row in rows(tmp_path / "out" / "values.csv") if row["protocol"] == "coin (b)"]
     assert {(row["preset"], float(row["published"]), float(row["ours"])) for row in values if row["quantity"] == "last"} == {
         (preset, 81 - value, value + 0.5) for preset, value in presets.items() if preset != "individual"}  # fmt: skip
+    shutil.copytree(tmp_path / "b", tmp_path / "c" / "b")
+    both = findings(study(runs, against=[tmp_path / "b", tmp_path / "c" / "b"]))
+    assert len([name for name in both.figures if name.startswith("last-coin")]) == 2
     refused("analyze", "agreement", *runs, "--against", tmp_path, says=("no run folder lies there", "holds the runs"))
     other = write_run(tmp_path / "b", "llavac", 1.0, 7, benchmark="coin")
     write(other / "config.yaml", "seed: 7\nmethod: {rank: 3}\n")

@@ -123,6 +123,10 @@ def study(folders: list[Path], with_bounds: bool = False, against: Sequence[Path
     tables = [one for one in protocols(known) if standing.keys() & one.values.keys()]
     agreed = [one for protocol in tables for one in _agreed(protocol, standing, with_bounds)]
     settings, presets = [setting_of(folder, known.presets) for folder in against], ours.by_preset() if against else {}
+    titles = [one.title for one in settings]
+    for setting, folder in zip(settings, against, strict=True):
+        if titles.count(setting.title) > 1:  # of one name in different places: figures are called by the title
+            setting.title = f"{setting.benchmark} ({folder})"
     elsewhere = [one for setting in settings for one in _agreed(setting, presets, with_bounds)]
     found = AgreementStudy(ours, tables, agreed, elsewhere, _between_tables(tables), _between_seeds(ours.methods), [])
     found.notes += [f"{one.title}: {note}" for one in settings for note in one.notes if note not in ours.notes]
