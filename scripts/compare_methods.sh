@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Every method with the same rank per task (4), linears (all of the decoder), steps (60 of 16 records per task) and projector
 # (frozen), several seeds, and one table with scores, forgetting and costs: docs/COMPARISON.md.
-#   bash scripts/compare_methods.sh [key=value …]            about five hours on one core; run it again to go on
+#   bash scripts/compare_methods.sh [key=value …]            about eight hours of one core; run it again to go on
 #   bash scripts/compare_methods.sh --search [key=value …]   before it, if wanted: learning rate and strengths of every method, chosen
-#       by TRIALS=6 runs each on the validation split (hide_llava/search.py); by estimate ten hours. $OUT/search.md shows every trial,
+#       by TRIALS=6 runs each on the validation split (hide_llava/search.py); by estimate fourteen hours. $OUT/search.md shows every trial,
 #       and the plain command, begun after it with the same OUT, takes what was chosen
 #   SEARCH=runs/compare-methods/search   what another search chose, of another benchmark for instance, instead of $OUT/search
 #   SEEDS="0 1 2"   METHODS="lora hide-mini"   BENCHMARK=mini-ucit   OUT=runs/compare-methods   JOBS=1 (at a time, one core each)

@@ -208,6 +208,10 @@ def test_a_method_says_what_to_expect(name: str) -> None:
     assert launch.startswith("# hide-llava run ") and about and expect.startswith("# Expect")
     if "no result is known" in expect:
         return
+    if demo := re.match(r"# Expect .* what README\.md prints of the demo: Last ([\d.]+), forgetting ([\d.]+)\.", expect):
+        printed = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+        assert {("Last", demo[1]), ("Forgetting", demo[2])} <= {tuple(line.split()) for line in printed}
+        return
     last, forgetting, page = re.fullmatch(
         r"# Expect on mini-ucit: Last ([\d.]+)(?:, forgetting (-?[\d.]+))? \((docs/\w+\.md)\)\. Not run at 7B\.", expect
     ).groups()
