@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -83,12 +84,15 @@ def test_finished_folder_is_left_alone_and_a_different_one_is_replaced(tmp_path:
     assert [path.name for path in tmp_path.iterdir()] == ["mini-ucit"]
 
 
+@pytest.mark.parametrize("before", [False, True], ids=["nothing there", "another version there"])
 @pytest.mark.parametrize("moment", [(sys.modules[generate.__module__], "render"), (os, "replace")], ids=["drawing", "naming"])
 def test_what_another_process_wrote_meanwhile_is_left_to_its_readers(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: tuple
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: tuple, before: bool
 ) -> None:
     """Two runs that start together both write it; the slower one must not take it away under the quicker one's hands."""
     sizes, call, overtaken = {"train": 4, "val": 2, "test": 2}, getattr(*moment), []
+    if before:
+        generate(tmp_path, sizes=sizes, seed=1)
 
     def slow(*given) -> Any:
         if not overtaken:
@@ -98,8 +102,14 @@ def test_what_another_process_wrote_meanwhile_is_left_to_its_readers(
         return call(*given)
 
     monkeypatch.setattr(*moment, slow)
+    remove, removed = shutil.rmtree, []
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **given: removed.append(path) or remove(path, **given))
     generate(tmp_path, sizes=sizes)
-    assert [path.name for path in tmp_path.iterdir()] == ["mini-ucit"] and (tmp_path / "mini-ucit" / "marker").exists()
+    monkeypatch.undo()
+    assert [path.name for path in tmp_path.iterdir()] == ["mini-ucit"] and tmp_path / "mini-ucit" not in removed
+    generate(tmp_path, sizes=sizes)
+    marked = (tmp_path / "mini-ucit" / "marker").exists()
+    assert marked or (before and moment[1] == "replace")  # taken aside whole, and the same is in its place
 
 
 @pytest.mark.parametrize("sizes", [{"train": 0}, {"dev": 3}, {"val": "many"}])

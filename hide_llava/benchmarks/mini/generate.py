@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -130,6 +131,7 @@ def generate(root: Path, seed: int = 0, sizes: dict | None = None, name: str = "
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{name}-", dir=target.parent))
+    former = scratch.with_name(f"{scratch.name}-former")
     try:
         seen: set[str] = set()
         for number, task in enumerate(suite.tasks.values()):
@@ -139,12 +141,15 @@ def generate(root: Path, seed: int = 0, sizes: dict | None = None, name: str = "
                 looks = _split(suite, task, split, sizes[split], scratch, rng, seen, looks)
         _write_json(scratch / "manifest.json", manifest)
         scratch.chmod(0o755)  # mkdtemp makes it private
+        # Other processes may do the same at this moment: what they read is never deleted in place.
         if target.exists() and not _is_there(target, manifest):
-            shutil.rmtree(target)
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(target, former)
         try:
             os.replace(scratch, target)
         except OSError:
-            if not _is_there(target, manifest):  # else another process was quicker, and may be reading what it wrote
+            if not _is_there(target, manifest):  # else another process was quicker
                 raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(former, ignore_errors=True)
