@@ -11,8 +11,13 @@ source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
 BENCHMARK="${BENCHMARK:-mini-ucit}"
 name="$(basename "$BENCHMARK" .yaml)"
 OUT="${OUT:-runs/compare-methods$([ "$name" = mini-ucit ] || echo "-$name")}"
+COUNTED="${TASKS:-}" # by who called
 TASKS="${TASKS:-$(hide-llava ls benchmarks | awk -v name="$name" '$1 == name { print $2 }')}"
 [ -n "$TASKS" ] || { echo "error: $BENCHMARK is none of \`hide-llava ls benchmarks\`; say how many tasks it has: TASKS=…" >&2; exit 2; }
+case " $* " in *" tasks="*) [ -n "$COUNTED" ] || {
+  echo "error: mixtures, buffers and joint training are sized by the number of tasks; with tasks=[…] say it too: TASKS=2" >&2
+  exit 2
+} ;; esac
 settings() { # preset → its overrides; what is not said here is the preset's own, the published value
   local lora="method.rank=4 method.alpha=8 method.dropout=0 method.targets=all method.projector=frozen"
   local rank=$((4 * TASKS)) # of a mixture that all tasks share: theirs together
@@ -39,15 +44,26 @@ configuration() { # preset → the words that every run of it has, of a search t
   words=$(settings "$1") || return
   echo "benchmark=$BENCHMARK model=mini train=mini train.max_steps=60 eval.batch_size=50 method=$1 $words"
 }
-chosen() { # preset [its configuration's words] → the words that a finished search chose, if there is one
+chosen() { # preset [words of its run] → the words that a search of it chose
   local file="$SEARCH/$1.json"
+  if [ ! -f "$file" ]; then
+    [ -d "$SEARCH" ] || [ "$SEARCH" != "$OUT/search" ] || return 0 # nothing was searched, nor is it asked for
+    [ "$SEARCH" != "$OUT/search" ] || { echo "$1: its usual values; there is no $file" >&2; return 0; }
+    echo "error: there is no $file; SEARCH=… names a folder in which every method was searched." >&2
+    return 2
+  fi
   shift
   [ "$SEARCH" = "$OUT/search" ] || set --  # a search of something else has other words
-  [ ! -f "$file" ] || python -c 'import json, sys
-found = json.load(open(sys.argv[1]))
-if lacking := [word for word in sys.argv[2:] if word not in found["words"]]:
-    sys.exit(f"error: {sys.argv[1]} is of a search without {lacking[0]}; take another OUT, or remove the folder it lies in.")
-for key, value in (found["chosen"] or {}).items():
+  python -c 'import json, sys
+file, *words = sys.argv[1:]
+found = json.load(open(file))
+theirs = [word for word in found["words"] if word not in ("eval.split=val", "seed=0")]
+other = [word for word in theirs if word not in words] or [word for word in words if word not in theirs]
+if words and other:
+    sys.exit(f"error: {file} is of a search with other words ({other[0]} is in one of both); take another OUT, or remove the folder it lies in.")
+if found["chosen"] is None:
+    sys.exit(f"error: {file}: the search is not finished; begin it again, and it goes on.")
+for key, value in found["chosen"].items():
     print(f"{key}={json.dumps(value)}")' "$file" "$@"
 }
 run() { # seed preset [key=value …]
@@ -55,7 +71,7 @@ run() { # seed preset [key=value …]
   shift 2
   words=$(configuration "$preset") || return
   # shellcheck disable=SC2086 # one word per setting, here and below
-  searched=$(chosen "$preset" $words) || return
+  searched=$(chosen "$preset" $words "$@") || return
   mkdir -p "$OUT"
   [ -z "$searched" ] || echo "$folder:" $searched "($SEARCH/$preset.json)"
   # shellcheck disable=SC2086

@@ -110,19 +110,27 @@ def test_a_search_of_every_method_and_its_table(call, tmp_path: Path) -> None:
 def test_what_was_chosen_is_used_and_said(call, tmp_path: Path) -> None:
     common = ["benchmark=mini-ucit", "model=mini", "train=mini", "train.max_steps=60", "eval.batch_size=50"]
     values = {"train.learning_rate": 0.001667, "method.strength": 5e-05, "method.weight": None}
-    for preset, chosen in (("ewc", values), ("lora", None)):  # the latter is not finished
-        words = [*common, f"method={preset}", *settings(preset), "eval.split=val"]
-        write_search(tmp_path / "out" / "search" / f"{preset}.json", Search(preset, 2, words, [], chosen))
-    done, noted = call("method.gamma=0.5", METHODS="ewc lora", SEEDS="0")
+    file = tmp_path / "out" / "search" / "ewc.json"
+    for preset, chosen in (("ewc", values), ("lwf", None), ("zero_shot", {})):  # the second is not finished
+        words = [*common, f"method={preset}", *settings(preset), "method.gamma=0.5", "eval.split=val", "seed=0"]
+        write_search(file.with_name(f"{preset}.json"), Search(preset, 2, words, [], chosen))
+    done, noted = call("method.gamma=0.5", METHODS="ewc lora zero_shot", SEEDS="0")
     assert done.returncode == 0, done.stderr
+    assert f"lora: its usual values; there is no {file.with_name('lora.json')}" in done.stderr
     words = "train.learning_rate=0.001667 method.strength=5e-05 method.weight=null"
     assert f"method.fisher_examples=120 {words} seed=0 output={tmp_path}/out/ewc-seed0 method.gamma=0.5" in noted[0]
     assert f"ewc-seed0: {words} ({tmp_path}/out/search/ewc.json)" in done.stdout
     assert "learning_rate" not in noted[1] and "search" not in done.stdout.split("lora-seed0")[1]
-    done, noted = call(METHODS="ewc", SEEDS="0", BENCHMARK="mini-other")
-    assert done.returncode and not noted and "ewc.json is of a search without benchmark=mini-other;" in done.stderr
+    gamma, limit = "method.gamma=0.5", "eval.limit=3"
+    for given, benchmark, lacking in (([gamma], "mini-other", "benchmark=mini-ucit"), ([], "mini-ucit", gamma),
+                                      ([gamma, limit], "mini-ucit", limit)):  # fmt: skip
+        done, noted = call(*given, METHODS="ewc", SEEDS="0", BENCHMARK=benchmark)
+        assert done.returncode and not noted
+        assert f"ewc.json is of a search with other words ({lacking} is in one of both)" in done.stderr
+    done, noted = call("method.gamma=0.5", METHODS="lwf", SEEDS="0")
+    assert done.returncode and not noted and "lwf.json: the search is not finished;" in done.stderr
     elsewhere = {"OUT": f"{tmp_path}/other", "SEARCH": f"{tmp_path}/out/search"}  # what was chosen on one benchmark, on another
-    done, noted = call(METHODS="ewc lora", SEEDS="0", BENCHMARK="mini-other", **elsewhere)
+    done, noted = call(METHODS="ewc zero_shot", SEEDS="0", BENCHMARK="mini-other", **elsewhere)
     assert done.returncode == 0, done.stderr
     assert f"{words} seed=0 output={tmp_path}/other/ewc-seed0" in noted[0] and "benchmark=mini-other" in noted[0]
     assert f"ewc-seed0: {words} ({tmp_path}/out/search/ewc.json)" in done.stdout and "learning_rate" not in noted[1]
@@ -133,3 +141,7 @@ def test_an_unknown_benchmark_needs_its_number_of_tasks(call) -> None:
     assert done.returncode == 2 and not noted and "TASKS=" in done.stderr
     done, noted = call(METHODS="moelora", BENCHMARK="elsewhere.yaml", TASKS="3", SEEDS="0")
     assert done.returncode == 0 and "benchmark=elsewhere.yaml" in noted[0] and "method.experts=3" in noted[0]
+    done, noted = call("tasks=[a,b]", METHODS="moelora")
+    assert done.returncode == 2 and not noted and "TASKS=2" in done.stderr
+    done, noted = call("tasks=[a,b]", METHODS="moelora", TASKS="2", SEEDS="0")
+    assert done.returncode == 0 and "method.experts=2" in noted[0]

@@ -192,14 +192,21 @@ def test_settings_of_ones_own(tmp_path: Path) -> None:
         for seed in (0, 1, 2):
             write_run(tmp_path / "b", preset, 80 - value + seed, seed, benchmark="coin")
     (tmp_path / "b" / "logs").mkdir()
+    write_run(tmp_path / "b", "multitask-mini", 90.0, benchmark="coin")
+    write_run(tmp_path / "b", "lora-attention", 90.0, benchmark="coin")
     write_run(tmp_path / "b", "lora", 1.0, seed=3, done=1, benchmark="coin")
+    runs += [write_run(tmp_path / "a", "multitask-mini", 9.0), write_run(tmp_path / "a", "lora", 1.0, seed=3, done=1)]
     found = study(runs, with_bounds=True, against=[tmp_path / "b"])
     last, bounded = [one for one in found.elsewhere if one.quantity == "last"]
     assert (last.protocol.title, last.protocol.benchmark) == ("coin (b)", "coin")
-    assert (last.found.n, last.found.rho.value, bounded.found.n) == (5, pytest.approx(-1), 6)
+    assert (last.found.n, last.found.rho.value, bounded.found.n) == (5, pytest.approx(-1), 7)
+    assert last.protocol.bounds == ["individual", "multitask-mini"]
     assert last.protocol.values["lora"]["last"] == pytest.approx(71.0)  # the mean of 70, 71 and 72
     shown = findings(found)
-    assert "coin (b): lora-seed3 left out: not evaluated to the end." in shown.lines
+    left = "lora-seed3 left out: not evaluated to the end."
+    assert {left, f"coin (b): {left}"} <= {*shown.lines}
+    setting, rows_of = shown.data["other_settings"][0], [row for row in shown.data["agreement"] if row["title"] == "coin (b)"]
+    assert setting["name"] == str(tmp_path / "b") and len(setting["sources"]) == 20 and rows_of
     assert any(line.startswith("coin (b), 5 methods by Last: ρ = -1.00") for line in shown.lines)
     assert next(rows for title, _, rows in shown.tables if title.endswith("in other settings"))[0][:4] == [
         "coin (b)", "Last", "5", "-1.00"]  # fmt: skip

@@ -8,7 +8,6 @@ from hide_llava.results.aggregates import by_name
 from hide_llava.results.drawing import LIGHT, Theme, new_figure
 from hide_llava.results.point_labels import label_points
 from hide_llava.results.tables import number
-from hide_llava.studies.agreement.protocols import BOUNDS
 from hide_llava.studies.agreement.study import Agreed, AgreementStudy
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ def scatter(found: AgreementStudy, agreed: Agreed, theme: Theme = LIGHT) -> Figu
     stats = {method: standing[method].stat(agreed.quantity) for method in agreed.methods}
     figure, axes = new_figure(theme, 7.6, 4.8)
     for method, own in stats.items():
-        bound = method in BOUNDS
+        bound = method in agreed.protocol.bounds
         colour = theme.muted if bound else theme.series[0]
         if own.sd is not None:
             axes.errorbar(theirs[method], own.mean, own.sd, color=colour, linewidth=1, capsize=2, alpha=0.6)

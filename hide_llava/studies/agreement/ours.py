@@ -55,12 +55,13 @@ class Method:
 
 @dataclass
 class Ours:
-    """All methods of one benchmark and model. notes: what was left out, or is not the same for all, in sentences."""
+    """All methods of one benchmark and model. notes: what was left out; labels: what is not the same for all; sentences."""
 
     benchmark: str
     model: str
     methods: list[Method]
     notes: list[str] = field(default_factory=list)
+    labels: list[str] = field(default_factory=list)
 
     def standing_for(self) -> dict[str, Method]:
         """{published method: ours} of those that have a published name."""
@@ -88,8 +89,7 @@ def methods_of(folders: list[Path], presets: dict[str, str]) -> Ours:
     """The runs in those folders. presets: preset → the method that it stands for; others stand for none, whatever their name.
 
     Raises:
-        UserError: no run; runs whose scores mean different things, or of several models; two rows for one method; or no run
-            that stands for a method with published numbers.
+        UserError: no run; runs whose scores mean different things, or of several models.
     """
     runs, left_out = readable(folders)
     table = _one_table(runs)
@@ -103,15 +103,13 @@ def methods_of(folders: list[Path], presets: dict[str, str]) -> Ours:
             notes.append(f"{_folders(left)} left out: not evaluated to the end.")
         if finished:
             found.append(Method(row.name, presets.get(row.runs[0].title), finished))
-    _refuse_twins(found)
-    if not any(one.method for one in found):
-        raise UserError(f"None of these runs stands for a method with published numbers: {', '.join(one.name for one in found)}. "
-                        f"Presets that do: {', '.join(sorted(presets))}.")  # fmt: skip
-    return Ours(table.benchmark, str(runs[0].manifest.get("model")), found, notes + _labels(table.rows))
+    return Ours(table.benchmark, str(runs[0].manifest.get("model")), found, notes, _labels(table.rows))
 
 
-def setting_of(folder: Path, presets: dict[str, str]) -> Protocol:
+def setting_of(folder: Path) -> Protocol:
     """The runs that lie in a folder, of one's own methods on another benchmark or with other options: the mean of each preset.
+
+    Its name is the folder, its sources are the runs.
 
     Raises:
         UserError: no run lies there, or see `methods_of` and `Ours.by_preset`.
@@ -119,9 +117,11 @@ def setting_of(folder: Path, presets: dict[str, str]) -> Protocol:
     runs = sorted(file.parent for file in folder.glob("*/manifest.json"))
     if not runs:
         raise UserError(f"{folder}: no run folder lies there; name the folder that holds the runs of the other setting.")
-    ours = methods_of(runs, presets)
-    found = Protocol(folder.name, ours.benchmark, ours.model, notes=ours.notes)
-    found.title = f"{ours.benchmark} ({folder.name})"
+    ours = methods_of(runs, {})
+    found = Protocol(str(folder), ours.benchmark, ours.model, notes=ours.notes + ours.labels)
+    found.title = f"{ours.benchmark} ({folder.resolve().name})"
+    found.sources = [str(run.path) for method in ours.methods for run in method.runs]
+    found.bounds = [preset for preset, method in ours.by_preset().items() if method.is_bound]
     for preset, method in ours.by_preset().items():
         means = {quantity: method.mean(quantity) for quantity in QUANTITIES}
         found.values[preset] = {quantity: mean for quantity, mean in means.items() if mean is not None}
@@ -142,9 +142,14 @@ def _one_table(runs: list[StoredRun]) -> Table:
     return first
 
 
-def _refuse_twins(found: list[Method]) -> None:
-    for one in found:
-        twins = [other.name for other in found if other.method == one.method and one.method]
+def check_published(ours: Ours, presets: dict[str, str]) -> None:
+    """Raises UserError: no method of ours has published numbers, or two stand for one that has."""
+    if not any(one.method for one in ours.methods):
+        names = ", ".join(one.name for one in ours.methods)
+        raise UserError(f"None of these runs stands for a method with published numbers: {names}. "
+                        f"Presets that do: {', '.join(sorted(presets))}.")  # fmt: skip
+    for one in ours.methods:
+        twins = [other.name for other in ours.methods if other.method == one.method and one.method]
         if len(twins) > 1:
             raise UserError(f"{' and '.join(twins)} both stand for {one.method} of the published tables; give the runs of one of "
                             "them.")  # fmt: skip

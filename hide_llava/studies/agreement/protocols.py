@@ -19,15 +19,16 @@ ORDER_ONLY = {"BWT (normaliser not stated)": "bwt"}
 class Protocol:
     """One table, or several that are printed side by side, of one benchmark and model.
 
-    title: its short name. values: method of this library → quantity → percent. printed: method → its name in the table, empty
-    of runs of one's own. others: names of methods that this library lacks. joined: the protocols that it puts together, and
-    because: the reason; of one table both are empty.
+    title: its short name. values: method of this library → quantity → percent. bounds: those that learn no sequence. printed:
+    method → its name in the table, empty of runs of one's own. others: names of methods that this library lacks. joined: the
+    protocols that it puts together, and because: the reason; of one table both are empty.
     """
 
     name: str
     benchmark: str
     model: str
     values: dict[str, dict[str, float]] = field(default_factory=dict)
+    bounds: list[str] = field(default_factory=lambda: sorted(BOUNDS))
     printed: dict[str, str] = field(default_factory=dict)
     others: list[str] = field(default_factory=list)
     tables: list[str] = field(default_factory=list)
@@ -44,7 +45,7 @@ class Protocol:
     def of(self, quantity: str, bounds: bool = False) -> dict[str, float]:
         """{method: percent} of those that have the quantity, in the table's order."""
         return {method: values[quantity] for method, values in self.values.items()
-                if quantity in values and (bounds or method not in BOUNDS)}  # fmt: skip
+                if quantity in values and (bounds or method not in self.bounds)}  # fmt: skip
 
 
 def protocols(published: Published) -> list[Protocol]:

@@ -59,7 +59,7 @@ def _lines(found: AgreementStudy, enough: list[Agreed], other: list[Agreed]) -> 
                      f"ρ = {number(min(rhos))} to {number(max(rhos))}.")  # fmt: skip
     if found.ours.unmatched:
         lines.append(f"In no published table here: {', '.join(found.ours.unmatched)}.")
-    return [*lines, *found.ours.notes, *found.notes]
+    return [*lines, *found.ours.notes, *found.ours.labels, *found.notes]
 
 
 def _line(one: Agreed) -> str:

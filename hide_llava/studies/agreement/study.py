@@ -25,8 +25,8 @@ from hide_llava.studies.agreement.correlation import (
     correlate,
 )
 from hide_llava.studies.agreement.measured import routed_right, weight_change
-from hide_llava.studies.agreement.ours import Method, Ours, methods_of, setting_of
-from hide_llava.studies.agreement.protocols import BOUNDS, QUANTITIES, Protocol, protocols
+from hide_llava.studies.agreement.ours import Method, Ours, check_published, methods_of, setting_of
+from hide_llava.studies.agreement.protocols import QUANTITIES, Protocol, protocols
 
 
 @dataclass
@@ -80,13 +80,14 @@ class Explained:
 
 @dataclass
 class AgreementStudy:
-    """agreed: protocols by quantities, in their order. elsewhere: the same for other settings of ours.
+    """agreed: protocols by quantities, in their order. elsewhere: the same for `settings`, other ones of ours.
 
     tables: pairs of published tables. seeds: pairs of our seeds.
     """
 
     ours: Ours
     protocols: list[Protocol]
+    settings: list[Protocol]
     agreed: list[Agreed]
     elsewhere: list[Agreed]
     tables: list[Pair]
@@ -95,9 +96,10 @@ class AgreementStudy:
     notes: list[str] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
-        rows = [{"protocol": one.protocol.name, "benchmark": one.protocol.benchmark, "model": one.protocol.model,
-                 "quantity": one.quantity, "bounds": one.bounds, "methods": one.methods, "too_few": one.too_few,
-                 "found": asdict(one.found) if one.found else None} for one in [*self.agreed, *self.elsewhere]]  # fmt: skip
+        rows = [{"title": one.protocol.title, "protocol": one.protocol.name, "benchmark": one.protocol.benchmark,
+                 "model": one.protocol.model, "quantity": one.quantity, "bounds": one.bounds, "methods": one.methods,
+                 "too_few": one.too_few, "found": asdict(one.found) if one.found else None}
+                for one in [*self.agreed, *self.elsewhere]]  # fmt: skip
         return {
             "benchmark": self.ours.benchmark, "model": self.ours.model,
             "runs": {one.name: [str(run.path) for run in one.runs] for one in self.ours.methods},
@@ -105,7 +107,8 @@ class AgreementStudy:
                          "resamples": RESAMPLES, "level": LEVEL, "distinct_methods": DISTINCT, "fewest_methods": FEWEST},
             "agreement": rows, "published_tables": list(map(asdict, self.tables)), "seeds": list(map(asdict, self.seeds)),
             "methods": list(map(asdict, self.methods)), "protocols": list(map(asdict, self.protocols)),
-            "unmatched": self.ours.unmatched, "notes": [*self.ours.notes, *self.notes],
+            "other_settings": list(map(asdict, self.settings)), "unmatched": self.ours.unmatched,
+            "notes": [*self.ours.notes, *self.ours.labels, *self.notes],
         }  # fmt: skip
 
 
@@ -115,21 +118,22 @@ def study(folders: list[Path], with_bounds: bool = False, against: Sequence[Path
     against: folders that hold runs of the same methods in another setting.
 
     Raises:
-        UserError: see `methods_of` and `setting_of`.
+        UserError: see `methods_of`, `check_published` and `setting_of`.
     """
     known = published.load()
     ours = methods_of(folders, known.presets)
+    check_published(ours, known.presets)
     standing = ours.standing_for()
     tables = [one for one in protocols(known) if standing.keys() & one.values.keys()]
     agreed = [one for protocol in tables for one in _agreed(protocol, standing, with_bounds)]
-    settings, presets = [setting_of(folder, known.presets) for folder in against], ours.by_preset() if against else {}
+    settings, presets = [setting_of(folder) for folder in against], ours.by_preset() if against else {}
     titles = [one.title for one in settings]
     for setting, folder in zip(settings, against, strict=True):
         if titles.count(setting.title) > 1:  # of one name in different places: figures are called by the title
             setting.title = f"{setting.benchmark} ({folder})"
     elsewhere = [one for setting in settings for one in _agreed(setting, presets, with_bounds)]
-    found = AgreementStudy(ours, tables, agreed, elsewhere, _between_tables(tables), _between_seeds(ours.methods), [])
-    found.notes += [f"{one.title}: {note}" for one in settings for note in one.notes if note not in ours.notes]
+    found = AgreementStudy(ours, tables, settings, agreed, elsewhere, _between_tables(tables), _between_seeds(ours.methods), [])
+    found.notes += [f"{one.title}: {note}" for one in settings for note in one.notes if note not in ours.labels]
     found.methods = [_explained(one, found) for one in ours.methods]
     return found
 
@@ -140,7 +144,7 @@ def _agreed(protocol: Protocol, standing: dict[str, Method], with_bounds: bool) 
     for quantity, bounds in product(QUANTITIES, (False, True) if with_bounds else (False,)):
         theirs = protocol.of(quantity, bounds)
         shared = [method for method in theirs if method in standing and standing[method].scores(quantity)]
-        if not shared or (bounds and not BOUNDS & set(shared)):
+        if not shared or (bounds and not set(protocol.bounds) & set(shared)):
             continue
         result = None
         if len(shared) >= FEWEST:
