@@ -80,7 +80,9 @@ def _apart(points: float) -> str:
 
 
 def _costs(points: float) -> str:
-    return f"costs {points:.1f} points" if points >= 0.05 else f"costs nothing (it gains {-points:.1f})"
+    if abs(points) < 0.05:
+        return "costs nothing"
+    return f"costs {points:.1f} points" if points > 0 else f"costs nothing (it gains {-points:.1f})"
 
 
 def reuse_stages(trained: Path, run: Run) -> None:

@@ -10,7 +10,7 @@ rate. A trial is a whole run with seed 0, judged by Last on the validation split
 
 One option is varied at a time; the others are as in the best trial so far. What is tried of an option is first its grid: the
 usual value divided and multiplied by a step (3 for a learning rate, 10 for a strength), or candidates of its own where it has
-an upper limit. Then, if the best value is the lowest or the highest one tried, the next is one step beyond it, else halfway to
+a limit other than 0. Then, if the best value is the lowest or the highest one tried, the next is one step beyond it, else halfway to
 the better of its two neighbours, on the logarithmic scale. Between candidates of its own it is always halfway, arithmetically.
 """
 
@@ -87,9 +87,9 @@ def _check(axis: Axis, config: type[MethodConfig], name: str) -> None:
         if len({*axis.values, axis.usual} - {None}) < 2:
             raise UserError(f"{axis.key}: a search needs two candidates, has {axis.values}; name more in its Searched(…).")
         return
-    limited = [limit for one in config.model_fields[name].metadata for limit in LIMITS[2:] if hasattr(one, limit)]
-    if limited:
-        raise UserError(f"{axis.key}: a search cannot multiply a strength that has an upper limit; name its candidates: "
+    limits = {limit: getattr(one, limit) for one in config.model_fields[name].metadata for limit in LIMITS if hasattr(one, limit)}
+    if any(limit in limits for limit in LIMITS[2:]) or any(limits.get(limit, 0) > 0 for limit in LIMITS[:2]):
+        raise UserError(f"{axis.key}: a search cannot multiply a strength that has a limit other than 0; name its candidates: "
                         "Annotated[float, Searched((0.25, 0.75, 0.9))].")  # fmt: skip
     if not axis.usual or axis.usual < 0 or axis.step <= 1:
         shown = "null" if axis.usual is None else axis.usual

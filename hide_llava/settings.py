@@ -30,7 +30,7 @@ LearningRate = Annotated[T, _LEARNING_RATE]
 class Searched:
     """Marks an option as a strength of its method, which a search tries beside the usual value (hide_llava/search.py).
 
-    values: what is tried, in that order, of an option with an upper limit or without a usual value; none: the usual value
+    values: what is tried, in that order, of an option with a limit other than 0 or without a usual value; none: the usual value
     divided and multiplied by `step`.
     """
 

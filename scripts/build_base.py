@@ -1,6 +1,6 @@
 """Rebuild the small LLaVA base and its CLIP text tower from a seed.
 
-    python scripts/build_base.py --out hide_llava/assets/mini --threads 2
+    python scripts/build_base.py
 
 Takes about two hours on two CPU cores that have bf16 instructions, and longer on others. Stopped, the same command goes on.
 The finished folder replaces --out only at the end.
@@ -9,6 +9,7 @@ The finished folder replaces --out only at the end.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("hide_llava/assets/mini"), help="folder to (re)place")
     parser.add_argument("--steps", type=int, default=3000, help="language steps; sight gets a third, words a sixth as many more")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=min(2, os.cpu_count() or 1), help="of the CPU (default %(default)s)")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     scratch = args.out.parent / f".{args.out.name}-seed{args.seed}-steps{args.steps}"  # what a stopped call left

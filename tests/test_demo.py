@@ -31,6 +31,8 @@ def test_three_sentences_with_the_measured_numbers() -> None:
     assert "ends at 70.0, 10.0 points above one LoRA" in third and third.endswith("ends at 75.0, so fusing costs 5.0 points.")
     *_, third = findings(runs | {"hide": ended(50.0), "hide-expand_all": ended(48.0)})
     assert "10.0 points below one LoRA" in third and "fusing costs nothing (it gains 2.0)" in third
+    for routed in (50.0, 50.04, 49.97):
+        assert findings(runs | {"hide": ended(50.0), "hide-expand_all": ended(routed)})[2].endswith("so fusing costs nothing.")
 
 
 def test_an_unfinished_run_has_no_findings() -> None:

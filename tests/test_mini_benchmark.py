@@ -208,7 +208,7 @@ def test_patch_labels_stay_in_range() -> None:
 def test_the_mixture_is_near_the_tasks_and_holds_none_of_them() -> None:
     """What a task asks comes there in another format or on other pictures: a small turn is left to learn."""
     rng, words = np.random.default_rng(0), task_words()
-    formats = set()
+    formats, numbered = set(), []
     for _ in range(4000):
         sample = draw(rng, words, 2)
         for question, answer, family in sample.turns:
@@ -220,11 +220,15 @@ def test_the_mixture_is_near_the_tasks_and_holds_none_of_them() -> None:
             assert not (family == "subtract" and sample.scene.background == "studio")  # CLEVR-Math
             if sample.scene.things and sample.scene.things[0].fill in ("outlined", "dotted"):
                 assert answer not in CLASSES.values()  # ImageNet-R
+            if "\n0. " in question and sample.scene.things:
+                kinds = {(thing.shape, thing.color, thing.fill) for thing in sample.scene.things}
+                numbered.append(len(kinds) == 1 < len(sample.scene.things))
             if PHRASE in question:
                 assert not answer.isdigit()  # IconQA's blanks, CLEVR-Math
             if CAPTION in question:
                 assert "background" in answer  # VizWiz, Flickr30k
     assert formats == {PHRASE, LETTER, CAPTION, "There are _"}
+    assert len(numbered) > 500 and 0 < sum(numbered) / len(numbered) < 0.1  # IconQA: rows of one icon, as often as chance has it
 
 
 @pytest.fixture(scope="module")

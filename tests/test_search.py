@@ -212,12 +212,14 @@ class Mine(SequentialLora):
 @pytest.mark.parametrize(
     "field, word, says",
     [
-        ("Strength[float] = Field(0.5, ge=0, le=1)", "", r"method\.hold: .* upper limit; name its candidates"),
+        ("Strength[float] = Field(0.5, ge=0, le=1)", "", r"method\.hold: .* limit other than 0; name its candidates"),
+        ("Strength[float] = Field(5.0, ge=0.1)", "", r"method\.hold: .* limit other than 0; name its candidates"),
         ("Strength[float] = Field(0.5, ge=0)", "method.hold=0", r"method\.hold=0\.0: .* give it a value above 0"),
         ("Strength[float | None] = Field(None, ge=0)", "", r"method\.hold=null: .* give it a value above 0"),
         ("Annotated[float, Searched((0.2, 1.5))] = Field(0.5, ge=0, le=1)", "", r"method\.hold=1\.5: must be in \[0, 1\]"),
         ("Annotated[float | None, Searched((0.2,))] = Field(None, ge=0, le=1)", "", r"method\.hold: .* needs two candidates"),
-        ("Strength[int] = Field(5, ge=1)", "", r"method\.hold=0\.5: expected a whole number"),
+        ("Strength[int] = Field(5, ge=1)", "", r"method\.hold: .* limit other than 0; name its candidates"),
+        ("Strength[int] = Field(5, ge=0)", "", r"method\.hold=0\.5: expected a whole number"),
     ],
 )
 def test_a_strength_that_cannot_be_searched_is_refused(

@@ -158,7 +158,7 @@ def _plan(run: Run, pace: Pace) -> str:
 def stage_line(run: Run, stage: Stage, counts: list[int | None], stated: bool, cost: Cost, answers: int | None) -> str:
     """Records, batches and steps of a stage, and what is asked after it. counts: records of the stages up to it."""
     batch, epochs = run.batches(stage)
-    known = None not in counts
+    known = None not in counts or (counts[-1] is not None and not any(one.per == "epoch" for one in cost.passes))
     added = cost.added(counts) if known else 0
     steps = batch.steps(counts[-1] + added, epochs, run.train.max_steps) if known else "?"
     words = f"{'?' if counts[-1] is None else counts[-1]:>7} records" + (f" and {added} that the method adds" if added else "")

@@ -2,7 +2,7 @@
 
 A[t][j] is the score (percent) on task j after stage t, of T tasks learned in T stages; Z[j] the zero-shot score of task
 j, M[j] the score of a model trained on all tasks at once. A number that needs a missing cell is None: never zero, never
-a mean over what happens to be there. `aggregate_reasons` says what is missing.
+a mean over what happens to be there. `reason` says what is missing.
 
 Definitions and names: docs/METRICS.md, Aggregates; GEM = Lopez-Paz and Ranzato 2017 (arXiv 1706.08840); RWalk = Chaudhry et
 al. 2018 (arXiv 1801.10112).

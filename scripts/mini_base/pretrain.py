@@ -8,7 +8,7 @@ another format or on other pictures here, so that a small turn is left to learn.
     imagenet-r   class words on outlined and dotted things; here they name filled and striped ones
     arxivqa      charts with lettered options; here charts have short answers, other pictures letters
     iconqa       rows of one icon with numbered options, and digits for "a single word or phrase"; here numbered options stand
-                 under other pictures, and digits answer a plain question
+                 under other pictures (8 % are drawn under several things of one kind), and digits answer a plain question
     clevr-math   subtraction from a picture of the studio, in digits too; here on other backgrounds
     vizwiz, flickr30k   people's words and everyday names for UCIT's prompt; here that prompt has a plain caption, and people's
                  words answer other prompts

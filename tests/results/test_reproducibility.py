@@ -38,7 +38,7 @@ def test_every_preset_has_a_row_and_every_benchmark_a_column() -> None:
     assert all(set(row[1:-1]) <= set(MARKS) and len(row) == len(columns()) + 2 for row in rows)
     benchmarks = [name for row in table("column") for name in named(row[1])]
     beside = named(re.search(r"^On (.*) no preset was run", PAGE, re.MULTILINE)[1])
-    assert sorted([*benchmarks, *beside, "mini-ucit"]) == names("benchmark")
+    assert sorted([*benchmarks, *beside, "mini-ucit", "mini-dcl"]) == names("benchmark")
     assert [row[0] for row in table("column")] == columns()[1:]
     assert not [row for row in rows if set(row[2:-1]) - {"not run", "–"}]  # nothing was run at 7B
 
@@ -54,6 +54,10 @@ def test_what_was_run_is_on_the_pages_of_results() -> None:
     compared["lora-mini"] = "one run"  # README prints the demo
     marked = {named(row[0])[0]: row[1] for row in table("preset") if row[1] in ("three seeds", "one run")}
     assert marked == compared
+    other = (DOCS / "COMPARISON.md").read_text(encoding="utf-8").split("## mini-DCL")[1].split("\n## ")[0]
+    rows = re.findall(r"^\| ([\w-]+) \|.* ± ", other, re.MULTILINE)
+    assert sorted(rows) == sorted(marked.keys() - {"lora-mini"})
+    assert "On `mini-dcl` every preset that has three seeds above" in PAGE
 
 
 def test_the_commands_compose_and_are_about_their_row() -> None:

@@ -146,6 +146,9 @@ def test_steps_of_what_a_method_adds_to_a_task() -> None:
     run, work = Run(compose(words)), Work(SHAPE, at_7b("octopus-ucit"), 6)
     line = stage_line(run, run.stages[1], [500, 24000], False, work.sizes.cost, None)
     assert "24000 records and 9600 that the method adds × 1 epoch(s)" in line and ": 525 steps;" in line
+    assert ": ? steps;" in stage_line(run, run.stages[1], [None, 24000], False, work.sizes.cost, None)
+    other = stage_line(run, run.stages[1], [None, 24000], False, at_7b("lora").cost, None)  # adds nothing to a task
+    assert "  24000 records × 1 epoch(s)" in other and ": 375 steps;" in other
     flops, seen = stage_work(run, work, [500, 24000], 1)
     look = work.sizes.cost.passes[1]
     assert seen == 33_600 and look.records([500, 24000, 300]) == 2 * 256

@@ -84,7 +84,8 @@ def study(folder: Path, number: int | None, samples: int, with_curve: bool) -> R
     )  # fmt: skip
     if found.overall.routed is None:
         found.notes.append("The experts of this run belong to no task of their own, so no routing is right or wrong.")
-    if found.oracle is None and {"router", "routing"} & run.config.get("method", {}).keys():
+    chosen_by = [run.config.get("method", {}).get(key) for key in ("router", "routing")]
+    if found.oracle is None and any(chosen_by) and "oracle" not in chosen_by:
         found.notes.append(f"No gap to the oracle: `hide-llava eval {folder} method.router=oracle` was not run.")
     try:
         known = stored_tasks(run.config)
