@@ -10,8 +10,9 @@ rate. A trial is a whole run with seed 0, judged by Last on the validation split
 
 One option is varied at a time; the others are as in the best trial so far. What is tried of an option is first its grid: the
 usual value divided and multiplied by a step (3 for a learning rate, 10 for a strength), or candidates of its own where it has
-a limit other than 0. Then, if the best value is the lowest or the highest one tried, the next is one step beyond it, else halfway to
-the better of its two neighbours, on the logarithmic scale. Between candidates of its own it is always halfway, arithmetically.
+a limit other than 0. Then, if the best value is the lowest or the highest one tried, the next is one step beyond it, else
+halfway to the better of its two neighbours, on the logarithmic scale. Between candidates of its own it is always halfway,
+arithmetically.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ then the aggregates under names that cannot be confused. Empty cells stay empty.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -117,12 +118,17 @@ def markdown(run: StoredRun) -> str:
 
 
 def markdown_table(header: list[str], rows: list[list[str]], align: str = "") -> list[str]:
-    """Lines of a Markdown table; `align` holds l or r per column, by default all but the first are numbers."""
-    align = align or "l" + "r" * (len(header) - 1)
+    """Lines of a Markdown table; `align` holds l or r per column, by default r for all but the first and columns of words."""
+    align = align or "l" + "".join(map(_side, list(zip(*rows))[1:] or [()] * (len(header) - 1)))
     escaped = [[" ".join(cell.split("\n")).replace("|", "\\|") for cell in row] for row in [header, *rows]]
     lines = ["| " + " | ".join(row) + " |" for row in escaped]
     lines.insert(1, "|" + "|".join("---" if a == "l" else "---:" for a in align) + "|")
     return lines
+
+
+def _side(cells: Sequence[str]) -> str:
+    """r for a column that has a number, or nothing at all."""
+    return "r" if any(re.match(r"\W*\d", cell) for cell in cells) or not any(cells) else "l"
 
 
 def csv_lines(rows: Sequence[Sequence[object]]) -> str:

@@ -23,7 +23,7 @@ from hide_llava.results.comparison import write_comparison
 from hide_llava.results.report import write_report
 from hide_llava.results.run_reader import read_run
 from hide_llava.results.sections import read_sections, write_section
-from hide_llava.results.tables import format_matrix, latex, markdown
+from hide_llava.results.tables import format_matrix, latex, markdown, markdown_table
 from hide_llava.storage import sha256
 from hide_llava.training.run import Run as Resolved
 
@@ -371,3 +371,9 @@ def test_no_run_folder(tmp_path: Path, content, message) -> None:
         write(tmp_path / "manifest.json", content)
     with pytest.raises(UserError, match=message):
         read_run(tmp_path)
+
+
+def test_columns_of_words_are_on_the_left() -> None:
+    rows = [["a", "12.0 ± 1", "b, c", "", "< 0.1"], ["d", "", "", "", "[-0.3, 0.2]"]]
+    assert markdown_table(list("vwxyz"), rows)[1] == "|---|---:|---|---:|---:|"
+    assert markdown_table(list("vw"), [])[1] == "|---|---:|" and markdown_table(list("vw"), rows, "rl")[1] == "|---:|---|"
