@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -35,7 +34,7 @@ def demo(output: Path, seed: int = 0) -> None:
         words = [*words, "benchmark=mini-ucit", "model=mini", "train=mini", f"seed={seed}", f"output={folder}"]
         config = compose(words)
         if name.startswith(TRAINED_ONCE) and name != TRAINED_ONCE:
-            reuse_stages(output / TRAINED_ONCE, Run(config))
+            pipeline.reuse_stages(output / TRAINED_ONCE, Run(config))
         pipeline.run(config)
         folders.append(folder)
     matrices = {folder.name: read_run(folder).matrix for folder in folders}
@@ -83,12 +82,3 @@ def _costs(points: float) -> str:
     if abs(points) < 0.05:
         return "costs nothing"
     return f"costs {points:.1f} points" if points > 0 else f"costs nothing (it gains {-points:.1f})"
-
-
-def reuse_stages(trained: Path, run: Run) -> None:
-    """Give a new run the trained stages of another one that differs from it at inference only."""
-    stages = run.open().path / "stages"
-    if not stages.exists():
-        temporary = stages.with_name(".stages.tmp")
-        shutil.copytree(trained / "stages", temporary, dirs_exist_ok=True)
-        temporary.rename(stages)

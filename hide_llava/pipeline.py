@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import shutil
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -263,3 +264,15 @@ def run(
         if pipeline.scored:
             say(f"{pipeline.scored} of {pipeline.cells} cells were scored already, and are kept")
         return {"run": work.folder.path, "report": pipeline.report() if report else None}
+
+
+def reuse_stages(trained: Path, run: Run) -> None:
+    """Give a new run the trained stages of another one, whose folder is `trained` and which differs from it at inference only.
+
+    Where that has none any more, or the run has begun on its own, it stays as it is and trains what it lacks.
+    """
+    stages = run.open().path / "stages"
+    if not stages.exists() and (trained / "stages").is_dir():
+        temporary = stages.with_name(".stages.tmp")
+        shutil.copytree(trained / "stages", temporary, dirs_exist_ok=True)
+        temporary.rename(stages)

@@ -12,7 +12,8 @@ One option is varied at a time; the others are as in the best trial so far. What
 usual value divided and multiplied by a step (3 for a learning rate, 10 for a strength), or candidates of its own where it has
 a limit other than 0. Then, if the best value is the lowest or the highest one tried, the next is one step beyond it, else
 halfway to the better of its two neighbours, on the logarithmic scale. Between candidates of its own it is always halfway,
-arithmetically.
+arithmetically. A trial that differs from an earlier one in nothing but options that act at inference takes over what that one
+trained.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from hide_llava.methods.registry import method_class, method_config
 from hide_llava.results.aggregates import last
 from hide_llava.results.run_reader import read_run
 from hide_llava.results.searches import Search, Trial, Values, best, read_search, words_of, write_search
-from hide_llava.settings import LIMITS, MethodConfig, learning_rates, strengths
+from hide_llava.settings import LIMITS, MethodConfig, inference_options, learning_rates, strengths
 from hide_llava.training.memory import reclaim
+from hide_llava.training.run import Run
 
 TRIALS = 6
 RATES = 3  # of the trials go to the learning rate first, if there are as many
@@ -159,7 +161,8 @@ def search(words: list[str], folder: Path, trials: int = TRIALS) -> Search:
                         f"{folder / method}, or search in another folder.")  # fmt: skip
     while (values := following(axes, found.trials, found.tried)) is not None:
         pipeline.say(f"=== {method}, trial {len(found.tried) + 1} of {found.trials}: {' '.join(words_of(values))}")
-        found.tried.append(run_trial(fixed, values, folder / method))
+        same = trained_alike(fixed, values, found.tried)
+        found.tried.append(run_trial(fixed, values, folder / method, same))
         write_search(file, found)
     top = best(found.tried)
     if axes and top is None:
@@ -169,15 +172,35 @@ def search(words: list[str], folder: Path, trials: int = TRIALS) -> Search:
     return found
 
 
-def run_trial(words: list[str], values: Values, folder: Path) -> Trial:
+def trained_alike(words: list[str], values: Values, tried: list[Trial]) -> Values | None:
+    """The values of an earlier trial that was trained as one with `values` would be."""
+    options = inference_options(method_class(compose(words).method["name"]).Config)
+
+    def training(values: Values) -> Values:
+        return {key: value for key, value in values.items() if key.removeprefix("method.") not in options}
+
+    return next((t.values for t in tried if t.last is not None and training(t.values) == training(values)), None)
+
+
+def place_of(values: Values, folder: Path) -> Path:
+    """The run folder of a trial."""
+    return folder / "-".join(f"{key.rpartition('.')[2]}-{'null' if v is None else f'{v:g}'}" for key, v in values.items())
+
+
+def run_trial(words: list[str], values: Values, folder: Path, same: Values | None = None) -> Trial:
     """Run one trial, or what is left of it, in a folder that is named after its values.
+
+    same: of an earlier trial whose training is this one's.
 
     Raises:
         UserError: whatever stops a run but divergence, or a benchmark whose runs have no Last.
     """
-    place = folder / "-".join(f"{key.rpartition('.')[2]}-{'null' if v is None else f'{v:g}'}" for key, v in values.items())
+    place = place_of(values, folder)
+    config = compose([*words, *words_of(values), f"output={place}"])
     try:
-        pipeline.run(compose([*words, *words_of(values), f"output={place}"]), report=False, stages="last")
+        if same is not None:
+            pipeline.reuse_stages(place_of(same, folder), Run(config))
+        pipeline.run(config, report=False, stages="last")
     except (Diverged, torch.linalg.LinAlgError) as error:  # torch refuses to decompose what is not finite
         pipeline.say(f"diverged: {error}")
         return Trial(values, None, str(error))

@@ -109,7 +109,7 @@ def test_one_thing_is_varied_at_a_time() -> None:
 @pytest.fixture
 def runs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Runs that train nothing. score: of a configuration, or the error that it ends with; begun: the configurations."""
-    made, scores = SimpleNamespace(begun=[], score=lambda config: 1.0), {}
+    made, scores = SimpleNamespace(begun=[], reused=[], score=lambda config: 1.0), {}
 
     def run(config: RunConfig, *, report: bool, stages: str) -> None:
         assert not report and stages == "last" and (config.eval.split, config.seed) == ("val", 0)
@@ -117,6 +117,7 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         scores[config.run_folder()] = made.score(config)
 
     monkeypatch.setattr(pipeline, "run", run)
+    monkeypatch.setattr(pipeline, "reuse_stages", lambda trained, run: made.reused.append((trained.name, run.folder.path.name)))
     monkeypatch.setattr(search, "read_run", lambda folder: SimpleNamespace(matrix=scores[folder]))
     monkeypatch.setattr(search, "last", lambda matrix: matrix)
     return made
@@ -148,6 +149,17 @@ def test_usual_values_win_where_nothing_is_better(runs: SimpleNamespace, tmp_pat
     assert runs.begun[0].method["weight"] is None and runs.begun[3].method["weight"] == 0.3
     assert {config.method["alpha"] for config in runs.begun} == {8.0}
     assert search.search([*WORDS, "method=zero_shot"], tmp_path).chosen == {} and len(runs.begun) == 4
+
+
+def test_what_acts_at_inference_alone_is_not_trained_again(runs: SimpleNamespace, tmp_path: Path) -> None:
+    runs.score = lambda config: 50 - 100 * abs(config.train.learning_rate - 0.015)
+    search.search([*WORDS, "method=merge"], tmp_path)
+    usual = "learning_rate-0.015-weight-null"
+    assert runs.reused == [(usual, f"learning_rate-0.015-weight-{weight}") for weight in (0.3, 0.5, 1)]
+    runs.reused.clear()
+    search.search([*WORDS, "method=ewc"], tmp_path)  # whose strength is of the training
+    search.search([*WORDS, "method=lora"], tmp_path)
+    assert not runs.reused
 
 
 def test_a_search_goes_on_where_it_was_stopped(runs: SimpleNamespace, tmp_path: Path) -> None:
@@ -299,14 +311,18 @@ def test_a_search_of_two_trials(world: Path, tmp_path: Path) -> None:
     (world / "val.yaml").write_text(json.dumps(tree))
     words = arguments(world, "wise-ft", tmp_path, "train.max_steps=1", "tasks=[task0,task1]")
     words = [f"benchmark={world}/val.yaml", *(word for word in words if not word.startswith(("output=", "benchmark=")))]
-    found = search.search(words, tmp_path / "search", 2)
-    assert [trial.values[RATE] for trial in found.tried] == [0.005, 0.001667]
+    found = search.search(words, tmp_path / "search", 4)
+    assert [trial.values[RATE] for trial in found.tried[:3]] == [0.005, 0.001667, 0.015]
     cells = sorted((tmp_path / "search").glob("wise-ft/*/eval/*/*/score.json"))
-    assert {json.loads(cell.read_text())["split"] for cell in cells} == {"val"} and len(cells) == 2 * 2
+    assert {json.loads(cell.read_text())["split"] for cell in cells} == {"val"} and len(cells) == 4 * 2
     for trial, folder in zip(found.tried, ("learning_rate-0.005-mix-0.5", "learning_rate-0.001667-mix-0.5")):
         run = read_run(tmp_path / "search" / "wise-ft" / folder)
         assert run.last_alone and sum(cell.score for cell in run.cells.values()) / 2 == trial.last
     assert found.chosen in [trial.values for trial in found.tried]
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
-    assert search.search(words, tmp_path / "search", 2) == found
+    rate = found.tried[3].values[RATE]  # the fourth trial has another mix, which acts at inference, and no training of its own
+    found_at = [tmp_path / "search" / "wise-ft" / f"learning_rate-{rate:g}-mix-{mix}" / "stages" for mix in (0.25, 0.5)]
+    (ours,), (theirs,) = [list(stages.glob("02*/method.safetensors")) for stages in found_at]
+    assert ours.read_bytes() == theirs.read_bytes() and before[ours] == before[theirs]
+    assert search.search(words, tmp_path / "search", 4) == found
     assert before and before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.safetensors")}
