@@ -32,6 +32,16 @@ def all_reduce(*tensors: Tensor) -> None:
             torch.distributed.all_reduce(tensor)
 
 
+def least(number: int, device: torch.device | str) -> int:
+    """The smallest of the numbers that the processes have. device: the model's."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        nccl = torch.distributed.get_backend() == "nccl"
+        found = torch.tensor([number], device=device if nccl else "cpu")
+        torch.distributed.all_reduce(found, torch.distributed.ReduceOp.MIN)
+        return int(found)
+    return number
+
+
 def from_main(*tensors: Tensor) -> None:
     """Give every process the main one's values, in place."""
     for tensor in tensors:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from hide_llava.distributed import all_reduce, is_main
+from hide_llava.distributed import all_reduce, from_main, is_main
 
 
 class Anchors:
@@ -77,7 +77,10 @@ class ReferenceAnchors(Anchors):
         return self.sums[task].float()
 
     def reduced(self, task: int) -> tuple[Tensor, Tensor]:
-        return self.sums[task], self.counts[task]  # every rank keeps its own; rank 0's is saved
+        """Each process has a mean of its own while a task trains; what is stored and answers is the main one's, as published."""
+        total, count = self.sums[task].clone(), self.counts[task].clone()
+        from_main(total, count)
+        return total, count
 
     def load(self, state: dict[str, Tensor], device: torch.device | str, gathering: int | None = None) -> None:
         """Every process goes on from what is stored: there is no total."""

@@ -139,7 +139,7 @@ class FusedLinear(nn.Module):
             if y.dtype == ranks.dtype == b.dtype:
                 y.view(-1, y.shape[-1]).addmm_(ranks.reshape(-1, ranks.shape[-1]), b, alpha=scale)
             else:
-                y.add_(ranks @ b, alpha=scale)
+                y.add_(ranks @ b.to(ranks.dtype), alpha=scale)
         return y
 
 

@@ -20,7 +20,7 @@ from torch.utils.data import Subset
 from hide_llava.adapters.core import Core
 from hide_llava.adapters.fused import source
 from hide_llava.adapters.probe import without_dropout
-from hide_llava.distributed import all_reduce, ranks
+from hide_llava.distributed import all_reduce, least, ranks
 from hide_llava.precision import full_precision
 
 Take = Callable[[str, Tensor], None]
@@ -92,7 +92,8 @@ def _groups(core: Core, adapter: str, shape: Callable[[LoraLayer], tuple[int, in
     for path, index, layer in core.layers(adapter):
         lots.setdefault(index, []).append((path, layer))
     sizes = [sum(4 * a * b for a, b in (shape(layer) for _, layer in lot)) for lot in lots.values()]
-    at_once = max(1, int(min(len(sizes), _room(core.llava.device) / max(sizes))))
+    device = core.llava.device
+    at_once = least(max(1, int(min(len(sizes), _room(device) / max(sizes)))), device)  # the lots are summed over processes
     names = [[path for path, _ in lot] for lot in lots.values()]
     for start in range(0, len(names), at_once):
         yield [path for lot in names[start : start + at_once] for path in lot]

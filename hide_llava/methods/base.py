@@ -80,7 +80,7 @@ class Method:
     oracle: bool = False  # True: uses the task id at inference, and is labelled so everywhere; see `is_oracle`
     trains: bool = True  # False: evaluation only
     labels: tuple[str, ...] = ()  # what must stand beside every number of it, e.g. that it is a reconstruction
-    reads_parameters: bool = False  # True: `loss` or `route` reads trained parameters by value; ZeRO-3 is refused
+    reads_parameters: bool = False  # True: `loss`, `route` or `state` reads an expert's parameters by value; ZeRO-3 is refused
     reads_logits: bool = False  # True: `loss` reads `output.logits`; so is a `loss` taken whose class does not say (below)
 
     class Config(MethodConfig):

@@ -34,6 +34,7 @@ from hide_llava.methods.residual import ResidualExperts
 @register
 class KeepLora(ResidualExperts):
     name = "keeplora"
+    reads_parameters = True  # the frozen A, to store it
 
     class Config(ResidualExperts.Config):
         rank: int = Field(32, ge=1)

@@ -197,7 +197,8 @@ def fit(
     """Train a few parameters on a small set, outside the Trainer: minimise `loss(places)`, a mean over samples of `count`,
     with AdamW and a cosine schedule to 0.
 
-    Every process takes its share of each batch. The parameters end frozen, as they began.
+    Every process takes its share of each batch, one sample after another, so that the activations of one are kept. The
+    parameters end frozen, as they began.
     """
     rank, world = ranks()
     generator = torch.Generator().manual_seed(seed)
@@ -208,11 +209,10 @@ def fit(
         parameter.requires_grad_(True)
     for _ in range(epochs):
         for places in torch.randperm(count, generator=generator).split(batch_size):
-            mine = places[rank::world].tolist()
-            if mine:
-                gradients = torch.autograd.grad(loss(mine) * (len(mine) / len(places)), parameters)
-            else:
-                gradients = [torch.zeros_like(p) for p in parameters]
+            gradients = [torch.zeros_like(p) for p in parameters]
+            for place in places[rank::world].tolist():
+                for total, gradient in zip(gradients, torch.autograd.grad(loss([place]) / len(places), parameters)):
+                    total += gradient
             all_reduce(*gradients)
             for parameter, gradient in zip(parameters, gradients):
                 parameter.grad = gradient

@@ -71,12 +71,15 @@ class ResidualExperts(SummedExperts):
         layers = self.linears()
         seeds = {path: self.config.seed + place for place, path in enumerate(layers)}
 
+        found: dict[str, tuple[Tensor, Tensor]] = {}
+
         def take(path: str, gradient: Tensor) -> None:
             seed = seeds[path] if self.config.decomposition == "randomised" else None
-            left, right = leading(outside(gradient.T, self.basis(path, layers[path])), self.config.rank, seed)
-            self.begin(path, layers[path], left, right)
+            found[path] = leading(outside(gradient.T, self.basis(path, layers[path])), self.config.rank, seed)
 
         self.look(weight_gradients, context, take)
+        for path, (left, right) in found.items():  # not before: gradients of other layers may still be in the making
+            self.begin(path, layers[path], left, right)
         from_main(*(parameter.data for parameter in self.core.parameters_of(self.adapter)))
 
     def begin(self, path: str, layer: LoraLayer, left: Tensor, right: Tensor) -> None:

@@ -49,8 +49,8 @@ def router_factors(values: Tensor, window: int, low: float, high: float) -> Tens
 
 def rescale(change: Tensor, basis: Tensor, inside: Tensor, outside: float) -> Tensor:
     """change [.., d] → its part along column j of `basis` [d, K] times inside_j, the rest times `outside`."""
-    along = change @ basis
-    return outside * change + ((inside - outside) * along) @ basis.T
+    whole = change.to(basis.dtype)
+    return (outside * whole + ((inside - outside) * (whole @ basis)) @ basis.T).to(change.dtype)
 
 
 def unit_range(values: Tensor) -> Tensor:

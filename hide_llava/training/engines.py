@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -65,6 +66,13 @@ def check_engine(engine: str, model: ModelConfig, method: type[Method]) -> None:
                         "use train.engine=zero2 or ddp.")  # fmt: skip
 
 
+def free_port() -> str:
+    """One that nobody listens on now, on this machine: another run may stand beside this one."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
+
+
 def start_processes(train: TrainConfig, device: str) -> None:
     """Join the other processes of a torchrun launch; DeepSpeed wants a process group even for one process.
 
@@ -79,7 +87,7 @@ def start_processes(train: TrainConfig, device: str) -> None:
         return
     if world == 1:
         for key, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1",
-                           "MASTER_PORT": "29511"}.items():  # fmt: skip
+                           "MASTER_PORT": free_port()}.items():  # fmt: skip
             os.environ.setdefault(key, value)
     cpu = device == "cpu" or not torch.cuda.is_available()
     if not torch.distributed.is_initialized():

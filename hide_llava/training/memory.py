@@ -19,6 +19,7 @@ import torch
 
 from hide_llava.backbones.counts import Counts, counted
 from hide_llava.data.dataset import TrainingDataset
+from hide_llava.distributed import least
 from hide_llava.methods.base import reads_logits
 from hide_llava.training.batching import BatchPlan, micro_batches
 from hide_llava.training.session import Session
@@ -128,12 +129,7 @@ def free_bytes(device: torch.device) -> int:
         free = torch.cuda.mem_get_info(device)[0]
     else:
         free = host_bytes() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        nccl = torch.distributed.get_backend() == "nccl"
-        least = torch.tensor([free], device=device if nccl else "cpu")
-        torch.distributed.all_reduce(least, torch.distributed.ReduceOp.MIN)
-        free = int(least)
-    return free
+    return least(free, device)
 
 
 def host_bytes(proc: Path = Path("/proc/meminfo"), group: Path = Path("/sys/fs/cgroup")) -> int:

@@ -213,7 +213,7 @@ class Session:
 
     # ---- training and inference mode ---------------------------------------------------------------------------------
     def begin_stage(self, stage: Stage, context: Context) -> None:
-        """Seed, let the method add what it trains, and make exactly that trainable, in `adapter_dtype`.
+        """Seed, let the method add what it trains, and make exactly that trainable, in `adapter_dtype`; routers stay in fp32.
 
         Each parameter gets memory of its own: one that still lies in a mapped file may be unaligned there, and its sums then come
         out otherwise in their last bit than in a session that goes on with this stage.
@@ -225,9 +225,12 @@ class Session:
         check_training(self.method)
         self.routed.train()  # by the Trainer only in a step; a task that is resumed behind its last one has none
         self.routed.requires_grad_(False)
+        routers = [module for module in self.method.modules.modules() if isinstance(module, torch.nn.Linear)]
+        kept = {id(parameter) for router in routers for parameter in router.parameters()}
         for group in self.method.params():
             for parameter in group["params"]:
-                parameter.data = parameter.data.to(getattr(torch, self.run.train.adapter_dtype), copy=True)
+                dtype = parameter.dtype if id(parameter) in kept else getattr(torch, self.run.train.adapter_dtype)
+                parameter.data = parameter.data.to(dtype, copy=True)
                 parameter.requires_grad_(True)
 
     def cast_inputs(self, on: bool) -> None:

@@ -51,6 +51,7 @@ class MethodTrainer(Trainer):
         self.routed, self.sampler, self.lrs, self.schedules = model, sampler, lrs, list(schedules)
         self.method, self.core = model.method, model.core
         self.terms: dict[str, float] = {}
+        self.summed: set[int] = set()  # the steps that are in the terms
         super().__init__(model=model, args=args, **kwargs)
         self.remove_callback(PrinterCallback)  # RunCallback says how far it is
         self.model_accepts_loss_kwargs = True  # our forward hands num_items_in_batch to LLaVA's own loss
@@ -98,6 +99,11 @@ class MethodTrainer(Trainer):
         self._created_lr_scheduler = True
         return self.lr_scheduler
 
+    def _run_epoch(self, *given: Any, **named: Any) -> None:
+        """Nothing where all steps are done: a task that was stopped behind its last step, in the middle of an epoch."""
+        if self.state.global_step < self.state.max_steps:
+            super()._run_epoch(*given, **named)
+
     # ---- a step ----------------------------------------------------------------------------------------------------
     def training_step(self, model: Any, inputs: dict, num_items_in_batch: Any = None) -> Tensor:
         try:  # the route stays current until backward is done, because activation recomputation needs it
@@ -117,6 +123,7 @@ class MethodTrainer(Trainer):
         asked = {**inputs, "loss_only": not reads_logits(type(self.method))}
         loss, output = super().compute_loss(model, asked, True, num_items_in_batch)
         terms: dict[str, Tensor] = {}
+        self.summed.add(self.state.global_step)
         if rows := sum(inputs["counts"]):
             terms = self._terms(inputs, output)
             micro_batches = self.batches.rows(self.state.global_step) / (rows * self.args.world_size)
@@ -147,9 +154,9 @@ class MethodTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs and type(self.method).loss is not Method.loss:
-            steps = max(1, self.args.logging_steps)
+            steps = max(1, len(self.summed))
             logs = {**logs, **{f"loss/{name}": value / steps for name, value in over_processes(self.terms).items()}}
-            self.terms = {}
+            self.terms, self.summed = {}, set()
         super().log(logs, start_time)
 
     def compute_loss_context_manager(self) -> contextlib.AbstractContextManager:

@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from hide_llava.adapters import gradients
 from hide_llava.adapters.stiefel import retracted, tangent
 from hide_llava.methods.base import Context
 from hide_llava.methods.eblora import EBLora
+from hide_llava.methods.keeplora import KeepLora
 from hide_llava.methods.routed import RoutedLlava
 from tests.methods.host import LAYER, assert_near, layer_of, on_one_linear, recorded, run_linear, tasks
 from tests.methods.recorded import case, on_tiny_llama
@@ -32,6 +34,20 @@ def parts(method: EBLora) -> dict[str, torch.nn.Parameter]:
     layer = layer_of(method)
     found = {"A": layer.lora_A["expert-01"].weight, "B": layer.lora_B["expert-01"].weight, "s": method.scales()}
     return {name: parameter.requires_grad_(True) for name, parameter in found.items()}
+
+
+@pytest.mark.parametrize("kind", [EBLora, KeepLora])
+def test_first_values_do_not_depend_on_the_passes(kind: type, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for one decoder layer at a time: no expert is at work before the gradients of all linears are there."""
+    tensors = recorded("keeplora")
+    found = []
+    for room in (float("inf"), 1.0):
+        monkeypatch.setattr(gradients, "_room", lambda device, room=room: room)
+        torch.manual_seed(0)
+        routed = on_tiny_llama(kind, {k: v for k, v in tensors.items() if k.startswith("param.")}, 0, rank=2)
+        routed.method.before_task(tasks()[0], context(routed, batches(tensors, "task1")))
+        found.append([p.detach().clone() for p in routed.core.parameters_of("expert-01")])
+    assert len(found[0]) > 4 and all(torch.equal(a, b) for a, b in zip(*found, strict=True))
 
 
 @pytest.mark.parametrize("name", ["first", "later"])

@@ -180,6 +180,20 @@ def test_several_passes_give_the_same_bits(
     assert found[0].keys() == found[1].keys() and all(torch.equal(found[0][path], found[1][path]) for path in found[0])
 
 
+def test_processes_with_other_memory_take_the_same_lots(
+    tensors: dict[str, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sums of a lot are added up over processes: the smallest of them says how large it is."""
+    routed, first = in_first_task(tensors, rank=2)
+    asked, found = [], {}
+    monkeypatch.setattr(gradients, "least", lambda number, device: asked.append(number) or 1)
+    zeros = gradients._zeros
+    monkeypatch.setattr(gradients, "_zeros", lambda core, shapes: lots.append(list(shapes)) or zeros(core, shapes))
+    lots: list[list[str]] = []
+    input_moments(routed.core, "expert-01", first, [0, 5], found.__setitem__, True)
+    assert asked == [2] and len(lots) == 2 and found.keys() == {path for path, _, _ in routed.core.layers("expert-01")}
+
+
 def test_records_are_evenly_spaced() -> None:
     assert evenly(10, 0.4) == [0, 3, 6, 9] and evenly(7, 1.0) == list(range(7))
     assert evenly(3, 0.2) == [0] and evenly(1, 0.5) == [0]

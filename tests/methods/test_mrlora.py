@@ -122,7 +122,14 @@ def test_fit_is_adamw_with_a_cosine_over_shuffled_batches() -> None:
     x, y = torch.randn(10, 3), torch.randn(10)
     start, weight = torch.randn(3), nn.Parameter(torch.zeros(3), requires_grad=False)
     weight.data.copy_(start)
-    fit(lambda places: ((x[places] @ weight - y[places]) ** 2).mean(), 10, [weight], 0.1, 3, 4, seed=5)
+    asked = []
+
+    def loss(places: list[int]) -> torch.Tensor:
+        asked.append(len(places))
+        return ((x[places] @ weight - y[places]) ** 2).mean()
+
+    fit(loss, 10, [weight], 0.1, 3, 4, seed=5)
+    assert asked == [1] * 30  # at 7B the activations of one record are kept, not of a batch
     order = torch.Generator().manual_seed(5)
     w, m, v = start.double(), torch.zeros(3).double(), torch.zeros(3).double()
     step = 0

@@ -104,6 +104,24 @@ def test_two_processes_equal_one(method: str, dtype: str, world: Path, in_two: I
     assert_equal_runs(tmp_path / "one", two, 5e-5 if vectors else 1e-6, products=vectors)
 
 
+@pytest.mark.xdist_group("two-processes")
+def test_reference_anchors_answer_as_they_are_stored(world: Path, tmp_path: Path) -> None:
+    """Each process gathers a running mean of its own, as published; the main one's is stored, and all answer by it."""
+    mine = words(world, "hide-official", tmp_path / "two")
+    done = forked(COMMAND_LINE, "run", *mine)
+    assert done.returncode == 0, done.stderr[-3000:]
+    (tmp_path / "two" / "eval").rename(tmp_path / "first")
+    run(compose(mine), report=False)  # the stages are there: they are asked again, by one process
+    files = sorted((tmp_path / "first").rglob("predictions.jsonl"))
+    for file in files:
+        again = tmp_path / "two" / "eval" / file.relative_to(tmp_path / "first")
+        first, second = ([json.loads(line) for line in path.read_text().splitlines()] for path in (file, again))
+        assert len(first) == len(second) == 6
+        for one, two in zip(first, second):
+            assert one["question_id"] == two["question_id"] and one["routing"] == pytest.approx(two["routing"], abs=1e-5)
+    assert len(files) == 3
+
+
 @pytest.mark.xdist_group("deepspeed")
 @pytest.mark.parametrize("method", ZERO)
 def test_zero2_equals_one_process_or_is_refused(method: str, world: Path, tmp_path: Path) -> None:

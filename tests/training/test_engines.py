@@ -12,6 +12,7 @@ from transformers import LlavaForConditionalGeneration
 
 from hide_llava.errors import UserError
 from hide_llava.methods.base import Method
+from hide_llava.methods.keeplora import KeepLora
 from hide_llava.methods.lora import SequentialLora
 from hide_llava.pipeline import run
 from hide_llava.training.engines import check_engine
@@ -87,3 +88,4 @@ def test_engines_refuse_what_they_cannot_do(world: Path, tmp_path: Path) -> None
     assert "fp16" in refused("zero2", SequentialLora, "model.dtype=float16")
     assert "quantised" in refused("zero2", SequentialLora, "model.quantization=4bit")
     check_engine("zero2", configuration(world, "lora", tmp_path / "run").model, ByValue)
+    assert "use train.engine=zero2 or ddp" in refused("zero3", KeepLora)  # its state has the frozen A

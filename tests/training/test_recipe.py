@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 from transformers import TrainingArguments
 
 from hide_llava.config import RunConfig, TrainConfig, compose, from_yaml, to_yaml
-from hide_llava.errors import UserError
+from hide_llava.errors import Interrupted, UserError
+from hide_llava.methods.hide import HiDe
 from hide_llava.methods.lora import SequentialLora
 from hide_llava.methods.registry import method_class
 from hide_llava.pipeline import run
@@ -21,12 +22,14 @@ from hide_llava.preflight import preflight
 from hide_llava.training import sequence
 from hide_llava.training.batching import few_steps, recipe_warnings, warmup_steps
 from hide_llava.training.checkpoint import latest_checkpoint
+from hide_llava.training.diverged import diverged
 from hide_llava.training.engines import check_engine, on_one_gpu
 from hide_llava.training.reporting import check_reporting
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.sequence import build_trainer, train_stage, training_data
 from hide_llava.training.session import Session
+from tests.stops import stopped_after
 from tests.tiny import arguments, configuration, opened
 
 # ------------------------------------------------------------------------------------------------------------ warm-up
@@ -153,6 +156,64 @@ def test_a_recipe_of_ones_own_that_a_task_overrides_is_told(world: Path, tmp_pat
     assert not warned(composed(world, tmp_path, f"train={tmp_path}/mine.yaml", "train.epochs=2",
                                         "train.global_batch_size=4"))  # fmt: skip
     assert not warned(composed(world, tmp_path, "train=mini"))
+
+
+@pytest.mark.parametrize("words", [("train.max_steps=3",), ("train.epochs=1.5",)], ids=" ".join)
+def test_a_task_that_was_stopped_behind_its_last_step_has_no_step_more(
+    words: tuple[str, ...], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of an epoch the loader has more to give."""
+    words = ("tasks=[task0]", "train.schedule=constant", "train.logging_steps=1", *words)
+    whole, stopped = (configuration(world, "hide", tmp_path / name, *words) for name in ("whole", "stopped"))
+    run(whole, evaluate=False, report=False)
+    with monkeypatch.context() as patch:
+        patch.setattr(HiDe, "after_task", lambda *given: (_ for _ in ()).throw(Interrupted("here")))
+        with pytest.raises(Interrupted):
+            run(stopped, evaluate=False, report=False)
+    run(stopped, evaluate=False, report=False)
+    logs = [(tmp_path / name / "stages/01-task0/trainer_log.jsonl").read_text() for name in ("whole", "stopped")]
+    steps, again = ([row["step"] for row in map(json.loads, log.splitlines()) if "loss" in row] for log in logs)
+    assert steps == again == list(range(1, steps[-1] + 1))
+    for file in (tmp_path / "whole").rglob("*.safetensors"):
+        one, two = load_file(file), load_file(tmp_path / "stopped" / file.relative_to(tmp_path / "whole"))
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_terms_of_a_step_are_the_same_in_the_log_after_a_stop(world: Path, tmp_path: Path) -> None:
+    """Logged every second step and stopped after the first: what is divided by is what was summed."""
+    words = ("tasks=[task0]", "train.logging_steps=2", "train.save_steps=1")
+    whole, stopped = (configuration(world, "l2p", tmp_path / name, *words) for name in ("whole", "stopped"))
+    run(whole, evaluate=False, report=False)
+    with stopped_after(1), pytest.raises(Interrupted):
+        run(stopped, evaluate=False, report=False)
+    run(stopped, evaluate=False, report=False)
+    logs = [(tmp_path / name / "stages/01-task0/trainer_log.jsonl").read_text() for name in ("whole", "stopped")]
+    first, again = ([row["loss/pull"] for row in map(json.loads, log.splitlines()) if "loss" in row] for log in logs)
+    assert len(first) == len(again) > 1 and again[1:] == pytest.approx(first[1:])
+    assert again[0] == pytest.approx(first[0], rel=0.3)  # of the second step alone; it was half of that
+
+
+def test_an_overflow_of_fp16_is_no_divergence(world: Path, tmp_path: Path) -> None:
+    """Its scaler leaves the step out. In other types nothing does."""
+    session = opened(configuration(world, "lora", tmp_path, "tasks=[task0]"))
+    dataset = training_data(session, session.run.stages[0])
+    context = sequence._context(session, dataset)
+    session.begin_stage(session.run.stages[0], context)
+    log = [{"grad_norm": 1.0}, {"grad_norm": math.inf}]
+    assert diverged(session, context, 2, log) == "the norm of its gradient is inf"
+    session.core.llava.half()
+    with torch.autocast("cpu", torch.float16):
+        assert diverged(session, context, 2, log) is None
+
+
+@pytest.mark.parametrize("method", ["moelora", "smolora", "branchlora", "same", "clmoe", "passmoe", "hide", "l2p"])
+def test_adapters_in_bf16(method: str, world: Path, tmp_path: Path) -> None:
+    """Two tasks from the first step to the last answer; what routes stays in fp32."""
+    words = ("tasks=[task0,task1]", "train.max_steps=1", "model.dtype=bfloat16", "train.adapter_dtype=bfloat16")
+    run(configuration(world, method, tmp_path, *words), report=False)
+    stage = load_file(tmp_path / "stages" / "02-task1" / "method.safetensors")
+    assert not [key for key, value in stage.items() if "router" in key and value.dtype == torch.bfloat16]
+    assert len(list(tmp_path.glob("eval/02-task1/*/score.json"))) == 2
 
 
 def test_what_acts_otherwise_than_written_is_told(world: Path, tmp_path: Path) -> None:
