@@ -80,16 +80,16 @@ def _go(
 
     existing = names_a_run(words)
     if not existing and sweep.is_sweep(words):
-        return _sweep(words, train, evaluate, stages)
+        return _sweep(words, train, evaluate, again, stages)
     done = pipeline.run(configuration_of(words, not train), train, evaluate, existing=existing, again=again, stages=stages)
     _print_run(done["run"], done["report"])
 
 
-def _sweep(words: list[str], train: bool, evaluate: bool, stages: Literal["all", "last"]) -> None:
+def _sweep(words: list[str], train: bool, evaluate: bool, again: bool, stages: Literal["all", "last"]) -> None:
     from hide_llava.distributed import is_main
     from hide_llava.sweep import sweep
 
-    outcome = sweep(words, train=train, evaluate=evaluate, stages=stages)
+    outcome = sweep(words, train=train, evaluate=evaluate, again=again, stages=stages)
     if outcome.page is not None:
         print(f"\n{outcome.page.with_suffix('.md').read_text(encoding='utf-8')}\nreport: {outcome.page}")
     for folder, error in outcome.failed.items() if is_main() else ():

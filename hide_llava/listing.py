@@ -102,6 +102,8 @@ def _runs() -> list[tuple[str, ...]]:
     rows = []
     for path in sorted(Path("runs").glob("**/manifest.json")):
         manifest = read_json(path)
+        if not isinstance(manifest, dict) or not {"stages", "preset", "benchmark"} <= manifest.keys():
+            continue  # somebody else's
         done = sum(s["status"] == "complete" for s in manifest["stages"])
         rows.append(
             (str(path.parent), manifest["preset"], manifest["benchmark"], f"{done}/{len(manifest['stages'])} stages")

@@ -16,7 +16,7 @@ from hide_llava.data.dataset import check_place
 from hide_llava.data.records import load_records, pictures
 from hide_llava.distributed import is_main
 from hide_llava.errors import UserError
-from hide_llava.metrics import get
+from hide_llava.metrics import check_options, get
 from hide_llava.training.reporting import check_reporting
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import stage_name
@@ -65,6 +65,7 @@ def _check_files(run: Run, learned: list[BenchmarkTask], asked: list[BenchmarkTa
     for task in asked:
         wanted += [*task.question_files, *(f for f in (task.reference_file, task.other_answers) if f is not None)]
         check_references(task)
+        check_options(task.metric, task.score_options())
         get(task.metric).check(task.score_options())
     missing = [str(f) for f in wanted if not f.exists()]
     if missing:

@@ -96,6 +96,10 @@ def expand(words: list[str]) -> list[RunConfig]:
     configs = [compose([*plain, *filter(None, change)]) for change in itertools.product(*changes)]
     folders = [config.run_folder() for config in configs]
     if len(set(folders)) < len(folders):
+        aside = [word for word in words if word.startswith("eval.") and lists.get(word)]
+        if aside:
+            raise UserError(f"{aside[0]}: eval.* is of the answers and not of the run, so these would be one run; train it once, "
+                            "then `hide-llava eval RUN` with each value.")  # fmt: skip
         raise UserError("The sweep names one seed, task order or value twice; name each once.")
     for config, folder in zip(configs, folders):
         config.output = str(Path(output[-1]) / folder.name if output else folder)
@@ -117,7 +121,9 @@ def summary_folder(words: list[str], first: RunConfig) -> Path:
     return Path(output[-1] if output else Path("runs") / "-".join([name, *varied]))
 
 
-def sweep(words: list[str], train: bool = True, evaluate: bool = True, stages: pipeline.Stages = "all") -> Outcome:
+def sweep(
+    words: list[str], train: bool = True, evaluate: bool = True, again: bool = False, stages: pipeline.Stages = "all"
+) -> Outcome:
     """Run or resume every configuration of `words`; afterwards compare those that finished.
 
     In a launch of several processes an error ends the launch, because one process cannot go on to the next run while
@@ -133,7 +139,7 @@ def sweep(words: list[str], train: bool = True, evaluate: bool = True, stages: p
         folder = config.run_folder()
         pipeline.say(f"=== {number} of {len(configs)}: {folder}")
         try:
-            pipeline.run(config, train, evaluate, stages=stages)
+            pipeline.run(config, train, evaluate, again=again, stages=stages)
             finished.append(folder)
         except Exception as error:
             if torch.distributed.is_initialized():

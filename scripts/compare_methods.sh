@@ -92,14 +92,15 @@ search() { # preset [key=value …]
 export -f run search settings configuration chosen
 export BENCHMARK OUT TASKS SEARCH="${SEARCH:-$OUT/search}" TRIALS="${TRIALS:-6}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 METHODS="${METHODS:-zero_shot lora multitask individual replay ewc lwf l2p dualprompt olora moelora clmoe smolora same branchlora disco modalprompt sefe mrlora-mini llavac merge hide-mini keeplora eblora passmoe dgg octopus wise-ft many}"
+failed=0
 if [ "${1:-}" = --search ]; then
   shift
-  failed=0
   printf '%s\n' $METHODS | xargs -P "${JOBS:-1}" -L 1 bash -c 'search "${@: -1}" "${@:1:$#-1}"' _ "$@" || failed=1
   python scripts/search_strengths.py "$OUT/search" --table
   exit "$failed"
 fi
 for seed in ${SEEDS:-0 1 2}; do
   for preset in $METHODS; do printf '%s %s\n' "$seed" "$preset"; done
-done | xargs -P "${JOBS:-1}" -L 1 bash -c 'run "${@: -2}" "${@:1:$#-2}"' _ "$@"
+done | xargs -P "${JOBS:-1}" -L 1 bash -c 'run "${@: -2}" "${@:1:$#-2}"' _ "$@" || failed=1
 hide-llava compare "$OUT"/*-seed*/ --output "$OUT"
+exit "$failed"

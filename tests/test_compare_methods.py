@@ -70,6 +70,7 @@ def call(tmp_path: Path):
     tools.mkdir(parents=True)
     (tools / "hide-llava").write_text(
         f'#!/bin/sh\nif [ "$1" = ls ]; then printf "{LISTED}"; else echo hide-llava "$@" >> {noted}; echo Last 1.00; fi\n'
+        'case "$*" in *method=ewc*gamma=9*) exit 1;; esac\n'
     )
     (tools / "python").write_text(
         f'#!/bin/sh\nif [ "$1" = -c ]; then exec {sys.executable} "$@"; fi\necho python "$@" >> {noted}\n'
@@ -105,6 +106,12 @@ def test_a_search_of_every_method_and_its_table(call, tmp_path: Path) -> None:
     (run, compare) = noted
     same = searched[0].split("--trials 4 ")[1].removesuffix(" eval.limit=3")
     assert run == f"hide-llava run {same} seed=1 output={tmp_path}/out/ewc-seed1" and compare.startswith("hide-llava compare ")
+
+
+def test_one_that_fails_leaves_the_table_of_the_others(call, tmp_path: Path) -> None:
+    done, noted = call("method.gamma=9", METHODS="ewc lora", SEEDS="0")
+    assert done.returncode == 1 and f"failed: {tmp_path}/out/ewc-seed0.log" in done.stderr
+    assert len(noted) == 3 and noted[-1].startswith("hide-llava compare ")
 
 
 def test_what_was_chosen_is_used_and_said(call, tmp_path: Path) -> None:

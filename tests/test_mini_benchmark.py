@@ -20,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer, LlavaForConditionalGenera
 
 import hide_llava
 from hide_llava.backbones.clip_pixels import ImageTransform
+from hide_llava.backbones.counts import skeleton
 from hide_llava.backbones.llama_tokenizer import load_tokenizer
 from hide_llava.benchmarks.files import stored_tasks
 from hide_llava.benchmarks.mini import SIZES, generate
@@ -31,6 +32,7 @@ from hide_llava.config import compose
 from hide_llava.errors import UserError
 from hide_llava.studies.audit.check import check
 from hide_llava.training.run import Run
+from hide_llava.training.session import Session
 from scripts.calibration import majority
 from scripts.mini_base import base_training
 from scripts.mini_base.base_training import IGNORE, encode, pixels
@@ -284,6 +286,13 @@ def test_answers_of_domains_are_right() -> None:
 
 def test_assets_are_small() -> None:
     assert sum(file.stat().st_size for file in ASSETS.rglob("*") if file.is_file()) <= 8_000_000
+
+
+def test_a_model_can_be_made_of_its_configuration() -> None:
+    """Rows of <image> and padding are dropped, and what names such a row with them: how much fits is measured on such a model."""
+    run = Run(compose(["benchmark=mini-ucit", "model=mini", "method=zero_shot"]))
+    config = Session(run).core.llava.config
+    assert skeleton(config).get_input_embeddings().num_embeddings == config.get_text_config().vocab_size
 
 
 def test_base_states_its_held_out_accuracy() -> None:

@@ -71,6 +71,7 @@ def test_what_is_a_sweep() -> None:
         (["seeds=0", "task_order=[imagenet-r,iconqa;imagenet-r,iconqa]"], "twice"),
         (["seeds=0", "task_order=[imagenet-r;iconqa]"], "leaves out"),
         (["train.epochs=2,2.0"], "twice"),
+        (["eval.max_new_tokens=8,16"], "of the answers and not of the run, .* with each value"),
         (["seeds=0", "train.epoch=2"], "Did you mean 'train.epochs'"),
     ],
 )
@@ -80,6 +81,14 @@ def test_wrong_sweeps_are_refused_before_anything_runs(words: list[str], message
         sweep([*WORDS, *words])
     called = call("run", *WORDS, *words)
     assert called.code == 2 and called.err.startswith("error: ")
+
+
+def test_answers_of_a_sweep_are_given_again(monkeypatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(pipeline, "run", lambda *_, **more: asked.append(more["again"]) or (_ for _ in ()).throw(UserError("x")))
+    for again in ((), ("--again",)):
+        assert call("eval", *WORDS, "seeds=0,1", f"output={tmp_path}", *again).code == 1
+    assert asked == [False, False, True, True]
 
 
 def test_a_failing_run_stops_no_other(world: Path, tmp_path: Path, monkeypatch) -> None:

@@ -40,6 +40,9 @@ def load_llava15(cls: type[Llava15], config: ModelConfig, folder: Path, clip: Pa
     vocabulary = len(tokenizer)
     if llava.get_input_embeddings().num_embeddings > vocabulary:
         llava.resize_token_embeddings(vocabulary)  # drop <image>/<pad> rows: no answer or loss can contain them
+        text = llava.config.text_config
+        if text.pad_token_id is not None and text.pad_token_id >= vocabulary:
+            text.pad_token_id = None  # a model that is made of this configuration would have no such row
     set_attention(llava, config)
     if config.quantization != "none":
         quantize(llava, llava.model.language_model.layers, config.quantization, dtype)

@@ -25,6 +25,8 @@ def select_tasks(
     ids = [task.id for task in [*benchmark.tasks, *benchmark.general]]
     if len(set(ids)) != len(ids):
         raise UserError(f"benchmark '{benchmark.name}': task ids repeat ({', '.join(ids)}).")
+    if wrong := [task_id for task_id in ids if task_id in ("", ".", "..") or PurePath(task_id).name != task_id]:
+        raise UserError(f"benchmark '{benchmark.name}': task id {wrong[0]!r} cannot name a folder; use letters, digits, - and _.")
     _check_roles(benchmark.tasks, benchmark.general)
     if tasks is not None:
         chosen = _resolve("tasks", tasks, benchmark.tasks)

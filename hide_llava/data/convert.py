@@ -77,7 +77,7 @@ def _to_json(source: Path, target: Path, folder: Path, questions: bool) -> Conve
     count, written = 0, 0
     lines = target.suffix == ".jsonl"
     with complete(target) as temporary, temporary.open("w", encoding="utf-8") as file:
-        for index, row in enumerate(watched(read_rows(source), f"reading {source.name}")):
+        for index, row in enumerate(watched(read_rows(source, any_groups=True), f"reading {source.name}")):
             where = f"{source}: record {index}"
             try:
                 record, blobs = _as_json(row, index, lambda blob: _free_name(blob, folder, target.stem), questions)
@@ -181,7 +181,7 @@ def _to_parquet(source: Path, target: Path, folder: Path, questions: bool) -> Co
             if waiting:
                 writer.write_table(pyarrow.Table.from_pylist(waiting, schema))
 
-        for index, row in enumerate(watched(read_rows(source), f"reading {source.name}")):
+        for index, row in enumerate(watched(read_rows(source, any_groups=True), f"reading {source.name}")):
             where = f"{source}: record {index}"
             try:
                 made = _as_row(row, index, where, folder, questions)

@@ -38,8 +38,8 @@ class Row:
     written: Mapping[str, Any] | None = None
 
 
-def read_rows(source: Path) -> Iterator[Row]:
-    """All rows of a file, or of the files of a folder.
+def read_rows(source: Path, any_groups: bool = False) -> Iterator[Row]:
+    """All rows of a file, or of the files of a folder. any_groups: see `tables.rows`.
 
     Raises:
         UserError: missing, empty, damaged, or a folder that holds several splits or nothing that is read.
@@ -49,7 +49,7 @@ def read_rows(source: Path) -> Iterator[Row]:
             yield from (Row(file, place, content) for place, content in json_rows.rows(file))
             continue
         ours = OURS in tables.metadata(file)
-        for number, content in enumerate(tables.rows(file)):
+        for number, content in enumerate(tables.rows(file, any_groups)):
             written = _written(content) if ours else None
             yield Row(file, number, _content(content, written), True, written)
 

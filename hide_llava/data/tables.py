@@ -35,8 +35,8 @@ def kind_of(file: Path) -> str | None:
     return known or ("arrow stream" if head.startswith(STREAM) and file.suffix == ".arrow" else None)
 
 
-def rows(file: Path) -> Iterator[dict[str, Any]]:
-    """All rows in order, each as {column: Python value}.
+def rows(file: Path, any_groups: bool = False) -> Iterator[dict[str, Any]]:
+    """All rows in order, each as {column: Python value}. any_groups: no picture is looked for again, so groups may be large.
 
     Raises:
         UserError: a damaged file, or a Parquet file of pictures whose groups are too large to find one of them again.
@@ -44,7 +44,7 @@ def rows(file: Path) -> Iterator[dict[str, Any]]:
     import pyarrow
 
     try:
-        for batch in _parquet_batches(file) if kind_of(file) == "parquet" else _arrow_batches(file):
+        for batch in _parquet_batches(file, any_groups) if kind_of(file) == "parquet" else _arrow_batches(file):
             step = _rows_at_once(batch.nbytes, batch.num_rows)
             for start in range(0, batch.num_rows, step):
                 yield from batch.slice(start, step).to_pylist()
@@ -92,11 +92,12 @@ def metadata(file: Path) -> Mapping[bytes, bytes]:
 # ---------------------------------------------------------------------------------------------------------------- Parquet
 
 
-def _parquet_batches(file: Path) -> Iterator[pyarrow.RecordBatch]:
+def _parquet_batches(file: Path, any_groups: bool) -> Iterator[pyarrow.RecordBatch]:
     from pyarrow import parquet
 
     with parquet.ParquetFile(file, buffer_size=BUFFER, pre_buffer=False) as opened:
-        _check_groups(file, opened)
+        if not any_groups:
+            _check_groups(file, opened)
         size = sum(opened.metadata.row_group(i).total_byte_size for i in range(opened.num_row_groups))
         yield from opened.iter_batches(_rows_at_once(size, opened.metadata.num_rows), use_threads=False)
 

@@ -41,6 +41,7 @@ def predict(
     settings = answered_with(of_run, of_task, of_run.chain_after(stage))
     settings["max_new_tokens"] = max_new_tokens or settings["max_new_tokens"]
     settings["questions_sha256"] = content_sha256(questions)
+    settings["images"] = str(images.resolve())
     parts = output.with_name(output.name + ".part")
     with session:
         begun = (stored_settings(parts) or {}).get("batch_size")

@@ -231,6 +231,12 @@ def write_adapter(folder: Path, config: LoraConfig, tensors: dict[tuple[str, str
     config.save_pretrained(folder)
 
 
+def refuse_taken(run: Run) -> None:
+    """Raises UserError for a run folder that has stages: those of one run alone may stand together."""
+    if any(run.folder.path.glob("stages/*")):
+        raise UserError(f"{run.folder.path}: holds a run with stages already; choose another --out, or delete the folder.")
+
+
 def write_run(run: Run, stages: list[Imported]) -> RunFolder:
     """The folder of a run whose stages are checkpoints.
 
@@ -239,6 +245,7 @@ def write_run(run: Run, stages: list[Imported]) -> RunFolder:
     """
     if len(stages) > len(run.stages):
         raise UserError(f"{len(stages)} checkpoints, and the benchmark has {len(run.stages)} tasks; give one for each stage.")
+    refuse_taken(run)
     target = run.open({"imported_from": [one.source.name for one in stages]})
     for stage, one in zip(run.stages, stages):
         temporary = target.path / "stages" / f".{stage_name(stage)}.tmp"

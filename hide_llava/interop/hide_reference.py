@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from hide_llava.errors import UserError
-from hide_llava.interop.foreign import Base, configuration, unpickle, write_adapter
+from hide_llava.interop.foreign import Base, configuration, refuse_taken, unpickle, write_adapter
 from hide_llava.storage import publish, read_json, save_state
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder, stage_name
@@ -140,6 +140,7 @@ def import_run(
     run = Run(configuration(overrides, last.expert_num, base, clip, out, benchmark))
     if not run.family.recorded:
         raise UserError(f"--base {base}: is {run.family.title}; the authors' checkpoints are of LLaVA-1.5.")
+    refuse_taken(run)
     target = run.open({"imported_from": [c.folder.name for c in read], "count_reliable": False})
     for stage in run.stages[: last.task + 1]:
         own = next((c for c in read if c.task == stage.index), None)

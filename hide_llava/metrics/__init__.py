@@ -115,6 +115,18 @@ def score(
     return result
 
 
+def check_options(metric: str, options: dict) -> None:
+    """Raises UserError for options that the metric does not read: to be asked before anything is answered."""
+    rule = get(metric)
+    _known_options(rule, options)
+    _known_headline(options.get("headline", rule.headline))
+
+
+def _known_headline(wanted: object) -> None:
+    if wanted not in ("legacy", "clean"):
+        raise UserError(f'Option headline is {wanted!r}; it may be "legacy" or "clean".')
+
+
 def _known_options(rule: Metric, options: dict) -> dict:
     """A copy; UserError on an option the metric does not read: a misspelt one would silently change nothing."""
     known = (*OPTIONS, *rule.options)
@@ -134,8 +146,7 @@ def parse_options(words: list[str]) -> dict:
 
 
 def _headline(legacy: dict | None, clean: tuple | None, wanted: str) -> str:
-    if wanted not in ("legacy", "clean"):
-        raise UserError(f'Option headline is {wanted!r}; it may be "legacy" or "clean".')
+    _known_headline(wanted)
     if legacy is None and clean is None:
         raise UserError(
             "Neither the legacy nor the clean rule can score these answers: the file is incomplete and there is no "

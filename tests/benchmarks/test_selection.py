@@ -106,6 +106,13 @@ def test_a_benchmark_that_extends_another(write) -> None:
             compose([f"benchmark={write('self.yaml', f'benchmark: {{{text}}}')}", "model=mini", "method=hide"])
 
 
+@pytest.mark.parametrize("name", ["a/b", "..", "''", "../x"])
+def test_a_task_id_names_a_folder(name: str, write) -> None:
+    path = write("b.yaml", f"benchmark: {{name: b, tasks: [{{id: {name}, title: A, test: t.json, metric: exact_upper}}]}}")
+    with pytest.raises(UserError, match="cannot name a folder"):
+        compose([f"benchmark={path}", "model=mini", "method=lora"])
+
+
 def test_the_legacy_section_is_checked(write) -> None:
     task = "id: a, title: A, test: t.json, metric: exact_upper"
     for text, says in {"legacy: {resaon: x}": "'benchmark.tasks[0].legacy.resaon'", "legacy: yes": "expected a mapping",

@@ -415,6 +415,8 @@ def test_ls(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert call("ls", "runs").out == "no runs here\n"
     shutil.copytree(finished, tmp_path / "runs" / "mine")
     edit(tmp_path / "runs" / "mine" / "manifest.json", lambda m: m["stages"][2].update({"status": "training"}))
+    (tmp_path / "runs" / "theirs").mkdir()
+    (tmp_path / "runs" / "theirs" / "manifest.json").write_text('{"name": "of another program"}')
     assert re.search(r"^runs/mine +hide +tiny +2/3 stages$", call("ls", "runs").out, re.MULTILINE)
 
 

@@ -16,6 +16,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from hide_llava.data import embedded, tables
+from hide_llava.data.convert import convert
 from hide_llava.data.images import load_image, size_of
 from hide_llava.data.records import load_questions, load_records, unusable
 from hide_llava.data.stream import stream
@@ -302,6 +303,8 @@ def test_groups_that_are_too_large_are_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(tables, "LARGEST_GROUP", 100)
     with pytest.raises(UserError, match=r"groups of rows of up to .*hide-llava convert .*t\.parquet TARGET\.parquet"):
         list(stream(file))
+    monkeypatch.setattr(tables, "LARGEST_GROUP", 100)
+    assert convert(file, tmp_path / "u.parquet").records == 5  # what the message says
     texts = write_parquet(tmp_path / "texts.parquet", [{"id": i, **GOOD[1]} for i in range(50)], group=50)
     assert len(list(stream(texts))) == 50  # nothing of it is ever looked for again
 

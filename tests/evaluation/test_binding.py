@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 import hide_llava.methods.all  # noqa: F401
 from hide_llava import plugins
 from hide_llava.cli import main
-from hide_llava.errors import UserError
+from hide_llava.errors import Interrupted, UserError
 from hide_llava.evaluation import binding
+from hide_llava.evaluation import predict as predicting
 from hide_llava.evaluation.predict import predict
 from hide_llava.methods.base import REGISTRY
 from hide_llava.pipeline import run
@@ -216,6 +217,19 @@ def test_half_answered_cells_go_on_with_their_batches(folder: Path) -> None:
     (cell / "score.json").unlink()
     evaluate(folder, "eval.batch_size=null")
     assert score(folder)["batch_size"] == 4
+
+
+def test_predict_knows_the_pictures(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that was stopped goes on with the pictures of the same folder only."""
+    questions, images = folder / "world" / "data" / "task0" / "test.json", folder / "world" / "data"
+    with monkeypatch.context() as patch:
+        patch.setattr(predicting, "write_jsonl", lambda *_: (_ for _ in ()).throw(Interrupted("here")))
+        with pytest.raises(Interrupted):
+            predict(folder / "run", 2, questions, images, folder / "answers.jsonl")
+    shutil.copytree(images, folder / "others")
+    with pytest.raises(UserError, match=r"images: .*data' there, .*others' now"):
+        predict(folder / "run", 2, questions, folder / "others", folder / "answers.jsonl")
+    assert predict(folder / "run", 2, questions, images, folder / "answers.jsonl") == len(json.loads(questions.read_text()))
 
 
 def test_predict_knows_the_weights(folder: Path) -> None:

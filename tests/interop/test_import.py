@@ -92,6 +92,10 @@ def test_several_checkpoints_are_stages(world: Path, tmp_path: Path) -> None:
     (folders[1] / "adapter_model.bin").unlink()
     called = imported("lora", folders[0], world, tmp_path / "run", "--checkpoint", folders[1])
     assert called.code == 0, called.err
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    called = imported("lora", folders[0], world, tmp_path / "run")  # into the same folder
+    assert called.code == 2 and "holds a run with stages already; choose another --out" in called.err
+    assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
     assert sorted(p.name for p in (tmp_path / "run" / "stages").iterdir()) == ["01-task-1", "02-task-2"]
     assert len(load_file(tmp_path / "run" / "stages" / "02-task-2" / "adapter" / "adapter_model.safetensors")) == 4
 

@@ -29,6 +29,7 @@ from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.sequence import build_trainer, train_stage, training_data
 from hide_llava.training.session import Session
+from tests.cli.call import call
 from tests.stops import stopped_after
 from tests.tiny import arguments, configuration, opened
 
@@ -214,6 +215,19 @@ def test_adapters_in_bf16(method: str, world: Path, tmp_path: Path) -> None:
     stage = load_file(tmp_path / "stages" / "02-task1" / "method.safetensors")
     assert not [key for key, value in stage.items() if "router" in key and value.dtype == torch.bfloat16]
     assert len(list(tmp_path.glob("eval/02-task1/*/score.json"))) == 2
+
+
+@pytest.mark.parametrize("options, says", [({"headlne": "clean"}, "no option 'headlne'"), ({"headline": "both"}, "'both'")])
+def test_options_of_a_metric_are_checked_before_anything_runs(options: dict, says: str, world: Path, tmp_path: Path) -> None:
+    tree = json.loads((world / "bench.yaml").read_text())
+    tree["benchmark"]["tasks"][1]["metric_options"] = options
+    (tmp_path / "bench.yaml").write_text(json.dumps(tree))
+    words = [word for word in arguments(world, "lora", tmp_path / "run") if not word.startswith("benchmark=")]
+    words.append(f"benchmark={tmp_path}/bench.yaml")
+    with pytest.raises(UserError, match=says):
+        run(compose(words))
+    called = call("check", *words)
+    assert called.code == 1 and says in called.out and not (tmp_path / "run" / "stages").exists()
 
 
 def test_what_acts_otherwise_than_written_is_told(world: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.errors import UserError
-from hide_llava.metrics import get
+from hide_llava.metrics import check_options, get
 from hide_llava.preflight import check_references, join_questions
 from hide_llava.studies.audit.findings import ORDER, Finding
 from hide_llava.studies.audit.overlap import overlap
@@ -156,6 +156,7 @@ def _scoring(task: BenchmarkTask, found: list[Finding]) -> list[Finding]:
     known = [f for f in found if (f.task, f.split) == (task.id, split) and f.kind in READ_BEFORE]
     if not result and not known:
         try:
+            check_options(task.metric, task.score_options())
             check_references(task)
             join_questions(task)
         except UserError as error:
