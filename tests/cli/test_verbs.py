@@ -132,14 +132,17 @@ def test_predict_goes_on_and_never_mixes(finished: Path, world: Path, tmp_path: 
     broken = tmp_path / "broken"
     shutil.copytree(world / "data", broken)
     last = min(json.loads((broken / "task1" / "test.json").read_text()), key=lambda q: len(q["text"]))
+    whole = (broken / last["image"]).read_bytes()
     (broken / last["image"]).write_bytes(b"not an image")
-    stopped = call(*words[:5], broken, *words[6:], "--stage", "2", "--batch-size", "1")
+    words[5] = broken
+    stopped = call(*words, "--stage", "2", "--batch-size", "1")
     assert stopped.code == 2 and "cannot be decoded" in stopped.err
     kept = rows_of(parts / "part-0.jsonl")
     assert 0 < len(kept) < 6
     refused = call(*words, "--stage", "3")
     assert refused.code == 2 and "other weights" in refused.err and "delete" in refused.err
     assert rows_of(parts / "part-0.jsonl") == kept
+    (broken / last["image"]).write_bytes(whole)
     assert call(*words, "--stage", "2").code == 0  # in the batches that it was begun with
     assert [r["token_ids"] for r in rows_of(tmp_path / "new.jsonl")] == [r["token_ids"] for r in rows]
 
