@@ -182,7 +182,7 @@ class Pipeline:
             if stored is None:
                 todo[task.id] = settings
                 continue
-            refuse_other(cell, stored, wished, f"run `hide-llava eval {self.folder.path} --again`")
+            refuse_other(cell, stored, wished, "add --again to `hide-llava eval`")
             if not (cell / "predictions.jsonl").is_file() or list(cell.glob("part-*.jsonl")):
                 todo[task.id] = settings
                 continue

@@ -153,7 +153,8 @@ def search(words: list[str], folder: Path, trials: int = TRIALS) -> Search:
     if trials < 1:
         raise UserError(f"{trials} trials: a search needs at least one.")
     fixed = [*words, *JUDGED]
-    axes, method = axes_of(fixed), compose(fixed).method["preset"]
+    axes, options = axes_of(fixed), compose(fixed).method
+    method, at_inference = options["preset"], inference_options(method_class(options["name"]).Config)
     file = folder / f"{method}.json"
     found = read_search(file) if file.is_file() else Search(method, trials if axes else 0, fixed)
     if (found.words, found.trials) != (fixed, trials if axes else 0):
@@ -161,7 +162,7 @@ def search(words: list[str], folder: Path, trials: int = TRIALS) -> Search:
                         f"{folder / method}, or search in another folder.")  # fmt: skip
     while (values := following(axes, found.trials, found.tried)) is not None:
         pipeline.say(f"=== {method}, trial {len(found.tried) + 1} of {found.trials}: {' '.join(words_of(values))}")
-        same = trained_alike(fixed, values, found.tried)
+        same = trained_alike(values, found.tried, at_inference)
         found.tried.append(run_trial(fixed, values, folder / method, same))
         write_search(file, found)
     top = best(found.tried)
@@ -172,12 +173,11 @@ def search(words: list[str], folder: Path, trials: int = TRIALS) -> Search:
     return found
 
 
-def trained_alike(words: list[str], values: Values, tried: list[Trial]) -> Values | None:
-    """The values of an earlier trial that was trained as one with `values` would be."""
-    options = inference_options(method_class(compose(words).method["name"]).Config)
+def trained_alike(values: Values, tried: list[Trial], at_inference: frozenset[str]) -> Values | None:
+    """The values of an earlier trial that was trained as one with `values` would be. at_inference: options of the method."""
 
     def training(values: Values) -> Values:
-        return {key: value for key, value in values.items() if key.removeprefix("method.") not in options}
+        return {key: value for key, value in values.items() if key.removeprefix("method.") not in at_inference}
 
     return next((t.values for t in tried if t.last is not None and training(t.values) == training(values)), None)
 

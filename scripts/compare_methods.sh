@@ -46,11 +46,12 @@ configuration() { # preset → the words that every run of it has, of a search t
 }
 chosen() { # preset [words of its run] → the words that a search of it chose
   local file="$SEARCH/$1.json"
-  if [ ! -f "$file" ]; then
-    [ -d "$SEARCH" ] || [ "$SEARCH" != "$OUT/search" ] || return 0 # nothing was searched, nor is it asked for
-    [ "$SEARCH" != "$OUT/search" ] || { echo "$1: its usual values; there is no $file" >&2; return 0; }
+  if [ ! -f "$file" ] && [ "$SEARCH" != "$OUT/search" ]; then
     echo "error: there is no $file; SEARCH=… names a folder in which every method was searched." >&2
     return 2
+  elif [ ! -f "$file" ]; then
+    [ ! -d "$SEARCH" ] || echo "$1: its usual values; there is no $file" >&2
+    return 0
   fi
   shift
   [ "$SEARCH" = "$OUT/search" ] || set --  # a search of something else has other words
@@ -71,7 +72,7 @@ run() { # seed preset [key=value …]
   shift 2
   words=$(configuration "$preset") || return
   # shellcheck disable=SC2086 # one word per setting, here and below
-  searched=$(chosen "$preset" $words "$@") || return
+  searched=$(chosen "$preset" $words "$@" 2> /dev/null) || return # said before anything began
   mkdir -p "$OUT"
   [ -z "$searched" ] || echo "$folder:" $searched "($SEARCH/$preset.json)"
   # shellcheck disable=SC2086
@@ -99,6 +100,10 @@ if [ "${1:-}" = --search ]; then
   python scripts/search_strengths.py "$OUT/search" --table
   exit "$failed"
 fi
+for preset in $METHODS; do # a search that does not fit stops here
+  # shellcheck disable=SC2086
+  words=$(configuration "$preset" 2> /dev/null) && { chosen "$preset" $words "$@" > /dev/null || exit 2; }
+done
 for seed in ${SEEDS:-0 1 2}; do
   for preset in $METHODS; do printf '%s %s\n' "$seed" "$preset"; done
 done | xargs -P "${JOBS:-1}" -L 1 bash -c 'run "${@: -2}" "${@:1:$#-2}"' _ "$@" || failed=1

@@ -3,13 +3,13 @@
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
 
+from hide_llava.training.engines import free_port
 from tests.faults import processes
 
 COMMAND_LINE = "tests.methods.run_cli"  # with the methods that live in the tests only
@@ -34,12 +34,6 @@ def launch(module: str, *words: str, flags: tuple[str, ...] = TWO, seconds: int 
         process.communicate()
         raise
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
-
-
-def free_port() -> str:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return str(found.getsockname()[1])
 
 
 def forked(

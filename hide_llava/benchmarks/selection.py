@@ -7,6 +7,7 @@ from pathlib import PurePath
 
 from hide_llava.errors import UserError, nearest
 from hide_llava.schema import BenchmarkConfig, TaskConfig
+from hide_llava.storage import names_a_folder
 
 
 def select_tasks(
@@ -25,7 +26,7 @@ def select_tasks(
     ids = [task.id for task in [*benchmark.tasks, *benchmark.general]]
     if len(set(ids)) != len(ids):
         raise UserError(f"benchmark '{benchmark.name}': task ids repeat ({', '.join(ids)}).")
-    if wrong := [task_id for task_id in ids if task_id in ("", ".", "..") or PurePath(task_id).name != task_id]:
+    if wrong := [task_id for task_id in ids if not names_a_folder(task_id)]:
         raise UserError(f"benchmark '{benchmark.name}': task id {wrong[0]!r} cannot name a folder; use letters, digits, - and _.")
     _check_roles(benchmark.tasks, benchmark.general)
     if tasks is not None:

@@ -16,6 +16,7 @@ from hide_llava.metrics.rows import read_json, read_jsonl, read_text
 from hide_llava.results.bootstrap import Interval, interval, usable_verdicts
 from hide_llava.results.matrix import AccuracyMatrix
 from hide_llava.schema import as_stored
+from hide_llava.storage import names_a_folder
 from hide_llava.yaml_text import parse_yaml
 
 
@@ -271,7 +272,7 @@ def _check_manifest(manifest: dict, path: Path) -> None:
         if not isinstance(entries, list) or any(not isinstance(e, dict) or field_name not in e for e in entries):
             raise UserError(f"{path / 'manifest.json'}: {key} must be a list of records with {field_name}; restore it.")
         for name in (entry[field_name] for entry in entries):
-            if not isinstance(name, str) or name in ("", "..") or Path(name).name != name:  # it names a folder of the run
+            if not names_a_folder(name):
                 raise UserError(f"{path / 'manifest.json'}: {name!r} is not the name of a folder of this run; restore it.")
 
 

@@ -303,7 +303,6 @@ def test_groups_that_are_too_large_are_refused(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(tables, "LARGEST_GROUP", 100)
     with pytest.raises(UserError, match=r"groups of rows of up to .*hide-llava convert .*t\.parquet TARGET\.parquet"):
         list(stream(file))
-    monkeypatch.setattr(tables, "LARGEST_GROUP", 100)
     assert convert(file, tmp_path / "u.parquet").records == 5  # what the message says
     texts = write_parquet(tmp_path / "texts.parquet", [{"id": i, **GOOD[1]} for i in range(50)], group=50)
     assert len(list(stream(texts))) == 50  # nothing of it is ever looked for again
