@@ -24,6 +24,11 @@ NAMED = ("seed", "tasks", "task_order", "limit", "benchmark.name", "model.name",
 SILENT = ("eval.", "caption.", "benchmark.tasks", "benchmark.general", "benchmark.defaults")
 
 
+def names_a_folder(name: object) -> bool:
+    """Whether it can be the name of a folder below another one, and of nothing else."""
+    return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
+
+
 def default_output(config: RunConfig, plain: RunConfig | None, given: dict[str, Any], recipe: str | None) -> str:
     """The run folder of a configuration that names none.
 

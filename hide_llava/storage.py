@@ -146,11 +146,6 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
         ) from None
 
 
-def names_a_folder(name: object) -> bool:
-    """Whether it can be the name of a folder below another one, and of nothing else."""
-    return isinstance(name, str) and name not in ("", ".", "..") and Path(name).name == name
-
-
 def publish(temporary: Path, final: Path) -> None:
     """Give a finished folder its name in one step."""
     if final.exists():

@@ -6,8 +6,8 @@ import random
 from pathlib import PurePath
 
 from hide_llava.errors import UserError, nearest
+from hide_llava.naming import names_a_folder
 from hide_llava.schema import BenchmarkConfig, TaskConfig
-from hide_llava.storage import names_a_folder
 
 
 def select_tasks(

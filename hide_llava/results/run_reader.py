@@ -13,10 +13,10 @@ import yaml
 
 from hide_llava.errors import UserError
 from hide_llava.metrics.rows import read_json, read_jsonl, read_text
+from hide_llava.naming import names_a_folder
 from hide_llava.results.bootstrap import Interval, interval, usable_verdicts
 from hide_llava.results.matrix import AccuracyMatrix
 from hide_llava.schema import as_stored
-from hide_llava.storage import names_a_folder
 from hide_llava.yaml_text import parse_yaml
 
 
