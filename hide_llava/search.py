@@ -122,6 +122,14 @@ def following(axes: list[Axis], trials: int, tried: list[Trial]) -> Values | Non
     return {**base, axis.key: next_value(axis, line)}
 
 
+def begins(axes: list[Axis], trials: int, found: Search) -> bool:
+    """Whether what was tried already is how a search of so many trials begins, and does not go beyond it."""
+    if not axes:
+        return not found.tried
+    ours = [following(axes, trials, found.tried[:i]) for i in range(len(found.tried))]
+    return found.trials <= trials and ours == [trial.values for trial in found.tried]
+
+
 def next_value(axis: Axis, scores: dict[float | None, float | None]) -> float:
     """What is tried next on an axis. scores: value → Last of the trials that differ in it alone; None: it diverged."""
     for value in axis.grid:
@@ -141,11 +149,12 @@ def search(words: list[str], folder: Path, trials: int = TRIALS) -> Search:
     """Search the method that a configuration names; FOLDER/PRESET.json says what was tried and chosen.
 
     Called again, it goes on: a trial that is in the file is not run again, one that was stopped is resumed in its run folder,
-    FOLDER/PRESET/NAME. A training that diverges is a trial without a score.
+    FOLDER/PRESET/NAME. With more trials than the file has, those in it are the first ones. A training that diverges is a trial
+    without a score.
 
     Raises:
         UserError: a bad configuration, also where only a value of the grid is refused (before anything runs); fewer than one
-            trial; a file of a search with other words or trials; every trial diverged; whatever stops a run.
+            trial; a file of a search with other words or more trials; every trial diverged; whatever stops a run.
         Interrupted: stopped by a signal.
     """
     if own := [word for word in words if word.startswith(OURS)]:
@@ -157,9 +166,11 @@ def search(words: list[str], folder: Path, trials: int = TRIALS) -> Search:
     method, at_inference = options["preset"], inference_options(method_class(options["name"]).Config)
     file = folder / f"{method}.json"
     found = read_search(file) if file.is_file() else Search(method, trials if axes else 0, fixed)
-    if (found.words, found.trials) != (fixed, trials if axes else 0):
+    if found.words != fixed or not begins(axes, trials, found):
         raise UserError(f"{file}: is of a search with {found.trials} trials of `{' '.join(found.words)}`; delete it and "
                         f"{folder / method}, or search in another folder.")  # fmt: skip
+    if axes and trials > found.trials:
+        found.trials, found.chosen = trials, None
     while (values := following(axes, found.trials, found.tried)) is not None:
         pipeline.say(f"=== {method}, trial {len(found.tried) + 1} of {found.trials}: {' '.join(words_of(values))}")
         same = trained_alike(values, found.tried, at_inference)

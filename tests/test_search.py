@@ -185,6 +185,26 @@ def test_a_search_goes_on_where_it_was_stopped(runs: SimpleNamespace, tmp_path: 
             search.search(words, tmp_path / "search", trials)
 
 
+def test_a_search_is_made_longer(runs: SimpleNamespace, tmp_path: Path) -> None:
+    """More trials go on from those that are there, which have to be how the longer search begins."""
+    runs.score = peak(0.015, 50.0)
+    whole = search.search([*WORDS, "method=ewc"], tmp_path / "whole")
+    runs.begun.clear()
+    assert search.search([*WORDS, "method=ewc"], tmp_path / "search", 3).chosen is not None
+    assert search.search([*WORDS, "method=ewc"], tmp_path / "search") == whole and len(runs.begun) == 6
+    runs.score = lambda config: 1.0
+    search.search([*WORDS, "method=keeplora"], tmp_path / "search", 4)
+    runs.score = lambda config: (_ for _ in ()).throw(Interrupted("stopped"))
+    with pytest.raises(Interrupted):
+        search.search([*WORDS, "method=keeplora"], tmp_path / "search", 6)
+    left = read_search(tmp_path / "search" / "keeplora.json")
+    assert (left.trials, len(left.tried)) == (4, 4)
+    file = tmp_path / "search" / "keeplora.json"
+    write_search(file, Search("keeplora", 3, left.words, [left.tried[0], left.tried[3]], None))
+    with pytest.raises(UserError, match=r"keeplora\.json: is of a search with 3 trials"):
+        search.search([*WORDS, "method=keeplora"], tmp_path / "search", 6)
+
+
 def test_a_training_that_diverges_is_a_trial(runs: SimpleNamespace, tmp_path: Path) -> None:
     def score(config: RunConfig) -> float:
         if config.train.learning_rate > 0.002:
