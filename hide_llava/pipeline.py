@@ -21,7 +21,7 @@ from hide_llava.evaluation.cells import Cell, cell_of, evaluate_cells, score_cel
 from hide_llava.methods.base import Stage
 from hide_llava.metrics import ALL_EMPTY
 from hide_llava.preflight import preflight
-from hide_llava.storage import read_json, write_json
+from hide_llava.storage import read_json, sha256, write_json
 from hide_llava.training.engines import check_engine, start_processes
 from hide_llava.training.lineage import checked_chain
 from hide_llava.training.memory import reclaim
@@ -187,9 +187,19 @@ class Pipeline:
                 todo[task.id] = settings
                 continue
             score = read_json(cell / "score.json") if (cell / "score.json").is_file() else None
+            if score is not None and score.get("predictions_sha256") not in (None, sha256(cell / "predictions.jsonl")):
+                if not self.again:
+                    raise UserError(f"{cell / 'predictions.jsonl'}: is not what was scored; bring the file back, or add --again "
+                                    "to `hide-llava eval` to answer it anew.")  # fmt: skip
+                self._put_aside(cell)
+                todo[task.id] = settings
+                continue
             why = ["its score was missing"] if score is None else differences(score, scored_with(task))
             if why:
-                self._say_score(name, task.id, score_cell(task, cell), f"scored again: {'; '.join(why)}")
+                try:
+                    self._say_score(name, task.id, score_cell(task, cell), f"scored again: {'; '.join(why)}")
+                except UserError as error:
+                    raise UserError(f"{cell}: {error}") from None
             else:
                 self.scored += 1
         return todo

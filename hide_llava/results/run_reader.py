@@ -19,6 +19,10 @@ from hide_llava.results.matrix import AccuracyMatrix
 from hide_llava.schema import as_stored
 from hide_llava.yaml_text import parse_yaml
 
+# What all cells of a run share, so that they can be compared, and what those of one task share; that may be its own.
+SHARED = {"image_transform", "image_orientation", "split", "limit", "dtype", "device"}
+OF_A_TASK = {"protocol", "headline", "max_new_tokens", "prompt_suffix", "metric_options", "questions_sha256", "references_sha256"}
+
 
 @dataclass(frozen=True)
 class CellScore:
@@ -174,10 +178,11 @@ class StoredRun:
         own = {task.get("id") for task in tasks if isinstance(task, dict) and task.get("image_transform")}
         values: dict[tuple[str, str], set[str]] = {}
         for cell in self.cells.values():
-            for setting in {"image_transform", "image_orientation", "split", "limit", "protocol", "headline"} & cell.data.keys():
-                alone = setting in ("protocol", "headline") or (setting == "image_transform" and cell.task in own)
-                key = (setting, f" of {self.task_title(cell.task)}" if alone else "")
-                values.setdefault(key, set()).add(str(cell.data[setting]))
+            for setting in (SHARED | OF_A_TASK) & cell.data.keys():
+                alone = setting in OF_A_TASK or (setting == "image_transform" and cell.task in own)
+                key = (setting.removesuffix("_sha256"), f" of {self.task_title(cell.task)}" if alone else "")
+                value = repr(cell.data[setting]) if setting == "prompt_suffix" else str(cell.data[setting])
+                values.setdefault(key, set()).add(value[:8] if setting.endswith("_sha256") else value)
         mixed = {key: found for key, found in sorted(values.items()) if len(found) > 1}
         return [f"{setting}{of} ({', '.join(sorted(found))})" for (setting, of), found in mixed.items()]
 

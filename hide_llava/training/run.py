@@ -6,6 +6,7 @@ import dataclasses
 import datetime
 import os
 import platform
+import re
 import shutil
 import subprocess
 from functools import cache, cached_property
@@ -37,6 +38,9 @@ from hide_llava.training.tracking import Tracking
 # keys that say most about why two configurations differ: told first
 FIRST = ("method.name", "method.preset", "benchmark.name", "tasks", "task_order")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "datasets", "numpy", "pillow")
+# Fields of a task that decide the score of given answers, and nothing else: a run goes on with other values of theirs.
+SCORED_BY = ("metric_options", "references", "val_references", "legacy")
+OF_SCORES = re.compile(rf"benchmark\.tasks\.\d+\.({'|'.join(SCORED_BY)})(\.|$)")
 # Sections and keys that no training reads.
 ASIDE = ("output", "data_root", "model_root", "tasks", "task_order", "eval.", "caption.", "benchmark.general",
          "benchmark.title", "benchmark.defaults", "benchmark.image_transform", "benchmark.max_new_tokens", "model.name",
@@ -236,6 +240,7 @@ class Run:
             stored = folder.config
             self._refuse_other(stored, existing)
             if (folder.path / "manifest.json").exists():
+                self._note_scoring(stored)
                 if stored.train.on_bad_sample != self.train.on_bad_sample:  # only error → skip gets here
                     stored.train.on_bad_sample = self.train.on_bad_sample
                     write_text(folder.path / "config.yaml", to_yaml(stored))
@@ -261,6 +266,18 @@ class Run:
             stored.data_root, stored.model_root = here
             write_text(self.folder.path / "config.yaml", to_yaml(stored))
 
+    def _note_scoring(self, stored: RunConfig) -> None:
+        """Note in the folder how answers are scored now; each cell makes its score anew if it was scored otherwise."""
+        before = to_yaml(stored)
+        stored.caption, wished = self._config.caption, {entry.id: entry for entry in self._config.benchmark.general}
+        pairs = [*zip(stored.benchmark.tasks, self._config.benchmark.tasks)]
+        pairs += [(entry, wished[entry.id]) for entry in stored.benchmark.general if entry.id in wished]
+        for there, now in pairs:
+            for name in SCORED_BY:
+                setattr(there, name, getattr(now, name))
+        if to_yaml(stored) != before:
+            write_text(self.folder.path / "config.yaml", to_yaml(stored))
+
     def _add_general(self, stored: RunConfig) -> None:
         """Note the tests of general ability that the run is asked for the first time: nothing that is trained depends on them."""
         known, manifest = {entry.id for entry in stored.benchmark.general}, self.folder.manifest
@@ -279,11 +296,12 @@ class Run:
     def _refuse_other(self, stored: RunConfig, existing: bool) -> None:
         general = {entry.id: entry for entry in stored.benchmark.general}
         for entry in self.benchmark.general:
-            if general.get(entry.id, entry) != entry:
+            there, now = (one.model_dump(exclude=set(SCORED_BY)) for one in (general.get(entry.id, entry), entry))
+            if there != now:
                 raise UserError(f"{self.folder.path}: asks its general task '{entry.id}' otherwise; give the new one another id.")
         old, new = (flatten(c.model_dump()) for c in (stored, self._config))
-        asked = ("benchmark.general", "eval.") if existing else ("benchmark.general",)
-        free = tuple(k for k in (*old, *new) if k in FREE or k.startswith(asked))
+        asked = ("benchmark.general", "caption.", *(("eval.",) if existing else ()))
+        free = tuple(k for k in (*old, *new) if k in FREE or k.startswith(asked) or OF_SCORES.match(k))
         if _skips_now(old, new):
             free = (*free, "train.on_bad_sample")
         said = {k: tuple(repr(c[k]) if k in c else "absent" for c in (old, new)) for k in old.keys() | new.keys()}

@@ -195,6 +195,39 @@ def test_references_that_were_corrected_are_scored_anew(folder: Path, capsys: py
     assert "scored again: another reference file" in capsys.readouterr().out
 
 
+def test_options_that_were_corrected_are_scored_anew(folder: Path, capsys: pytest.CaptureFixture) -> None:
+    """By a new call with the corrected file, which is then what the folder says."""
+    before, file = score(folder), folder / "world" / "bench.yaml"
+    bench = json.loads(file.read_text())
+    bench["benchmark"]["tasks"][0] |= {"metric_options": {"headline": "clean"}, "references": "task0/again.json"}
+    shutil.copy(folder / "world" / "data" / "task0" / "captions.json", folder / "world" / "data" / "task0" / "again.json")
+    file.write_text(json.dumps(bench))
+    evaluate(folder)
+    assert score(folder)["metric_options"]["headline"] == "clean" != before["metric_options"].get("headline")
+    assert "scored again: " in capsys.readouterr().out and "task0/again.json" in (folder / "run" / "config.yaml").read_text()
+    assert main(["eval", str(folder / "run")]) in (None, 0)
+    assert "3 of 3 cells were scored already" in capsys.readouterr().out
+    bench["benchmark"]["tasks"][0] |= {"metric": "cider_d_ptb", "metric_options": {}}
+    file.write_text(json.dumps(bench))
+    with pytest.raises(UserError, match=r"tasks\.0\.metric: 'caption7' there, 'cider_d_ptb' now"):
+        evaluate(folder)
+
+
+def test_answers_that_are_not_those_that_were_scored(folder: Path) -> None:
+    """A file that lost its end, with and without its score."""
+    answers = folder / "run" / CELL / "predictions.jsonl"
+    whole = answers.read_text()
+    answers.write_text("".join(whole.splitlines(keepends=True)[:2]))
+    with pytest.raises(UserError, match=r"task0/predictions\.jsonl: is not what was scored; .*--again"):
+        evaluate(folder)
+    evaluate(folder, again=True)
+    assert answers.read_text() == whole and len(list((folder / "run" / "replaced" / "02-task1").iterdir())) == 1
+    answers.write_text("".join(whole.splitlines(keepends=True)[:2]))
+    (folder / "run" / CELL / "score.json").unlink()
+    with pytest.raises(UserError, match=r"eval/02-task1/task0: "):
+        evaluate(folder)
+
+
 def test_a_score_that_was_deleted_is_made_from_the_same_answers_or_not_at_all(
     folder: Path, capsys: pytest.CaptureFixture
 ) -> None:

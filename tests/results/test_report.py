@@ -128,6 +128,15 @@ def test_labels_and_mixed_settings(tmp_path: Path) -> None:
     write(first, {**json.loads(first.read_text()), "headline": "clean"})  # scored before and after a rule's headline changed
     labels = read_run(path).labels()
     assert any(label.startswith("mixed headline of ImageNet-R (clean, legacy)") for label in labels)
+    before, after = (dict(zip(("max_new_tokens", "prompt_suffix", "questions_sha256", "dtype"), values)) for values in (
+        (128, "", "1" * 64, "float32"), (64, "\nBe brief.", "0" * 64, "bfloat16")))  # fmt: skip
+    for file, answered in ((path / "eval/01-imagenet-r/imagenet-r/score.json", before), (first, after)):
+        write(file, {**json.loads(file.read_text()), **answered})  # asked again, after the last stage alone
+    mixed = "".join(label for label in read_run(path).labels() if label.startswith("mixed "))
+    suffix = r"prompt_suffix of {} ('', '\nBe brief.')"
+    for start in ("max_new_tokens of {} (128, 64)", suffix, "questions of {} (00000000, 11111111)"):
+        assert "mixed " + start.format("ImageNet-R") in mixed
+    assert "mixed dtype (bfloat16, float32)" in mixed
     assert "Flickr30k: caption6-python, not comparable" in labels
     assert any(label.startswith("mixed image_transform (crop, pad)") for label in labels)
 
