@@ -60,7 +60,8 @@ def options_of_a_run(words: list[str], evaluates: bool) -> tuple[Path, list[str]
     for word in words[1:]:
         key = word.partition("=")[0]
         if word in options and not evaluates:
-            raise UserError(f"'{word}': options of the method are changed by `hide-llava eval {folder} {word}`.")
+            raise UserError(f"'{word}': what the method was trained with stays; options that act at inference are changed by "
+                            f"`hide-llava eval {folder} {word}`.")  # fmt: skip
         if word not in options and not key.startswith("eval.") and key not in (*FREE, "benchmark.general"):
             raise UserError(f"'{word}': of an existing run only eval.*, benchmark.general, {', '.join(FREE[1:3])} and, by "
                             "`hide-llava eval`, inference options of the method can be changed.")  # fmt: skip

@@ -74,11 +74,12 @@ def fetch(
     from hide_llava.benchmarks.fetch import Unreachable, fetch
     from hide_llava.config import compose_data
 
-    if not any(word.startswith("benchmark=") for word in overrides or []):
+    called = [word.removeprefix("benchmark=") for word in overrides or [] if word.startswith("benchmark=")]
+    if not called:
         raise UserError("fetch needs benchmark=, for example: hide-llava fetch benchmark=ucit")
     config = compose_data(overrides)
     try:
-        for line in fetch(config.benchmark, config.data_folder(), only_list):
+        for line in fetch(config.benchmark, config.data_folder(), only_list, called[-1]):
             print(line, flush=True)
     except Unreachable:
         sys.exit(1)

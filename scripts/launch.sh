@@ -31,6 +31,9 @@ launch() {
     exec hide-llava "${words[@]}"
   fi
   local gpus nproc="${NPROC:-}" nnodes="${NNODES:-1}"
+  for count in "NPROC=${nproc:-1}" "NNODES=$nnodes"; do
+    [[ "${count#*=}" =~ ^[1-9][0-9]*$ ]] || { echo "error: $count: how many is a whole number, 1 or more." >&2; exit 2; }
+  done
   if [ -z "$nproc" ]; then
     gpus=$(python -c 'import torch; print(torch.cuda.device_count())')
     nproc=$((gpus > 0 ? gpus : 1))

@@ -60,6 +60,13 @@ def test_torch_counts_the_gpus(call) -> None:
     assert call("Eval_all.sh", GPUS="1").stdout.startswith("hide-llava eval ")
 
 
+@pytest.mark.parametrize("name", ["NPROC", "NNODES"])
+@pytest.mark.parametrize("count", ["0", "abc", "-1", "1.5"])
+def test_what_is_no_number_of_processes_is_told(name: str, count: str, call) -> None:
+    done = call("train_all.sh", **{name: count})
+    assert done.returncode == 2 and done.stderr == f"error: {name}={count}: how many is a whole number, 1 or more.\n"
+
+
 @pytest.mark.parametrize("script, says", [("train_all.sh", "hide-llava run"), ("Eval_all.sh", "hide-llava eval")])
 def test_help_and_slips(script: str, says: str, call) -> None:
     done = call(script, "--help")

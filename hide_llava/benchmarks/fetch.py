@@ -30,10 +30,10 @@ class Unreachable(Exception):
     """The hub does not answer, or is not to be asked."""
 
 
-def fetch(benchmark: BenchmarkConfig, data: Path, only_list: bool = False) -> Iterator[str]:
+def fetch(benchmark: BenchmarkConfig, data: Path, only_list: bool = False, called: str | None = None) -> Iterator[str]:
     """Download the benchmark's sources under `data`, the data folder; lines of what is done and of what is left to do by hand.
 
-    only_list: say what would be downloaded.
+    only_list: say what would be downloaded. called: the name, or the file, by which the benchmark was asked for.
 
     Raises:
         UserError: the benchmark names no source, the hub refuses, the disk is too small, or a file is another than it states.
@@ -61,7 +61,7 @@ def fetch(benchmark: BenchmarkConfig, data: Path, only_list: bool = False) -> It
         yield f"general ability ({named}) → {data / 'general'}\n  by hand: docs/GENERAL_ABILITY.md says from where"
     if missing is not None:
         raise Unreachable(missing)
-    yield f"then: hide-llava check benchmark={benchmark.name} data_root={data}"
+    yield f"then: hide-llava check benchmark={called or benchmark.name} data_root={data}"
 
 
 def _headline(source: SourceConfig, data: Path, licence: str | None = None) -> str:

@@ -252,6 +252,7 @@ def check_question(question: Any, where: str, image_root: Path | None) -> str:
     if not isinstance(question.get("text"), str) or not question["text"].strip():
         raise UserError(f"{where} has no text; every question needs a non-empty 'text' string.")
     try:
+        _check_whole(question["text"], "its text")
         named_pictures(question)
     except BadRecord as error:
         root = f" (image root: {image_root})" if image_root is not None else ""
@@ -297,11 +298,21 @@ def check_record(record: Any) -> dict[str, Any]:
 def _check_turn(turn: Any, where: str) -> None:
     if not isinstance(turn, Mapping) or not isinstance(turn.get("value"), str):
         raise BadRecord(f"{where} must be an object with 'from' and a string 'value'", "turn without text")
+    _check_whole(turn["value"], where)
     if turn.get("from") not in ("human", "gpt"):
         raise BadRecord(f"{where} has the role {turn.get('from')!r}; the roles are 'human' and 'gpt'", "role of a turn")
     if (key := next((key for key, value in turn.items() if _is_media(key, value)), None)) is not None:
         raise BadRecord(f"{where} has {key!r}, which is not read; name its pictures as 'image' of the record",
                         "picture under another key")  # fmt: skip
+
+
+def _check_whole(text: str, where: str) -> None:
+    """JSON can say half of a surrogate pair, as a text has it that was cut within an emoji; no tokenizer takes that."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRecord(f"{where} holds {text[error.start]!a}, half of a character that was cut in two; remove it",
+                        "cut character") from None  # fmt: skip
 
 
 def named_pictures(record: Mapping[str, Any]) -> list[str]:

@@ -29,7 +29,7 @@ from hide_llava.metrics import (  # noqa: F401
     vqa,
     yes_no,
 )
-from hide_llava.metrics.base import METRICS, OPTIONS, Job, Metric, check_join
+from hide_llava.metrics.base import METRICS, OPTIONS, SWITCHES, Job, Metric, check_join
 from hide_llava.metrics.error_profile import error_profile, gold_answers
 from hide_llava.metrics.ptb import java_available, java_version
 from hide_llava.metrics.rows import by_prompt, check_predictions, question_rows, read_jsonl, read_table
@@ -133,6 +133,8 @@ def _known_options(rule: Metric, options: dict) -> dict:
     for name in options:
         if name not in known:
             raise UserError(f"Metric {rule.name} has no option {name!r}; it reads {', '.join(known)}.")
+        if name in SWITCHES and not isinstance(options[name], bool):
+            raise UserError(f"Option {name} is {options[name]!r}; it may be true or false.")
     return dict(options)
 
 

@@ -15,6 +15,7 @@ from hide_llava.errors import UserError
 from hide_llava.metrics.filters import ByOption, Rule
 from hide_llava.metrics.rows import answer_records, check_unique, question_rows
 
+SWITCHES = ("allow_partial", "allow_duplicates", "allow_unanswerable", "spice")  # true or false
 OPTIONS = ("allow_partial", "allow_duplicates", "headline", "tokenizer")
 """Options that every metric accepts."""
 

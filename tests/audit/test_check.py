@@ -225,6 +225,14 @@ def copied_pair(world: Path) -> None:
     edit(test_file(world), same_question)
 
 
+def no_training_records(world: Path) -> None:
+    edit(train_file(world), lambda rows: rows.clear())
+
+
+def no_questions(world: Path) -> None:
+    edit(test_file(world), lambda rows: rows.clear())
+
+
 def same_text(world: Path) -> None:
     edit(test_file(world), lambda rows: (rows[3].pop("image"), same_question(rows)))
     edit(train_file(world), lambda rows: (rows[5].pop("image"), set_turn(rows, 5, 0, "What is number 5 of signs train?")))
@@ -275,8 +283,10 @@ FAULTS: list[tuple[Callable[[Path], None], bool, str, str, list[str]]] = [
     (duplicate_test_id, False, "duplicate id", "error", ["signs/test.json", "record 3 (id 1, signs/test3.png) repeats",
                                                          "record 1 (id 1,"]),
     (duplicate_train_id, False, "duplicate train id", "warning", ["record 3 (id 'signs-1', signs/train3.png)"]),
-    (wrong_test_count, False, "wrong count", "error", ["5 records in", "signs/test.json, expected 6"]),
-    (wrong_train_count, False, "wrong train count", "warning", ["11 records in", "signs/train.json, expected 12"]),
+    (wrong_test_count, False, "wrong count", "warning", ["5 records in", "signs/test.json, expected 6"]),
+    (wrong_train_count, False, "wrong count", "warning", ["11 records in", "signs/train.json, expected 12"]),
+    (no_training_records, False, "no records", "error", ["signs/train.json holds no records"]),
+    (no_questions, False, "cannot be scored", "error", ["signs/test.json holds no questions"]),
     (empty_train_answer, False, "empty answer", "error", ["signs/train.json", "record 3 (id 'signs-3'"]),
     (empty_test_answer, False, "empty answer", "error", ["signs/test.json", "record 3 (id 3"]),
     (no_test_answer, False, "empty answer", "error", ["signs/test.json", "record 3 (id 3"]),
@@ -292,7 +302,8 @@ FAULTS: list[tuple[Callable[[Path], None], bool, str, str, list[str]]] = [
     (too_long, False, "bad record", "error", ["record 3 (id 'signs-3'", "no token of an answer", "train.max_length=2048"]),
 ]  # fmt: skip
 # one fault, two true findings
-BESIDE = {"same_pair": {"train/test image"}, "copied_pair": {"train/test copy"}, "too_long": {"long prompt"}}
+BESIDE = {"no_questions": {"wrong count"}, "same_pair": {"train/test image"}, "copied_pair": {"train/test copy"},
+          "too_long": {"long prompt"}}  # fmt: skip
 
 
 @pytest.mark.parametrize(("plant", "deep", "kind", "level", "says"), FAULTS, ids=[f[0].__name__ for f in FAULTS])

@@ -142,7 +142,7 @@ def test_files_are_downloaded_and_compared(called: tuple[Path, list[list]]) -> N
     home, (_, (code, out, err), again, *_) = called
     assert code == 0, err
     assert "3 downloaded, 0 there already; all 3 are as the hub states them" in out
-    assert f"then: hide-llava check benchmark=good data_root={home}/data" in out
+    assert f"then: hide-llava check benchmark={home}/good.yaml data_root={home}/data" in out
     for name in ("train/a.json", "train/b c.json", "images.zip"):
         assert (home / "data" / "own" / name).read_bytes() == FILES[name]
     assert not (home / "data" / "own" / "README.md").exists()

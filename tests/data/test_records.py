@@ -10,6 +10,7 @@ import pytest
 
 from hide_llava.data.dataset import check_place
 from hide_llava.data.records import (
+    check_question,
     load_questions,
     load_records,
     named_pictures,
@@ -60,6 +61,15 @@ def test_unicode_and_size(load, turns):
     records = load(many)
     assert len(records) == 3000 and records[2999]["image"] == ["漢/2999.png"]
     assert records[5]["conversations"] == many[5]["conversations"]
+
+
+def test_half_a_character_is_told(load):
+    """As a text has it that was cut within an emoji; JSON can say it, UTF-8 cannot."""
+    record = changed(conversations=[{"from": "human", "value": "a"}, {"from": "gpt", "value": "b\ud83d"}])
+    with pytest.raises(UserError, match=r"record 0 \(id 1\): turn 2 holds '\\ud83d', half of a character"):
+        load(json.dumps(record))
+    with pytest.raises(UserError, match=r"question 3 \(question_id 1\): its text holds '\\ud83d'"):
+        check_question({"question_id": 1, "text": "b\ud83d"}, "question 3", None)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hide_llava.errors import UserError
 from hide_llava.listing import listing
-from hide_llava.metrics import METRICS, parse_options, score
+from hide_llava.metrics import METRICS, check_options, parse_options, score
 from hide_llava.metrics.ocrbench import CATEGORIES
 
 DOCS = Path(__file__).parent.parent.parent / "docs" / "METRICS.md"
@@ -188,6 +188,12 @@ def test_a_misspelt_option_is_refused() -> None:
     with pytest.raises(UserError, match="sensitive"):
         score("substring_bidir", rows, questions, options={"case": "lower"})
     assert score("exact_upper", rows, questions, options={"headline": "clean"})["headline"] == "clean"
+
+
+@pytest.mark.parametrize("value", ["no", "0", 1, None])
+def test_a_switch_is_true_or_false(value: object) -> None:
+    with pytest.raises(UserError, match=rf"Option allow_partial is {value!r}; it may be true or false"):
+        check_options("exact_upper", {"allow_partial": value})
 
 
 def test_options_of_the_command_line() -> None:

@@ -14,8 +14,8 @@ LEVELS = {
     "bad record": "error",
     "missing image": "error",
     "unreadable image": "error",
-    "wrong count": "error",
-    "wrong train count": "warning",
+    "no records": "error",
+    "wrong count": "warning",  # a run says it, and a score has it as a label
     "duplicate id": "error",  # answers are joined by id
     "duplicate train id": "warning",  # never used as a key in training
     "empty answer": "error",

@@ -228,10 +228,11 @@ def findings(found: Scan) -> list[Finding]:
     counted("missing image", "image", f"of {found.distinct_images:,} missing under {place.images}")
     counted("unreadable image", "image", f"of {found.distinct_images:,} cannot be decoded")
     counted("empty answer", "empty answer", f"in {place.file}")
-    if found.complete and place.expected is not None and found.records != place.expected:
-        kind = "wrong train count" if split == "train" else "wrong count"
+    if found.complete and not found.records and split == "train":  # of questions, the reason why they cannot be scored says it
+        add("no records", 1, f"{place.file} holds no records")
+    elif found.complete and place.expected is not None and found.records != place.expected:
         difference = abs(found.records - place.expected)
-        add(kind, difference, f"{plural(found.records, 'record')} in {place.file}, expected {place.expected:,}")
+        add("wrong count", difference, f"{plural(found.records, 'record')} in {place.file}, expected {place.expected:,}")
     _duplicate_ids(found, add)
     repeated = len(found.names) - len(np.unique(as_hashes(found.names)))
     if not found.counts["bad record"] and repeated and not len(repeats(as_hashes(found.ids))):
