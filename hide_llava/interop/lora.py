@@ -72,8 +72,17 @@ def check_formula(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def overrides(stages: list[Imported], targets: str) -> list[str]:
-    """What the run's configuration says of its adapter."""
+    """What the run's configuration says of its adapter.
+
+    Raises:
+        UserError: the checkpoints differ in what a run has one value of.
+    """
     config = stages[-1].config
+    for one in stages:
+        if (one.config.r, one.config.lora_alpha) != (config.r, config.lora_alpha):
+            raise UserError(f"{one.source.name} has rank {one.config.r} and alpha {one.config.lora_alpha:g}, "
+                            f"{stages[-1].source.name} {config.r} and {config.lora_alpha:g}: they are not of one run; import "
+                            "each into a folder of its own.")  # fmt: skip
     frozen = [] if any(one.projector for one in stages) else ["method.projector=frozen"]
     return [f"method.rank={config.r}", f"method.alpha={config.lora_alpha}", f"method.dropout={config.lora_dropout}",
             f"method.targets={targets}", *frozen]  # fmt: skip

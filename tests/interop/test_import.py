@@ -100,6 +100,15 @@ def test_several_checkpoints_are_stages(world: Path, tmp_path: Path) -> None:
     assert len(load_file(tmp_path / "run" / "stages" / "02-task-2" / "adapter" / "adapter_model.safetensors")) == 4
 
 
+def test_checkpoints_of_another_scale_are_no_stages_of_one_run(world: Path, tmp_path: Path) -> None:
+    first, second = foreign.lora(world / "llava"), foreign.lora(world / "llava")
+    second.settings["lora_alpha"] = 64
+    folders = [first.write(tmp_path / "a"), second.write(tmp_path / "b")]
+    called = imported("lora", folders[0], world, tmp_path / "run", "--checkpoint", folders[1])
+    assert called.code == 2 and "a has rank 4 and alpha 8, b 4 and 64: they are not of one run" in called.err
+    assert not (tmp_path / "run").exists()
+
+
 VISION = "base_model.model.model.vision_tower.encoder.layers.0.self_attn.q_proj.lora_A.weight"
 HEAD = "base_model.model.lm_head.weight"
 PROJECTOR = "base_model.model.model.mm_projector.2.lora_B.loraB.1.weight"
