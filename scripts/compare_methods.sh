@@ -2,9 +2,9 @@
 # Every method with the same rank per task (4), linears (all of the decoder), steps (60 of 16 records per task) and projector
 # (frozen), several seeds, and one table with scores, forgetting and costs: docs/COMPARISON.md.
 #   bash scripts/compare_methods.sh [key=value …]            about eight hours of one core; run it again to go on
-#   bash scripts/compare_methods.sh --search [key=value …]   before it, if wanted: learning rate and strengths of every method, chosen
-#       by TRIALS=6 runs each on the validation split (hide_llava/search.py); by estimate fourteen hours. $OUT/search.md shows every trial,
-#       and the plain command, begun after it with the same OUT, takes what was chosen
+#   bash scripts/compare_methods.sh --search [key=value …]   before it, if wanted: the learning rate of every method, chosen by TRIALS=3
+#       runs each on the validation split, with TRIALS=6 the strengths as well (hide_llava/search.py); six hours, or twelve.
+#       $OUT/search.md shows every trial, and the plain command, begun after it with the same OUT, takes what was chosen
 #   SEARCH=runs/compare-methods/search   what another search chose, of another benchmark for instance, instead of $OUT/search
 #   SEEDS="0 1 2"   METHODS="lora hide-mini"   BENCHMARK=mini-ucit   OUT=runs/compare-methods   JOBS=1 (at a time, one core each)
 source "$(dirname "${BASH_SOURCE[0]}")/setup.sh"
@@ -91,7 +91,7 @@ search() { # preset [key=value …]
   tail -1 "$log"
 }
 export -f run search settings configuration chosen
-export BENCHMARK OUT TASKS SEARCH="${SEARCH:-$OUT/search}" TRIALS="${TRIALS:-6}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+export BENCHMARK OUT TASKS SEARCH="${SEARCH:-$OUT/search}" TRIALS="${TRIALS:-3}" OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 METHODS="${METHODS:-zero_shot lora multitask individual replay ewc lwf l2p dualprompt olora moelora clmoe smolora same branchlora disco modalprompt sefe mrlora-mini llavac merge hide-mini keeplora eblora passmoe dgg octopus wise-ft many}"
 failed=0
 if [ "${1:-}" = --search ]; then

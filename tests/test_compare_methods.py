@@ -108,6 +108,12 @@ def test_a_search_of_every_method_and_its_table(call, tmp_path: Path) -> None:
     assert run == f"hide-llava run {same} seed=1 output={tmp_path}/out/ewc-seed1" and compare.startswith("hide-llava compare ")
 
 
+def test_a_search_has_the_trials_of_the_protocol(call) -> None:
+    """A third, once and three times the learning rate; more only where they are asked for."""
+    _, noted = call("--search", METHODS="ewc lora")
+    assert ["--trials 3 " in line for line in noted] == [True, True, False]
+
+
 def test_one_that_fails_leaves_the_table_of_the_others(call, tmp_path: Path) -> None:
     done, noted = call("method.gamma=9", METHODS="ewc lora", SEEDS="0")
     assert done.returncode == 1 and f"failed: {tmp_path}/out/ewc-seed0.log" in done.stderr
