@@ -42,19 +42,25 @@ def gold_answers(question: dict) -> list[str]:
 
 
 def kind_of(text: str, gold: list[str]) -> str:
-    """The first kind of `KINDS` that fits any of the gold answers."""
+    """The first kind of `KINDS` that fits any of the gold answers; a wrong format has to be the form of none of them.
+
+    An answer that is one of them and yet counts as wrong, as what one of ten people said does, is of no other kind.
+    """
     if not text.strip():
         return "empty"
+    if text in gold:
+        return "other"
     tests = {
         "case": lambda g: text.lower() == g.lower(),
         "punctuation": lambda g: _bare(text) == _bare(g),
         "article": lambda g: _content(text) == _content(g),
         "longer_answer": lambda g: has_words(text, g),
         "off_by_one": lambda g: _off_by_one(text, g),
-        "wrong_format": lambda g: form_of(text) != form_of(g),
     }
     filled = [g for g in gold if _bare(g)]
-    return next((kind for kind, test in tests.items() if any(map(test, filled))), "other")
+    if found := next((kind for kind, test in tests.items() if any(map(test, filled))), None):
+        return found
+    return "wrong_format" if filled and form_of(text) not in map(form_of, filled) else "other"
 
 
 def _bare(text: str) -> str:

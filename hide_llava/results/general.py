@@ -25,6 +25,9 @@ WITHOUT_BASE = (
     "no scores of the untouched model: `hide-llava eval RUN eval.general_base=true` asks it, or compare with a zero_shot run"
 )
 
+Bases = dict[str, list[CellScore]]
+"""Test → cells of the untouched model that may stand for it, the nearest first."""
+
 
 @dataclass(frozen=True)
 class Ability:
@@ -47,9 +50,15 @@ class Ability:
 
 
 def asked(run: StoredRun) -> list[str]:
-    """Ids of the tests that the run was asked, in the order of its manifest."""
+    """Ids of the tests that the run was asked or is to be asked after its last stage, in the order of its manifest.
+
+    None where no test has a score yet.
+    """
     scored = {task for _, task in run.general}
-    return [task["id"] for task in run.manifest.get("general") or [] if task["id"] in scored]
+    if not scored:
+        return []
+    due = {task for stage in run.manifest["stages"][-1:] for task in stage.get("general_tasks") or []}
+    return [task["id"] for task in run.manifest.get("general") or [] if task["id"] in scored | due]
 
 
 def base_cells(run: StoredRun) -> dict[str, CellScore]:
@@ -59,12 +68,13 @@ def base_cells(run: StoredRun) -> dict[str, CellScore]:
     return {**own, **run.base}
 
 
-def base_of(runs: Iterable[StoredRun], model: str) -> dict[str, CellScore]:
-    """What those runs hold of a model's untouched state; of several cells the first."""
-    found: dict[str, CellScore] = {}
+def base_of(runs: Iterable[StoredRun], model: str) -> Bases:
+    """What those runs hold of a model's untouched state, in their order."""
+    found: Bases = {}
     for run in runs:
         if str(run.manifest.get("model")) == model:
-            found = {**base_cells(run), **found}
+            for task, cell in base_cells(run).items():
+                found.setdefault(task, []).append(cell)
     return found
 
 
@@ -79,12 +89,14 @@ def incomparable(cell: CellScore, base: CellScore) -> str:
     return "the untouched model was asked other questions" if other else ""
 
 
-def abilities(run: StoredRun, stage: str, base: dict[str, CellScore] | None = None) -> list[Ability]:
-    """All tests after a stage. base: cells of the untouched model, where the run has none itself."""
-    known, found = {**(base or {}), **base_cells(run)}, []
+def abilities(run: StoredRun, stage: str, base: Bases | None = None) -> list[Ability]:
+    """All tests after a stage. base: cells of the untouched model, where the run has none itself that its own compare with."""
+    own, found = base_cells(run), []
     for task in asked(run):
-        cell, beside = run.general.get((stage, task)), known.get(task)
-        why = WITHOUT_BASE if beside is None else incomparable(cell, beside) if cell else ""
+        cell, known = run.general.get((stage, task)), [*([own[task]] if task in own else []), *(base or {}).get(task, [])]
+        reasons = [incomparable(cell, one) if cell else "" for one in known]
+        fitting = next((one for one, reason in zip(known, reasons) if not reason), None)
+        beside, why = (fitting, "") if fitting else (None, reasons[0] if reasons else WITHOUT_BASE)
         found.append(Ability(task, run.task_title(task), None if why else beside.score, cell.score if cell else None, why))
     return found
 
@@ -101,12 +113,17 @@ def h_score(kept: Cell, learned: Cell) -> Cell:
     return 2 * kept * learned / (kept + learned) if kept > 0 and learned > 0 else 0.0
 
 
-def at_the_end(run: StoredRun, base: dict[str, CellScore] | None = None) -> tuple[list[Ability], Cell, Cell]:
+def at_the_end(run: StoredRun, base: Bases | None = None) -> tuple[list[Ability], Cell, Cell]:
     """(tests, retention, H) after the last stage of a run that trains."""
     stage = run.matrix.stages[-1] if run.matrix.stages else ""
     found = abilities(run, stage, base)
+    return found, *kept_of(run, found)
+
+
+def kept_of(run: StoredRun, found: list[Ability]) -> tuple[Cell, Cell]:
+    """(retention, H) of a run that trains, by those tests."""
     kept = retention(found) if run.manifest.get("method") != "zero_shot" else None
-    return found, kept, h_score(kept, last(run.matrix))
+    return kept, h_score(kept, last(run.matrix))
 
 
 def reasons(found: list[Ability]) -> list[str]:

@@ -6,11 +6,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from hide_llava.results.aggregates import last
-from hide_llava.results.general import H_SCORE, RETENTION, abilities, asked, at_the_end, base_of, reasons, retention
-from hide_llava.results.grouping import Row, Stat, Table, stat
+from hide_llava.results.general import (
+    H_SCORE,
+    RETENTION,
+    Ability,
+    Bases,
+    abilities,
+    asked,
+    at_the_end,
+    base_of,
+    kept_of,
+    reasons,
+    retention,
+)
+from hide_llava.results.grouping import SETTINGS, Row, Stat, Table, stat
 from hide_llava.results.html import Grid, Shown, heat_cell, write
 from hide_llava.results.matrix import Cell
-from hide_llava.results.run_reader import CellScore, StoredRun
+from hide_llava.results.run_reader import StoredRun
 from hide_llava.results.tables import BOOKTABS, csv_lines, latex_table, markdown_table, number
 
 NOTE = "Small: change from the untouched model. Retention: mean share of its score that is kept, percent."
@@ -107,26 +119,52 @@ def general_table(table: Table) -> GeneralTable:
     """After the last stage of every row, against the untouched model as far as a run of the table knows it."""
     titles = {task: run.task_title(task) for run in table.runs for task in asked(run)}
     made, told = GeneralTable([*titles], [*titles.values()]), {}
+    otherwise = _otherwise(table.runs)
     for row in table.rows if titles else ():
         base = base_of(table.runs, str(row.runs[0].manifest.get("model")))
-        made.rows.append(_general_row(row, [*titles], base))
-        if row.runs[0].manifest.get("method") != "zero_shot":
-            for note in reasons(at_the_end(row.finished[0], base)[0]):
-                told.setdefault(note, []).append(row.name)
+        tests = [_tests(run, titles, base, otherwise) for run in row.finished]
+        made.rows.append(_general_row(row, tests))
+        untrained = row.runs[0].manifest.get("method") == "zero_shot"  # has no retention
+        said = [[a for a in found if a.why or not untrained] for run, found in zip(row.finished, tests) if asked(run)]
+        for note in dict.fromkeys(note for found in said for note in reasons(found)):
+            told.setdefault(note, []).append(row.name)
     made.notes = [note if len(names) == len(table.rows) else f"{', '.join(names)}: {note}" for note, names in told.items()]
     return made
 
 
-def _general_row(row: Row, tasks: list[str], base: dict[str, CellScore]) -> GeneralRow:
-    found = [at_the_end(run, base) for run in row.finished]
-    by_task = [{ability.task: ability for ability in tests} for tests, _, _ in found]
+def _otherwise(runs: list[StoredRun]) -> dict[tuple[Path, str], str]:
+    """(run, test) → how that run was asked it otherwise than the first run of the table that was."""
+    found, first = {}, {}
+    for run in runs:
+        for (_, task), cell in run.general.items():
+            name, there = first.setdefault(task, (run.name, cell.data))
+            keys = [key for key in SETTINGS if key in there and key in cell.data and there[key] != cell.data[key]]
+            if keys:
+                named = ", ".join(key.removesuffix("_sha256").replace("_", " ") for key in keys)
+                found[run.path, task] = f"left out, since {name} was asked it with another {named}"
+    return found
+
+
+def _tests(run: StoredRun, titles: dict[str, str], base: Bases, otherwise: dict[tuple[Path, str], str]) -> list[Ability]:
+    """All tests of the table after the last stage of a run, so that a mean over them is one over the same for every row."""
+    own = {ability.task: ability for ability in at_the_end(run, base)[0]}
+    for task, title in titles.items():
+        if task not in own:
+            own[task] = Ability(task, title, None, None, "none of the tests of this run, which has no retention over all")
+        elif why := otherwise.get((run.path, task)):
+            own[task] = Ability(task, title, None, None, why)
+    return [own[task] for task in titles]
+
+
+def _general_row(row: Row, found: list[list[Ability]]) -> GeneralRow:
+    kept = [kept_of(run, tests) for run, tests in zip(row.finished, found)]
     untrained = row.runs[0].manifest.get("method") == "zero_shot"  # its change is 0 by definition
 
     def of(name: str) -> list[Stat | None]:
-        return [stat([getattr(one[task], name) if task in one else None for one in by_task]) for task in tasks]
+        return [stat([getattr(one, name) for one in test]) for test in zip(*found)]
 
-    changes = [None] * len(tasks) if untrained else of("delta")
-    return GeneralRow(of("score"), changes, stat([kept for _, kept, _ in found]), stat([both for _, _, both in found]))
+    changes = [None] * len(found[0]) if untrained else of("delta")
+    return GeneralRow(of("score"), changes, stat([one for one, _ in kept]), stat([both for _, both in kept]))
 
 
 def stated(value: Stat | None, sign: bool = False) -> str:

@@ -45,6 +45,12 @@ def test_any_reference_may_explain_it_and_without_one_it_is_other() -> None:
     assert kind_of("anything", []) == "other" and kind_of("anything", [""]) == "other"
 
 
+@pytest.mark.parametrize("minority, kind", [("dark blue jeans", "other"), ("2", "other"), ("red", "other"), ("Red", "case")])
+def test_what_one_of_ten_people_said_is_no_other_form(minority: str, kind: str) -> None:
+    assert kind_of("red", [*["blue"] * 9, minority]) == kind
+    assert kind_of("2", [*["blue"] * 9, "dark blue"]) == "wrong_format"
+
+
 def test_counts_add_up_to_the_wrong_answers() -> None:
     questions = [{"question_id": i, "answer": a} for i, a in enumerate(["cat", "8", "B", "dog", ["red", "blue"]])]
     rows = [{"question_id": i, "text": t} for i, t in enumerate(["Cat.", "9", "B", "bird"])]

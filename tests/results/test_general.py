@@ -124,3 +124,56 @@ def test_seeds_are_averaged(tmp_path: Path) -> None:
         runs.append(run)
     write_comparison(runs, tmp_path / "out")
     assert "57.00 ± 1.41 (-13.00 ± 1.41)" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def changed(file: Path, **fields: object) -> None:
+    write(file, {**json.loads(file.read_text()), **fields})
+
+
+def test_a_test_that_was_asked_otherwise_is_left_out_and_told(tmp_path: Path) -> None:
+    """A subset of its questions, for instance: the two seeds have no mean, and the other test stays."""
+    runs = [hide(tmp_path, name="s0"), hide(tmp_path, name="s1")]
+    changed(runs[1] / "manifest.json", seed=1)
+    for file in runs[1].glob("eval/*/mme/score.json"):
+        changed(file, questions_sha256="first", max_new_tokens=7)
+    for file in runs[0].glob("eval/*/mme/score.json"):
+        changed(file, questions_sha256="all")
+    write_comparison(runs, tmp_path / "out")
+    (row,) = csv.DictReader((tmp_path / "out" / "comparison.csv").open())
+    assert row["general: MME"] == row["general: retention"] == "" and row["general: POPE"] == "81.70"
+    text = (tmp_path / "out" / "comparison.md").read_text()
+    assert "MME: left out, since s0 was asked it with another max new tokens, questions." in text
+
+
+def test_a_mean_over_tests_is_one_over_all_of_them(tmp_path: Path) -> None:
+    run = hide(tmp_path, name="stopped")
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["stages"][-1]["general_tasks"] = ["pope", "mme"]
+    write(run / "manifest.json", manifest)
+    for folder in run.glob("eval/*/mme"):
+        shutil.rmtree(folder)
+    (_, mme), kept, both = at_the_end(read_run(run))
+    assert (mme.score, kept, both) == (None, None, None)
+    write_report(run)
+    assert "| Mean retention |  |" in (run / "results" / "general.md").read_text()
+    del manifest["stages"][-1]["general_tasks"]  # it is not to be asked MME; another run was
+    manifest["general"] = manifest["general"][:1]
+    write(run / "manifest.json", manifest)
+    assert at_the_end(read_run(run))[1] == pytest.approx(95)
+    write_comparison([hide(tmp_path, name="whole", preset="lora"), run], tmp_path / "out")
+    whole, part = csv.DictReader((tmp_path / "out" / "comparison.csv").open())
+    assert (whole["general: retention"], part["general: retention"], part["general: POPE"]) == ("87.50", "", "81.70")
+    assert "MME: none of the tests of this run" in (tmp_path / "out" / "comparison.md").read_text()
+
+
+def test_which_base_fits_does_not_depend_on_the_order_of_the_runs(tmp_path: Path) -> None:
+    zero = with_general(joint_run(tmp_path, "zero", "zero_shot"), {"01-joint": {task: AFTER[task][0] for task in GENERAL}})
+    changed(zero / "manifest.json", method="zero_shot")
+    other, run = hide(tmp_path, name="bf16", preset="lora"), hide(tmp_path, name="fp32", base=False)
+    for folder, dtype in ((zero, "float32"), (other, "bfloat16"), (run, "float32")):
+        for file in folder.glob("eval/*/*/score.json"):
+            changed(file, dtype=dtype)
+    for order in ([zero, other, run], [other, zero, run], [run, other, zero]):
+        write_comparison(order, tmp_path / "out")
+        rows = {row["Method preset"]: row for row in csv.DictReader((tmp_path / "out" / "comparison.csv").open())}
+        assert [rows[name]["general: retention"] for name in rows if name not in ("zero_shot",)] == ["87.50", "87.50"], rows

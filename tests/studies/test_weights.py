@@ -126,9 +126,23 @@ def test_one_adapter_that_is_trained_on_changes_by_the_difference(tmp_path: Path
     for one in report.linears:
         first, second = (update[one.module] for update in dense)
         np.testing.assert_allclose(one.norms, [np.linalg.norm(first), np.linalg.norm(second - first)], rtol=1e-6)
-        assert one.cross is None
+        assert one.cross is None and one.columns[0][1] is one.rows[0][1] is None and one.by_chance == (None, None)
+        assert one.cosines[0][1] == pytest.approx(float((first * (second - first)).sum() / one.norms[0] / one.norms[1]), abs=1e-6)
         assert one.ratio == pytest.approx(np.linalg.norm(second) / sum(one.norms), rel=1e-6)  # of the changes, which add up
-    assert any("nothing to fuse" in line for line in findings(report).lines)
+    said = findings(report)
+    assert any("nothing to fuse" in line for line in said.lines) and "columns" not in said.figures
+    assert list(said.tables[-1][1]) == ["Layer", "sum"]
+    assert not any("Spaces of two" in line for line in said.lines) and any("as matrices" in line for line in said.lines)
+
+
+def test_an_adapter_that_is_trained_on_beside_experts(tmp_path: Path) -> None:
+    """Angles are of the experts alone."""
+    write_run(tmp_path / "run", [["expert-01", "first"], ["expert-02", "first"]])
+    report = analyse(read_run(tmp_path / "run"))
+    assert report.adapters == ["expert-01", "first", "expert-02", "first"]
+    for one in report.linears:
+        assert [v is None for v in one.columns[2]] == [False, False, False, True] and one.cross is None
+    assert "columns" in findings(report).figures
 
 
 def test_several_adapters_of_a_stage(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ NAMES = {
 }  # fmt: skip
 HEADER = ("Task", "Questions", "right when learned", "kept", "lost", "by format", "by content", "lost %", "right only now")
 NOTE = (
-    "Right: a verdict of 0.5 or more (of captions, CIDEr of 0.5). Lost by format: the answer does not have the form that its "
-    "references have, or only its form is wrong (empty, case, punctuation, article, a longer answer that holds the right one); "
-    "by content: the form is right and the answer is not. A question that was lost and came back counts as kept."
+    "Right: a verdict of 0.5 or more (of captions CIDEr, with caption7 the mean of its parts). Lost by format: the answer does "
+    "not have the form that its references have, or only its form is wrong (empty, case, punctuation, article, a longer answer "
+    "that holds the right one); by content: the form is right and the answer is not. A question that was lost and came back "
+    "counts as kept."
 )
 
 

@@ -13,9 +13,10 @@ HEADER = ("Task", "Questions", "routed right %", "answered right %", "if routed 
 CUE_TITLES = {"text": "prompt text", "content": "prompt without its template", "size": "picture size"}
 NOTE = (
     "Routed right: an expert of the question's own task has the most weight. Answered right: a verdict of 0.5 or more (of "
-    "captions, CIDEr of 0.5). Both right is strict matching. Calibration error: how far the weight of the top expert is from "
-    "the share of questions routed right, on average. Told by a cue alone: a naive Bayes classifier that sees nothing else, "
-    "trained on training records; where it does as well as the router, the benchmark does not show what the router reads."
+    "captions CIDEr, with caption7 the mean of its parts). Both right is strict matching. Calibration error: how far the weight "
+    "of the top expert is from the share of questions routed right, on average. Told by a cue alone: a naive Bayes classifier "
+    "that sees nothing else, trained on training records; where it does as well as the router, the benchmark does not show what "
+    "the router reads."
 )
 
 

@@ -31,7 +31,9 @@ class LinearChange:
     """One adapted linear. norms [T]: ‖Δ‖_F; base: ‖W‖_F; cross, ratio: `cross_share` and `sum_ratio` of its updates.
 
     columns, rows [T, T]: mean cosine of the principal angles between column spaces (what the updates write) and row spaces
-    (what they read); by_chance: the same of random spaces (columns, rows). cosines [T, T]: ⟨Δ_i, Δ_j⟩ / (‖Δ_i‖ ‖Δ_j‖).
+    (what they read), of pairs of adapters that were begun anew: what stages added to one adapter has factors in common with its
+    neighbours, whatever was learned. by_chance: the same of random spaces (columns, rows). cosines [T, T]:
+    ⟨Δ_i, Δ_j⟩ / (‖Δ_i‖ ‖Δ_j‖).
     """
 
     module: str
@@ -99,27 +101,27 @@ def analyse(run: StoredRun) -> WeightReport:
         UserError: no stage holds a LoRA adapter, or a file of one is damaged.
     """
     updates, base = updates_of(run), BaseWeights(run)
-    apart = len(updates) > 1 and all(update.before is None for update in updates)  # experts, whose factors can be added
+    anew = [update.before is None for update in updates]  # experts, whose factors can be added
     linears = []
     with Stored(updates) as stored:
         modules = stored.modules()
         with Bar("weights", len(modules), "linear") as bar:
             for done, (module, layer, linear) in enumerate(modules, 1):
-                linears.append(_measured(stored.read(module), module, layer, linear, base, apart))
+                linears.append(_measured(stored.read(module), module, layer, linear, base, anew))
                 bar.at(done)
     notes = [f"No relative change: {base.why}."] if base.why else []
     without = sum(one.base is None for one in linears)
     if without and not base.why:
         notes.append(f"No relative change of {without} linears: the base model's files have no weight of that name and shape.")
-    if not apart and len(updates) > 1:
-        notes.append("No cross terms: the stages train one adapter on and on, and there is nothing to fuse; an update is what a "
-                     "stage added to it.")  # fmt: skip
+    if not all(anew):
+        notes.append("No cross terms: stages train an adapter on and on, and there is nothing to fuse; its update is what a "
+                     "stage added to it. Nor angles between the spaces of such updates: neighbours share factors.")  # fmt: skip
     return WeightReport(run.name, [u.label for u in updates], [u.stage for u in updates], [u.adapter for u in updates],
                         linears, notes)  # fmt: skip
 
 
 def _measured(
-    found: list[LowRank | None], module: str, layer: int, linear: str, base: BaseWeights, apart: bool
+    found: list[LowRank | None], module: str, layer: int, linear: str, base: BaseWeights, anew: list[bool]
 ) -> LinearChange:
     there = [k for k, update in enumerate(found) if update is not None]
     updates = [found[k] for k in there]
@@ -137,15 +139,17 @@ def _measured(
         return matrix
 
     pairs = list(combinations(range(len(updates)), 2))
-    columns = {(i, j): mean_cosine(bases[i][0], bases[j][0]) for i, j in pairs}
-    rows = {(i, j): mean_cosine(bases[i][1], bases[j][1]) for i, j in pairs}
+    apart = [(i, j) for i, j in pairs if anew[there[i]] and anew[there[j]]]
+    columns = {(i, j): mean_cosine(bases[i][0], bases[j][0]) for i, j in apart}
+    rows = {(i, j): mean_cosine(bases[i][1], bases[j][1]) for i, j in apart}
     cosines = {(i, j): _cosine(gram, norms, i, j) for i, j in pairs}
-    chance = tuple(mean(by_chance(bases[i][side], bases[j][side]) for i, j in pairs) for side in (0, 1))
+    chance = tuple(mean(by_chance(bases[i][side], bases[j][side]) for i, j in apart) for side in (0, 1))
     all_norms: list[float | None] = [None] * len(found)
     for place, norm in zip(there, norms):
         all_norms[place] = float(norm)
+    cross = cross_share(updates) if all(anew) else None
     return LinearChange(
-        module, layer, linear, all_norms, base.norm(module, (b.shape[0], a.shape[1])), cross_share(updates) if apart else None,
+        module, layer, linear, all_norms, base.norm(module, (b.shape[0], a.shape[1])), cross,
         sum_ratio(gram), over_pairs(columns, 1.0), over_pairs(rows, 1.0), chance, over_pairs(cosines, 1.0),
     )  # fmt: skip
 

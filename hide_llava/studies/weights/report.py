@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 NOTE = (
     "Relative change: ‖Δ‖ / ‖W‖ (Frobenius) of all adapted linears of a layer taken together, in percent. Same columns, same "
     "rows: mean cosine of the principal angles between the spaces that two updates write to and read from; 0 at right "
-    "angles, 1 the same space. Cross terms: share of the fusion (Σ B)(Σ A) that no expert learned; 1 − 1/T of T unrelated "
-    "experts of equal size. Sum: ‖Σ Δ‖ / Σ ‖Δ‖; 1 where all pull the same way, 1/√T at right angles."
+    "angles, 1 the same space; of adapters that were begun anew. Cross terms: share of the fusion (Σ B)(Σ A) that no expert "
+    "learned; 1 − 1/T of T unrelated experts of equal size. Sum: ‖Σ Δ‖ / Σ ‖Δ‖; 1 where all pull the same way, 1/√T at "
+    "right angles."
 )
 LAYERS = ("Layer", "cross terms %", "sum", "same columns", "by chance", "same rows", "by chance")
 
@@ -29,13 +30,13 @@ def percent(value: float | None, digits: int = 2) -> str:
 def findings(report: WeightReport) -> Findings:
     """All of a report as it is written and printed."""
     shown = [(f"Relative change of each layer, {what}", *table) for what, table in _changes(report)]
-    tables = [*shown, ("How the updates lie to each other", LAYERS, _layer_rows(report))]
+    tables = [*shown, ("How the updates lie to each other", *_filled(LAYERS, _layer_rows(report)))]
     figures = {"fusion": ("What fusing the updates does", lambda theme: fusion(report, theme))}
     if len(report.updates) < 2:
         tables, figures = shown, {}
     if report.relative(0) is not None:
         figures = {"change": ("Relative change of the weights", lambda theme: change(report, theme)), **figures}
-    if len(report.updates) > 1:
+    if any(v is not None for one in report.linears for v in _off_diagonal(one.columns)):
         for kind, title in (("columns", "Do updates write to the same space?"), ("rows", "Do updates read the same space?")):
             figures[kind] = (title, lambda theme, kind=kind: pairs(report, kind, theme))
     return Findings(
@@ -53,9 +54,12 @@ def _lines(report: WeightReport) -> list[str]:
     if len(report.updates) > 1:
         ratio, cross = mean(one.ratio for one in linears), mean(one.cross for one in linears)
         columns, rows = (mean(v for one in linears for v in _off_diagonal(getattr(one, kind))) for kind in ("columns", "rows"))
-        by_chance = [mean(one.by_chance[side] for one in linears) for side in (0, 1)]
-        lines.append(f"Spaces of two updates, mean cosine: columns {number(columns, 3)} (by chance {number(by_chance[0], 3)}), "
-                     f"rows {number(rows, 3)} (by chance {number(by_chance[1], 3)}).")  # fmt: skip
+        chance = [number(mean(one.by_chance[side] for one in linears), 3) for side in (0, 1)]
+        if columns is not None:
+            lines.append(f"Spaces of two updates, mean cosine: columns {number(columns, 3)} (by chance {chance[0]}), "
+                         f"rows {number(rows, 3)} (by chance {chance[1]}).")  # fmt: skip
+        alike = mean(v for one in linears for v in _off_diagonal(one.cosines))
+        lines.append(f"Two updates as matrices, mean cosine: {number(alike, 3)} (at right angles 0).")
         lines.append(f"‖Σ Δ‖ is {percent(ratio, 1)} % of Σ ‖Δ‖; at right angles it would be "
                      f"{percent(len(report.updates) ** -0.5, 1)} %.")  # fmt: skip
         if cross is not None:
@@ -93,6 +97,12 @@ def _layer_rows(report: WeightReport) -> list[list[str]]:
                                 mean(one.by_chance[side] for one in own))]  # fmt: skip
         rows.append([str(layer), percent(cross, 1), number(ratio, 3), *(number(value, 3) for value in spaces)])
     return rows
+
+
+def _filled(head: tuple[str, ...], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """A table without the columns that are empty in every row."""
+    kept = [k for k in range(len(head)) if any(row[k] for row in rows)]
+    return [head[k] for k in kept], [[row[k] for k in kept] for row in rows]
 
 
 def _csv(report: WeightReport) -> dict[str, tuple]:
