@@ -169,6 +169,8 @@ def reason(aggregate: Aggregate, m: AccuracyMatrix, references: References = NO_
     """Why the aggregate has no value for this matrix; "" when it has one."""
     if aggregate.of(m, references) is not None:
         return ""
+    if not m.stages:
+        return "no stage is evaluated"
     if m.joint and aggregate.key != "last":
         return "a run with one stage has no sequence"
     if not m.sequential and not m.joint:

@@ -12,7 +12,7 @@ from hide_llava.results.comparison_page import comparison_page
 from hide_llava.results.comparison_text import PUBLISHED, csv_text, latex_text, markdown_text
 from hide_llava.results.costs import cost_table
 from hide_llava.results.general_tables import general_table
-from hide_llava.results.grouping import Row, Table, row_notes, tables_of
+from hide_llava.results.grouping import Row, Table, differences, row_notes, tables_of
 from hide_llava.results.run_reader import CellScore, StoredRun, read_run
 from hide_llava.results.view import BaselineRow, PublishedRow, View
 
@@ -131,6 +131,9 @@ def _view(table: Table, tables: list[Table], baseline: Path | None, with_publish
             for run in row.runs
             if run is not base
         ]
+    elif baseline and (base := next((run for t in tables for run in t.runs if run.path.resolve() == baseline), None)):
+        why = "; ".join(differences(table.runs[0], base))
+        view.uncompared = f"Not compared with {base.path.name}, which stands in a table of its own ({why})."
     if with_published and table.reasons and len(twins) > 1:
         view.published_note = f"Published values stand beside the first table of {table.benchmark}."
     elif with_published:
@@ -179,20 +182,25 @@ def _published(table: Table) -> tuple[list[PublishedRow], str]:
     if not groups:
         return [], f"No published values are known for {table.benchmark}."
     ours = {published.plain(str(run.manifest.get("method"))) for run in table.runs}
+    printed = max(len(entry.tasks) for entries in groups.values() for entry in entries)
+    alike = printed in (0, len(table.tasks))  # the means are over the same tasks
     rows = [
         PublishedRow(
             method,
             model,
             [published.task_spread(entries, {task, title}) for task, title in zip(table.tasks, table.task_titles)],
-            {key: published.spread([entry.values.get(key) for entry in entries]) for key in PUBLISHED},
+            {key: published.spread([entry.values.get(key) for entry in entries if alike]) for key in PUBLISHED},
             list(dict.fromkeys(_printed(entry) for entry in entries)),
         )
         for (method, model), entries in groups.items()
     ]
+    rows = [row for row in rows if any([*row.tasks, *row.values.values()])]
     rows.sort(key=lambda row: published.plain(row.method) not in ours)  # stable
     note = (
         f"Published values for {name}: lowest to highest over the papers and reruns listed, each with its own protocol."
     )
+    if not alike:
+        note += f" Their means over {printed} tasks are left out: the runs of this table have {len(table.tasks)}."
     settings = sorted(
         {f"{key} {', '.join(v)}" for run in table.runs for key, v in run.settings().items() if key == "limit"}
     )

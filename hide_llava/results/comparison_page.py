@@ -87,6 +87,7 @@ def _view(view: View, figure: Path) -> dict[str, Any]:
         "costs": Grid([first, *titles], [[n, *c] for n, c in zip(view.names, costs)], note=NOTE) if titles else None,
         "general": general_grid(view.general, view.names),
         "baseline": view.baseline,
+        "uncompared": view.uncompared,
         "against": Grid(["Run", *tasks], [[row.name, *map(_difference, row.tasks)] for row in view.against], note=PAIRED)
         if view.against else None,
         "published_note": view.published_note,

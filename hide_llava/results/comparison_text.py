@@ -118,6 +118,8 @@ def _markdown(view: View) -> list[str]:
         body = [[row.name, *map(difference_text, row.tasks)] for row in view.against]
         lines += ["", f"Difference to {view.baseline} on the same questions (not corrected for many comparisons):", ""]
         lines += markdown_table(["Run", *view.table.task_titles], body)
+    if view.uncompared:
+        lines += ["", view.uncompared]
     if view.published_note:
         lines += ["", view.published_note, ""]
     if view.published:

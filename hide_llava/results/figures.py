@@ -49,11 +49,11 @@ def matrix_heat_map(run: StoredRun, theme: Theme = LIGHT) -> Figure | None:
 def task_curves(run: StoredRun, theme: Theme = LIGHT) -> Figure | None:
     """Score of each task over the stages, from the first cell that was evaluated. None for fewer than two stages."""
     m = run.matrix
-    if len(m.stages) < 2 or not run.cells:
+    asked = [t + 1 for t, row in enumerate(m.cells) if any(value is not None for value in row)]
+    if len(m.stages) < 2 or not asked:
         return None
     figure, axes = new_figure(theme, 7.6, 4.0)
-    # An unfinished run ends at its last evaluated stage (but an axis needs two).
-    n = max(2, *(t + 1 for t, row in enumerate(m.cells) if any(value is not None for value in row)))
+    n = max(2, *asked)  # an unfinished run ends at its last evaluated stage, but an axis needs two
     ends = []
     for j, title in enumerate(m.task_titles):
         points = [(t, row[j]) for t, row in enumerate(m.cells) if row[j] is not None]

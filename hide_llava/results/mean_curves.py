@@ -27,21 +27,26 @@ NOTHING = float("nan")
 def mean_curves(rows: list[Row], theme: Theme = LIGHT) -> Figure | None:
     """Percent over stages. None when no row has two stages, or nothing was evaluated.
 
-    A row that was asked after a later stage only has no curve, and is left out.
+    A row that was asked only after a stage later than the first that has something to ask has no curve, and is left out.
     """
     curves = {row.name: (row, curve(row)) for row in rows}
-    curves = {name: (row, values) for name, (row, values) in curves.items() if values and values[0]}
+    curves = {name: (row, values) for name, (row, values) in curves.items() if values[_first(row) :][:1] not in ([], [None])}
     stages = max((len(values) for _, values in curves.values()), default=0)
     if stages < 2:
         return None
-    sequential = [run for row, _ in curves.values() for run in row.runs if run.matrix.sequential]
-    longest = max(sequential, key=lambda run: len(run.matrix.stages))
-    one_order = len({tuple(run.matrix.tasks) for run in sequential}) == 1
+    staged = [run for row, _ in curves.values() for run in row.runs if len(run.matrix.stages) > 1]
+    longest = max(staged, key=lambda run: len(run.matrix.stages))
+    one_order = len({tuple(run.matrix.tasks) for run in staged}) == 1
     titles = longest.matrix.stage_titles if one_order else [f"stage {t + 1}" for t in range(stages)]
     labels = short_names(list(curves))
     curves = {label: drawn for label, drawn in zip(labels, curves.values())}
     together = len(curves) <= TOGETHER and max(map(len, labels)) <= LONGEST
     return (_together if together else _apart)(curves, titles, theme)
+
+
+def _first(row: Row) -> int:
+    """The first stage after which every run has learned a task that counts; 0 where stages teach several."""
+    return max(min((at for at in run.matrix.learned_at if at is not None), default=0) for run in row.finished)
 
 
 def short_names(names: list[str]) -> list[str]:

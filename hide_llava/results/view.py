@@ -42,6 +42,7 @@ class View:
     costs: tuple[list[str], list[list[str]]]  # of `cost_table`
     general: GeneralTable = field(default_factory=GeneralTable)
     baseline: str = ""
+    uncompared: str = ""  # why there is no difference to the baseline
     against: list[BaselineRow] = field(default_factory=list)
     published: list[PublishedRow] = field(default_factory=list)
     published_note: str = ""

@@ -93,6 +93,31 @@ def test_only_some_tasks_count(tmp_path: Path) -> None:
     assert both.code == 2 and "Published means are those of all tasks" in both.err
 
 
+def test_tasks_learned_later_have_curves_too(tmp_path: Path) -> None:
+    """From the first stage on after which one of them is learned."""
+    runs = [sequential_run(tmp_path), sequential_run(tmp_path, "lora", "lora", shift=2)]
+    assert call("compare", *runs, "--task", TASKS[2][0], "--task", TASKS[4][0], "--output", tmp_path / "cmp").code == 0
+    assert (tmp_path / "cmp" / "comparison.png").is_file()
+
+
+def test_runs_whose_tasks_are_not_known_have_figures(tmp_path: Path) -> None:
+    """A task that no stage trains, and no configuration that says so; and a run whose own tasks have no cell."""
+    run = sequential_run(tmp_path)
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["tasks"].append({"id": "unseen", "title": "Unseen", "metric": "exact_upper"})
+    edited(run, manifest)
+    (run / "config.yaml").unlink(missing_ok=True)
+    shutil.copytree(run / "eval/06-flickr30k/imagenet-r", run / "eval/06-flickr30k/unseen")
+    (table,) = tables_of([read_run(run)])
+    assert mean_curves(table.rows) is not None
+    (run / "config.yaml").write_text(yaml.safe_dump({"benchmark": {"tasks": [{"id": "unseen", "train": None}]}}))
+    for folder in run.glob("eval/*/*"):
+        if folder.name != "unseen":
+            shutil.rmtree(folder)
+    assert task_curves(read_run(run)) is None
+    assert call("report", run).code == 0
+
+
 def test_reference_runs_give_the_numbers_that_need_them(tmp_path: Path) -> None:
     zero = [10.0, 20.0, 30.0, 15.0, 25.0, 5.0]
     runs = [sequential_run(tmp_path), joint_run(tmp_path, "z", "zero_shot", zero), joint_run(tmp_path)]
@@ -506,6 +531,11 @@ def test_a_baseline_is_compared_question_by_question(tmp_path: Path) -> None:
     legacy = exact("legacy", 130, score=66.0)
     (view,) = compare([legacy], baseline=base)  # the baseline need not be named twice
     assert set(view.names) == {"legacy", "base"} and "legacy one" in view.against[0].tasks[0]
+    other = exact("other", 130, max_new_tokens=64)
+    assert [view.uncompared for view in compare([base, better, other], baseline=other)] == [
+        "Not compared with other, which stands in a table of its own (max new tokens: 128, not 64).", ""]  # fmt: skip
+    called = call("compare", base, other, "--baseline", other, "--output", tmp_path / "apart")
+    assert all("Not compared with other" in text for text in (called.out, (tmp_path / "apart/comparison.html").read_text()))
     called = call("compare", base, better, "--baseline", base, "--output", tmp_path / "out")
     assert called.code == 0 and "+15.00 [" in called.out and "report: " in called.out, called.err
     assert "<b" not in called.out and "p = 0.001" in (tmp_path / "out" / "comparison.html").read_text()
@@ -530,6 +560,17 @@ def test_published_ranges_stand_beside_ours(tmp_path: Path) -> None:
     unknown = edited(sequential_run(tmp_path, "mini"), {"benchmark": "mini-ucit"})
     called = call("compare", unknown, "--published", "--output", tmp_path / "mini-out")
     assert called.code == 0 and "No published values are known for mini-ucit." in called.out
+
+
+def test_published_means_stand_beside_runs_of_all_their_tasks_only(tmp_path: Path) -> None:
+    run = sequential_run(tmp_path)
+    manifest = json.loads((run / "manifest.json").read_text())
+    for key in ("tasks", "stages"):
+        manifest[key] = manifest[key][:2]
+    called = call("compare", edited(run, manifest), "--published", "--output", tmp_path / "out")
+    assert "Their means over 6 tasks are left out: the runs of this table have 2." in called.out
+    line = next(text for text in called.out.splitlines() if text.startswith("| hide (LLaVA-1.5-7B)"))
+    assert line == "| hide (LLaVA-1.5-7B) | 80.50–84.03 (3) | 89.83–90.73 (3) |  |  |  |"  # the tasks' own scores stay
 
 
 def test_compare_refuses_what_is_no_run(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from hide_llava.results.drawing import LIGHT, Theme, new_figure
 from hide_llava.results.sections import write_section
-from hide_llava.results.tables import markdown_table, number
+from hide_llava.results.tables import csv_lines, markdown_table, number
 from hide_llava.storage import write_json, write_text
 from hide_llava.studies.cka.across_layers import CkaReport
 from hide_llava.studies.findings import UNDRAWN, write_figures
@@ -83,12 +83,14 @@ def _finish(axes: Any, theme: Theme, label: str) -> None:
 
 
 def write_cka(report: CkaReport, folder: Path) -> str:
-    """cka.md, cka.json (with the matrices) and, with matplotlib, the figure `cka` in four files; the Markdown text."""
+    """cka.md, cka.csv, cka.json (with the matrices) and, with matplotlib, the figure `cka` in four files; the Markdown text."""
     text = markdown(report)
     drawn = write_figures(folder, {"cka": lambda theme: figure(report, theme)})
     text += "" if drawn else f"\n{UNDRAWN}\n"
     write_text(folder / "cka.md", text)
     write_json(folder / "cka.json", dataclasses.asdict(report))
+    named = ("layer", "mean", "low", "high", "null", "dimension")
+    write_text(folder / "cka.csv", csv_lines([named, *([getattr(x, name) for name in named] for x in report.layers)]))
     write_section(folder, "Similarity of the layers (CKA)", f"Models after: {', '.join(report.models)}", HEADER, rows(report),
                   "cka" if drawn else None, LEGACY if report.legacy else READ)  # fmt: skip
     return text

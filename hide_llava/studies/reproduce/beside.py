@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hide_llava.results.aggregates import aggregates
+from hide_llava.results.conditions import configuration
 from hide_llava.results.grouping import differences
 from hide_llava.results.matrix import Cell, last_row, mean
 from hide_llava.results.run_reader import StoredRun, read_run
@@ -32,7 +33,8 @@ def orders(folder: Path, others: list[Path]) -> Beside | str:
     run = read_run(folder)
     found = {tuple(run.matrix.tasks): run}
     for other in map(read_run, others):
-        if other.title == run.title and not differences(run, other) and not other.unfinished:
+        alike = other.title == run.title and other.manifest.get("model") == run.manifest.get("model")
+        if alike and configuration(other) == configuration(run) and not differences(run, other) and not other.unfinished:
             found.setdefault(tuple(other.matrix.tasks), other)
     if len(found) < 2:
         ids = [task["id"] for task in run.manifest["tasks"]]
@@ -43,7 +45,10 @@ def orders(folder: Path, others: list[Path]) -> Beside | str:
     rows = [(f"order {k}", [own["last"], own["avg"], *_by_task(one, tasks)])
             for k, (one, own) in enumerate(zip(found.values(), means), 1)]  # fmt: skip
     spread = [_spread([values[c] for _, values in rows]) for c in range(2 + len(tasks))]
-    names = "; ".join(f"order {k}: {' → '.join(one.matrix.task_titles)}" for k, one in enumerate(found.values(), 1))
+    seeds = [one.manifest.get("seed") for one in found.values()]
+    told = [f" (seed {seed})" if len({*seeds}) > 1 else "" for seed in seeds]  # the spread is then of both
+    names = "; ".join(f"order {k}{of}: {' → '.join(one.matrix.task_titles)}"
+                      for k, (one, of) in enumerate(zip(found.values(), told), 1))  # fmt: skip
     return Beside("Order of the tasks", "Spread: highest minus lowest of the rows above.",
                   ["Last", "Avg", *(run.task_title(task) for task in tasks)], [*rows, ("spread", spread)], names)  # fmt: skip
 
