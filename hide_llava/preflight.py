@@ -8,8 +8,10 @@ from typing import Any
 
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
+from transformers.utils import is_flash_attn_2_available
 
-from hide_llava.backbones.loading import local
+from hide_llava.backbones.loading import device_of, local
+from hide_llava.backbones.quantized import bitsandbytes
 from hide_llava.benchmarks.files import BenchmarkTask, with_suffix
 from hide_llava.data import embedded
 from hide_llava.data.dataset import check_place
@@ -22,6 +24,7 @@ from hide_llava.training.run import Run
 from hide_llava.training.run_folder import stage_name
 from hide_llava.training.sequence import training_warnings
 
+ENCODERS = ("clip", "own", "open_clip")
 LOOKED_AT = 8  # images of each file that are looked for here; all of them are when their stage begins
 
 
@@ -33,6 +36,7 @@ def preflight(run: Run, train: bool = True, evaluate: bool = True) -> list[str]:
     """
     run.prepare()
     check_reporting(run.train.report_to)
+    check_machine(run)
     folder = local(run.model.path, run.model_root)
     if folder is not None and not run.family.recorded:  # its template, its processor and the image budget fit together
         run.family.reader_of(folder, run.model)
@@ -48,6 +52,21 @@ def preflight(run: Run, train: bool = True, evaluate: bool = True) -> list[str]:
     if learned:
         warnings += training_warnings(run, [run.records_of(stage) for stage in run.stages])
     return warnings + [w for task in asked for w in _check_questions(task)] + _left_out(run, evaluate)
+
+
+def check_machine(run: Run) -> None:
+    """Device, number format, attention kernel and router: what would fail when the weights have been read.
+
+    Raises:
+        UserError: one that this machine does not have, or that there is not.
+    """
+    device_of(run.model)
+    if run.model.quantization != "none":
+        bitsandbytes(run.model.quantization)
+    if run.model.attention == "flash" and not is_flash_attn_2_available():
+        raise UserError("model.attention=flash: flash_attn is not installed or finds no GPU here; auto takes it where it is.")
+    if run.encoder.partition(":")[0] not in ENCODERS:
+        raise UserError(f"router.encoder={run.encoder}: expected clip or open_clip:<model>:<weights>, or own.")
 
 
 def check_recipe(run: Run) -> None:

@@ -89,7 +89,7 @@ class ImageTransform:
     def __init__(self, processor: Path | str | Mapping[str, Any], mode: str = "pad") -> None:
         if mode not in MODES:
             raise UserError(f"Unknown image mode {mode!r}; choose one of {', '.join(MODES)}.")
-        config = dict(processor) if isinstance(processor, Mapping) else _read_config(Path(processor))
+        config = dict(processor) if isinstance(processor, Mapping) else read_picture_settings(Path(processor))
         config = {key: value for key, value in config.items() if not key.endswith("_type")}  # class names of the writer
         self.mode = mode
         self.processor = CLIPImageProcessorPil(**config)
@@ -137,7 +137,12 @@ class ImageTransform:
         return crop_and_resize(image, edge, resample)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def read_picture_settings(folder: Path) -> dict[str, Any]:
+    """What a model folder says of pictures, in either of the two files that transformers has written it to.
+
+    Raises:
+        UserError: neither is there, or one is no JSON.
+    """
     for name in ("preprocessor_config.json", "processor_config.json"):
         path = folder / name
         if not path.is_file():

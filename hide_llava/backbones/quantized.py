@@ -6,11 +6,23 @@ keep their dtype. The quantised weights never change: experts that would be merg
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from hide_llava.errors import UserError
+
+
+def bitsandbytes(bits: str) -> ModuleType:
+    """The package. Raises UserError if it cannot be imported; bits: of `model.quantization`."""
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise UserError(f"model.quantization={bits}: bitsandbytes cannot be imported ({error}); "
+                        "pip install -e '.[quant]', or use model.quantization=none.") from None  # fmt: skip
+    return bitsandbytes
 
 
 def quantize(model: PreTrainedModel, decoder: nn.ModuleList, bits: str, dtype: torch.dtype) -> None:
@@ -22,11 +34,7 @@ def quantize(model: PreTrainedModel, decoder: nn.ModuleList, bits: str, dtype: t
     Raises:
         UserError: bitsandbytes cannot be imported.
     """
-    try:
-        import bitsandbytes as bnb
-    except ImportError as error:
-        raise UserError(f"model.quantization={bits}: bitsandbytes cannot be imported ({error}); "
-                        "pip install -e '.[quant]', or use model.quantization=none.") from None  # fmt: skip
+    bnb = bitsandbytes(bits)
     for path, linear in [(p, m) for p, m in decoder.named_modules() if isinstance(m, nn.Linear)]:
         shape = (linear.in_features, linear.out_features, linear.bias is not None)
         if bits == "4bit":

@@ -24,9 +24,10 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from hide_llava.backbones.clip_pixels import read_picture_settings
 from hide_llava.backbones.vicuna import SYSTEM
 from hide_llava.errors import UserError
-from hide_llava.storage import read_json, write_text
+from hide_llava.storage import write_text
 
 # `build_prompt` of vicuna.py as a chat template; a message is a string, or a list of pictures and text.
 TEMPLATE = (
@@ -142,7 +143,7 @@ def _image_processor(
         size = model.config.vision_config.image_size
         preprocessor = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     if not isinstance(preprocessor, Mapping):
-        preprocessor = read_json(Path(preprocessor) / "preprocessor_config.json")
+        preprocessor = read_picture_settings(Path(preprocessor))
     settings = {key: value for key, value in preprocessor.items() if not key.endswith("_type")}
     if transform == "crop":
         return CLIPImageProcessorPil(**settings)

@@ -13,6 +13,7 @@ from hide_llava.interop import hub, proof
 from hide_llava.interop.exporting import Export, called
 from hide_llava.interop.model_card import card
 from hide_llava.plugins import versions
+from hide_llava.precision import full_precision
 from hide_llava.storage import sha256, write_json, write_text
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder, stage_name
@@ -32,6 +33,7 @@ def export(
     Raises:
         UserError: nothing that can be exported so, or the export does not answer as the run; nothing is left then.
     """
+    place = output.resolve()  # which has a name, as `.` has not
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f"{output}: exists and is not an empty folder; choose another --output, or delete it.")
     if push is not None:
@@ -39,17 +41,20 @@ def export(
     of_run = Run(RunFolder(run).config, run, dtype)
     of_run.check_stage(stage)
     _check(of_run, stage)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UserError(f"{output}: cannot be made, since what it would lie in is no folder; choose another --output.") from None
+    temporary = place.with_name(f".{place.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         _write(of_run, stage, to, temporary, output, base)
-        if output.exists():
-            output.rmdir()
-        os.replace(temporary, output)
+        if place.exists():
+            place.rmdir()
+        os.replace(temporary, place)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     if push is not None:
-        print(f"pushed: {hub.push(output, push)}")
+        print(f"pushed: {hub.push(place, push)}")
     return output
 
 
@@ -66,12 +71,19 @@ def _check(run: Run, stage: int) -> None:
 def _write(run: Run, stage: int, to: str, temporary: Path, output: Path, base: str | None) -> None:
     from hide_llava.interop import export_hf, export_peft, export_vllm
 
+    weights = run.chain_after(stage)  # a damaged stage is refused before anything is written
     session = Session(run)
     asked = proof.samples(session, run.common.settings(None)["image_transform"])
-    named = base or called(run, run.model.path)
-    made = Export(run, stage, temporary, output, session, named, asked, proof.of_base(session, asked))
-    weights = run.chain_after(stage)  # a damaged stage is refused before anything is written
-    {"hf": export_hf.write, "peft": export_peft.write, "vllm": export_vllm.write}[to](made)
+    with full_precision():  # TF32 rounds folded weights and sums of low rank differently
+        bare = proof.of_base(session, asked)
+        made = Export(run, stage, temporary, output, session, base or called(run, run.model.path), asked, bare)
+        _ = made.grids, made.cut  # of the model and its processor
+        del session  # which `made` lets go before it loads what was written
+        {"hf": export_hf.write, "peft": export_peft.write, "vllm": export_vllm.write}[to](made)
+    if made.cut:
+        said = ", ".join(f"{key}={value!r}" for key, value in made.cut.items())
+        made.notes.append("Pictures are cut as in the run only if the processor is told at every call, since no file of a model "
+                          f"folder says so: `processor(..., {said})`.")  # fmt: skip
     about = {
         "to": to, "run": run.folder.path.name, "stage": stage, "stage_name": stage_name(run.stages[stage - 1]),
         "method": run.method.name, "preset": run.preset, "options": run.options.model_dump(), "benchmark": run.benchmark.name,

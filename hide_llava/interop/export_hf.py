@@ -21,7 +21,11 @@ def write(made: Export) -> None:
     session = made.session
     session.restore(made.stage - 1)
     with session:
-        refuse_oracle(made.run)
+        if each_task(made):
+            raise UserError(
+                f"method={made.run.preset} is told the task of each question and takes that task's expert, so no one model "
+                "answers as it does; use --to peft or --to vllm, an adapter for each task."
+            )
         ours, routes = proof.of_run(session, made.asked)
         refuse_routed(made.run, routes)
         refuse_standing(session.core, made)
@@ -43,13 +47,16 @@ def write(made: Export) -> None:
     ]
 
 
-def refuse_oracle(run: Run) -> None:
-    """Raises UserError for a method that is told the task of a question."""
-    if run.oracle:
-        raise UserError(
-            f"method={run.preset} is told the task of each question and takes that task's expert, so no one model answers as "
-            "it does; use --to peft or --to vllm, an adapter for each task."
-        )
+def each_task(made: Export) -> bool:
+    """Whether the run is experts of which one answers, chosen by the task that it is told of each question.
+
+    Raises:
+        UserError: it is told the task and has no such experts, as a mixture whose gates read it.
+    """
+    if made.run.oracle and not made.session.method.experts:
+        raise UserError(f"method={made.run.preset} is told the task of each question and weighs its adapters by it, so that "
+                        f"neither one set of weights nor one adapter answers as it does; {instead(made.run)}")  # fmt: skip
+    return made.run.oracle
 
 
 def refuse_routed(run: Run, routes: list[Route]) -> None:

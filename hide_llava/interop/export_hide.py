@@ -20,6 +20,7 @@ from hide_llava.interop.model_card import LOADING
 from hide_llava.interop.peft_proof import with_adapters
 from hide_llava.methods.hide import HiDe
 from hide_llava.storage import write_json
+from hide_llava.training.memory import reclaim
 
 
 def write(made: Export) -> None:
@@ -62,6 +63,8 @@ def _check(made: Export, method: HiDe) -> None:
         f"method.projector=per_task mixes projectors for every sample; {no_loader}": config.projector == "per_task",
         f"router.encoder={made.run.encoder} is not CLIP, by which an export's loader routes; {no_loader}":
             made.run.encoder != "clip",
+        f"its model has no chat template, by which an export's loader asks; {no_loader}":
+            not made.run.family.recorded and not made.session.backbone.processor.chat_template,
     }  # fmt: skip
     reason = next((reason for reason, holds in reasons.items() if holds), None)
     if reason is not None:
@@ -78,6 +81,7 @@ def rule(made: Export, method: HiDe, experts: list[str]) -> dict[str, Any]:
         "tower": "own" if run.family.own_clip else "clip",
         "fusion": config.fusion, "fusion_weight": epsilon, "expanded_layers": method.expanded, "routing": config.routing,
         "image_weight": config.image_weight, "text_weight": config.text_weight, "temperature": config.temperature,
+        "turned": run.benchmark.image_orientation == "exif", "grids": made.grids, "cut": made.cut,
         "text_only": config.text_only, "text_length": encoder.text_model.config.max_position_embeddings,
     }  # fmt: skip
 
@@ -112,7 +116,8 @@ def _prove(
         raise UserError(f"{made.name} was not finished: load.py weighs experts otherwise, by {apart:.2g}; nothing was kept.")
     made.prompts = {"load.py": proof.as_rows(proof.compared(ours, theirs, made.bare, made.dtype, made.name))}
     del model
-    plain = proof.loaded(Path(base), made.dtype, made.device)
+    reclaim()
+    plain = proof.loaded(Path(base), made.dtype, made.device)  # whose adapters are counted
     _, made.modules = with_adapters(plain, {name: made.folder / "experts" / name for name in experts})
 
 

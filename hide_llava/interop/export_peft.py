@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 from hide_llava.adapters.route import Route
 from hide_llava.errors import UserError
 from hide_llava.interop import export_hide, proof
-from hide_llava.interop.export_hf import instead
+from hide_llava.interop.export_hf import each_task, instead
 from hide_llava.interop.exporting import PROJECTOR, Export, name_base
 from hide_llava.interop.model_card import LOADING
 from hide_llava.interop.peft_proof import with_adapters
@@ -27,17 +27,14 @@ def write(made: Export) -> None:
     Raises:
         UserError: no adapters of plain peft answer as the method does.
     """
-    backbone = made.session.backbone
-    if not backbone.complete(made.source):
+    if not made.session.backbone.complete(made.source):
         made.write_base(made.folder / "base", made.session.core.weights())
         made.base = str(made.final.resolve() / "base")
         made.notes.append("`base/` is the untouched base model in llava-hf's layout: the folder that the run used is in another.")
     made.session.restore(made.stage - 1)
     if made.run.method.name == "hide":
         return export_hide.write(made)
-    if made.run.oracle:
-        return _each_task(made)
-    return _one(made)
+    return _each_task(made) if each_task(made) else _one(made)
 
 
 def _one(made: Export) -> None:
@@ -126,6 +123,8 @@ def _base(made: Export, folder: Path, projector: bool) -> PreTrainedModel:
     """The base model as a reader of the README loads it."""
     own = folder / "base"
     model = proof.loaded(own if own.is_dir() else made.source, made.dtype, made.device)
+    if made.grids is not None:
+        model.config.image_grid_pinpoints = made.grids
     if projector:
         proof.put_projector(model, folder / PROJECTOR)
     return model
@@ -135,5 +134,6 @@ def loading(made: Export, adapter: str, projector: bool, file: str | None = None
     """How adapters are loaded, as code."""
     dtype = str(made.dtype).removeprefix("torch.")
     line = f'base.load_state_dict(load_file("{file or f"{made.final}/{PROJECTOR}"}"), strict=False)  # the trained projector\n'
-    return LOADING["peft"].format(base=made.base, dtype=dtype, adapter=adapter, projector=line if projector else "")
+    lines = f"base.config.image_grid_pinpoints = {made.grids}  # the run's image budget\n" if made.grids is not None else ""
+    return LOADING["peft"].format(base=made.base, dtype=dtype, adapter=adapter, projector=lines + (line if projector else ""))
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hide_llava.errors import UserError
 from hide_llava.interop import proof
-from hide_llava.interop.export_hf import refuse_standing
+from hide_llava.interop.export_hf import each_task, refuse_standing
 from hide_llava.interop.export_peft import single
 from hide_llava.interop.exporting import Export, name_base
 from hide_llava.interop.peft_proof import with_adapters
@@ -32,7 +32,7 @@ def write(made: Export) -> None:
     made.session.restore(made.stage - 1)
     if made.run.method.name == "hide":
         ours = _hide(made)
-    elif made.run.oracle:
+    elif each_task(made):
         ours = _each_task(made)
     else:
         ours = _one(made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 from hide_llava.backbones.base import Backbone
 from hide_llava.backbones.loading import device_of, dtype_of, resolve
 from hide_llava.storage import read_json, write_json
+from hide_llava.training.memory import reclaim
 from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 
@@ -39,6 +41,20 @@ class Export:
     modules: dict[str, int] = field(default_factory=dict)
     prompts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+
+    @cached_property
+    def grids(self) -> list[list[int]] | None:
+        """The tile grids that the model's configuration has to be given, where an image budget left some of them out."""
+        config = self.session.backbone.model.config
+        return getattr(config, "image_grid_pinpoints", None) if self.run.model.image.max_tiles is not None else None
+
+    @cached_property
+    def cut(self) -> dict[str, Any]:
+        """Arguments of the processor's call by which pictures keep to the run's image budget; files hold all others."""
+        processor = getattr(self.session.backbone, "processor", None)
+        plain = getattr(type(processor), "images_kwargs", None) or {}
+        own = getattr(processor, "images_kwargs", None) or {}
+        return {key: value for key, value in own.items() if plain.get(key) != value}
 
     @property
     def dtype(self) -> torch.dtype:
@@ -86,8 +102,7 @@ class Export:
         """Let the model go before the export is loaded in its place; returns the model's family."""
         family = type(self.session.backbone)
         self.session = None
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        reclaim()
         return family
 
 

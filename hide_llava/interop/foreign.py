@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from hide_llava.backbones.auto import bare
+from hide_llava.backbones.auto import bare, family_in
 from hide_llava.backbones.original import is_original, original_config
 from hide_llava.config import RunConfig, compose
 from hide_llava.errors import UserError
@@ -77,6 +77,7 @@ class Base:
             raise UserError(f"--base {folder}: no config.json, so it is not a model folder.")
         if is_original(folder) and clip is None:
             raise UserError(f"--base {folder}: is in LLaVA's original format, so its CLIP is needed too: give --clip DIR.")
+        family_in(folder)  # refuses a model that reads no pictures
         config = original_config(folder, clip) if is_original(folder) else AutoConfig.from_pretrained(folder)
         with torch.device("meta"):
             self.backbone = bare(AutoModelForImageTextToText.from_config(config))

@@ -141,6 +141,9 @@ def import_run(
     if not run.family.recorded:
         raise UserError(f"--base {base}: is {run.family.title}; the authors' checkpoints are of LLaVA-1.5.")
     refuse_taken(run)
+    if last.task >= len(run.stages):
+        raise UserError(f"{last.folder}: is of task {last.task + 1}, and {run.benchmark.name} has {len(run.stages)} tasks; "
+                        "give a --benchmark with as many, or fewer checkpoints.")  # fmt: skip
     target = run.open({"imported_from": [c.folder.name for c in read], "count_reliable": False})
     for stage in run.stages[: last.task + 1]:
         own = next((c for c in read if c.task == stage.index), None)

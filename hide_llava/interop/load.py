@@ -21,6 +21,8 @@ class Hide(torch.nn.Module):
         self.anchors = load_file(self.folder / "routing.safetensors")
         base = base or (self.folder / "base" if (self.folder / "base").is_dir() else self.rule["base"])
         self.base = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype).eval()
+        if self.rule.get("grids"):  # an image budget leaves larger ones out
+            self.base.config.image_grid_pinpoints = self.rule["grids"]
         if (self.folder / "projector.safetensors").is_file():
             wrong = self.base.load_state_dict(load_file(self.folder / "projector.safetensors"), strict=False).unexpected_keys
             assert not wrong, wrong
@@ -65,8 +67,11 @@ class Hide(torch.nn.Module):
             both = rule["image_weight"] * image + rule["text_weight"] * cos(text[:, None], anchors["text"][None], dim=-1)
             scores = torch.where(anchors["image_known"].bool(), both, scores)
         if rule["routing"] == "top1":
-            return torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1])[:, : len(rule["experts"])].float()
-        return (scores / rule["temperature"]).softmax(1)[:, : len(rule["experts"])]
+            w = torch.nn.functional.one_hot(scores.argmax(1), scores.shape[1]).float()
+        else:
+            w = (scores / rule["temperature"]).softmax(1)
+        learned = len(rule["experts"])  # of the slots that the softmax is over; experts beyond the slots have no weight
+        return torch.nn.functional.pad(w, (0, max(0, learned - w.shape[1])))[:, :learned]
 
     def forward(self, w, **inputs):
         """Of the model, each row with its weights w [B, experts]."""
@@ -76,10 +81,13 @@ class Hide(torch.nn.Module):
     @torch.no_grad()
     def answer(self, picture, question, max_new_tokens=128):
         """The run's greedy answer; picture: a file."""
-        image, processor = Image.open(picture).convert("RGB"), AutoProcessor.from_pretrained(self.folder)
+        image, processor = Image.open(picture), AutoProcessor.from_pretrained(self.folder)
+        image = (ImageOps.exif_transpose(image) if self.rule.get("turned") else image).convert("RGB")
         chat = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": question}]}]
         prompt = processor.apply_chat_template(chat, add_generation_prompt=True)
-        inputs = processor(text=prompt, images=image, add_special_tokens=self.rule["tower"] == "own", return_tensors="pt")
+        bos, cut = processor.tokenizer.bos_token, self.rule.get("cut", {})
+        begun = bool(bos) and prompt.startswith(bos)  # the template put it there already
+        inputs = processor(text=prompt, images=image, add_special_tokens=not begun, return_tensors="pt", **cut)
         self.w = self.route([question], inputs["pixel_values"], [image])
         made = self.model.generate(**inputs.to(self.base.device), max_new_tokens=max_new_tokens, do_sample=False)
         return processor.decode(made[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()

@@ -19,7 +19,11 @@ from hide_llava.interop.foreign import Base, Imported, adapter_of, settings_of, 
 SIDE = re.compile(r"lora_(?P<side>[AB])\.(?:default\.)?weight$")
 # Options of peft's LoRA that make it another formula than y = W x + (alpha / r) B A x, and the value at which they do not.
 PLAIN = {"use_dora": False, "use_rslora": False, "use_qalora": False, "fan_in_fan_out": False, "lora_bias": False, "bias": "none",
-         "rank_pattern": {}, "alpha_pattern": {}, "trainable_token_indices": None, "layer_replication": None}  # fmt: skip
+         "rank_pattern": {}, "alpha_pattern": {}, "trainable_token_indices": None, "layer_replication": None,
+         "alora_invocation_tokens": None, "target_parameters": None, "use_bdlora": None, "arrow_config": None,
+         "kasa_config": None, "monteclora_config": None}  # fmt: skip
+# Ways to begin that leave the base's weights as they are; the others (PiSSA, OLoRA, CorDA, LoftQ) train on a base of their own.
+BEGUN = (None, True, False, "gaussian", "orthogonal", "eva", "mica")
 NAME = "sequential"  # of the adapter of method=lora
 
 
@@ -66,6 +70,9 @@ def check_formula(folder: Path, settings: dict[str, Any]) -> None:
     for key, plain in PLAIN.items():
         if settings.get(key, plain) not in (plain, None):
             raise UserError(f"{folder}/adapter_config.json: {key} is {settings[key]!r}; only a plain LoRA is read ({plain!r}).")
+    if (begun := settings.get("init_lora_weights")) not in BEGUN:
+        raise UserError(f"{folder}/adapter_config.json: init_lora_weights is {begun!r}, which changes the base's weights before "
+                        "it trains; save it with peft as a plain LoRA (path_initial_model_for_weight_conversion).")  # fmt: skip
     for key in ("r", "lora_alpha"):
         if not isinstance(settings.get(key), int | float):
             raise UserError(f"{folder}/adapter_config.json: no {key}; this is not a LoRA.")

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from itertools import groupby
 from pathlib import Path
 from types import SimpleNamespace
@@ -378,6 +379,27 @@ def test_doctor(world: Path, tmp_path: Path) -> None:
     assert called.code == 1 and called.out.count("[bad]") == 2
     assert "files are missing" in called.out and f"{tmp_path}/gone" in called.out and called.err == ""
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "word, says",
+    [
+        ("model.quantization=4bit", "bitsandbytes cannot be imported"),
+        ("model.attention=flash", "flash_attn is not installed"),
+        ("model.device=tpu9", "cannot be used here"),
+        ("router.encoder=siglip", "expected clip or open_clip"),
+    ],
+)
+def test_what_this_machine_lacks_is_known_before_weights_are_read(
+    word: str, says: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    monkeypatch.setattr("hide_llava.preflight.is_flash_attn_2_available", lambda: False)
+    monkeypatch.setattr("hide_llava.backbones.auto.load", lambda *_: 1 / 0)
+    words = [*arguments(world, "hide", tmp_path / "run"), word]
+    called = call("doctor", *words)
+    assert called.code == 1 and says in called.out and called.out.count("[bad]") == 1
+    refused("run", *words, says=(word, says))
 
 
 def test_doctor_tells_of_the_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

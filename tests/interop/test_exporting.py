@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -28,6 +29,7 @@ from hide_llava.training.run import Run
 from hide_llava.training.session import Session
 from tests.cli.call import call, content, refused
 from tests.interop.worlds import KINDS, STAGE, about, answers, asked, exported, generated, trained
+from tests.tiny import write_world, write_world_of
 
 OTHERS_NIGHTLY = [pytest.param(kind, marks=[] if kind == "llava" else pytest.mark.nightly) for kind in KINDS]
 
@@ -245,7 +247,89 @@ def test_what_cannot_be_exported(worlds: dict, runs: dict, tmp_path: Path) -> No
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("mine")
     refused("export", lora, "--to", "hf", "--stage", "1", "--output", tmp_path / "full", says=("not an empty folder",))
+    under = tmp_path / "full" / "mine.txt" / "out"
+    words = ("export", runs["lora-llava"], "--to", "hf", "--stage", "1", "--output", under)
+    refused(*words, says=("what it would lie in is no folder",))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["full", "lora", "run"]
+
+
+def test_into_the_folder_where_one_stands(runs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    called = call("export", runs["lora-llava"], "--to", "peft", "--stage", "2", "--output", ".")
+    assert called.code == 0, called.err
+    assert (tmp_path / "here" / "export.json").is_file() and [p.name for p in tmp_path.iterdir()] == ["here"]
+
+
+@pytest.mark.parametrize(
+    "method, to",
+    [("lora", "peft"), *(pytest.param(*one, marks=pytest.mark.nightly) for one in
+     (("lora", "hf"), ("lora", "vllm"), ("hide", "peft"), ("hide", "vllm")))],
+)  # fmt: skip
+def test_one_model_at_a_time_in_full_precision(
+    method: str, to: str, runs: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was written is loaded when the run's model is gone, and compared without TF32, which rounds the two differently."""
+    alive: list[weakref.ref] = []
+    precisions, load, begin = set(), AutoModelForImageTextToText.from_pretrained, Session.__init__
+
+    def begun(self: Session, *args: object, **named: object) -> None:
+        begin(self, *args, **named)
+        alive.append(weakref.ref(self.core.llava))
+
+    def loads(*args: object, **named: object) -> torch.nn.Module:
+        assert [found for found in alive if found() is not None] == []
+        precisions.add(torch.get_float32_matmul_precision())
+        made = load(*args, **named)
+        alive.append(weakref.ref(made[0] if isinstance(made, tuple) else made))
+        return made
+
+    run = runs[f"{method}-llava"]
+    monkeypatch.setattr(Session, "__init__", begun)
+    monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", loads)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        export(run, 2, to, tmp_path / "out")
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert len(alive) > 1 and precisions == {"highest"}
+
+
+@pytest.mark.nightly
+def test_fewer_slots_than_experts_and_pictures_described_elsewhere(tmp_path: Path) -> None:
+    """Experts beyond the slots have no weight; the picture's settings are where transformers saves them today."""
+    world = write_world(tmp_path / "world", 4)
+    folder = world / "llava"
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    stored = json.loads(file.read_text()) if (file := folder / "processor_config.json").is_file() else {}
+    file.write_text(json.dumps({**stored, "image_processor": settings}))
+    (folder / "preprocessor_config.json").unlink()
+    run = trained(world, "hide", tmp_path / "run", "method.routing=softmax_all", "method.slots=1")
+    exported(run, "peft", tmp_path / "out")
+    assert about(tmp_path / "out")["prompts"]["load.py"]
+
+
+@pytest.mark.nightly
+def test_a_model_in_tiles_with_a_budget(tmp_path: Path) -> None:
+    """As adapters: its base is given the grids that the budget left, and the loader asks with the run's own ids."""
+    world = write_world_of("llava_next", tmp_path / "world", 4)
+    file = world / "llava_next" / "processor_config.json"  # which says of published models what an adapter's folder is read by
+    stored = json.loads(file.read_text()) if file.is_file() else {}
+    file.write_text(json.dumps({**stored, "processor_class": "LlavaNextProcessor"}))
+    run = trained(world, "hide", tmp_path / "run", "model.image.max_tiles=2", "tasks=[task0]")
+    assert call("export", run, "--stage", "1", "--to", "peft", "--output", tmp_path / "out").code == 0
+    model = module_of(tmp_path / "out" / "load.py").load(tmp_path / "out")
+    rows = [json.loads(row) for row in (run / "eval/01-task0/task0/predictions.jsonl").read_text().splitlines()]
+    questions = json.loads((world / "data" / "task0" / "test.json").read_text())
+    seen = [(q, row) for q, row in zip(questions, rows) if "image" in q]
+    assert [model.answer(world / "data" / q["image"], q["text"], 6) for q, _ in seen] == [row["text"] for _, row in seen]
+    lora = trained(world, "lora", tmp_path / "lora", "model.image.max_tiles=2", "tasks=[task0]")
+    assert call("export", lora, "--stage", "1", "--to", "peft", "--output", tmp_path / "adapter").code == 0
+    assert "base.config.image_grid_pinpoints = [[" in (tmp_path / "adapter" / "README.md").read_text()
+    paligemma = write_world_of("paligemma", tmp_path / "paligemma", 4)
+    without = trained(paligemma, "hide", tmp_path / "without", "tasks=[task0]")
+    refused("export", without, "--stage", "1", "--to", "peft", "--output", tmp_path / "none", says=("no chat template",))
 
 
 def test_an_export_that_does_nothing_is_refused() -> None:

@@ -81,6 +81,17 @@ def test_only_the_last_folder(tmp_path: Path) -> None:
         session.restore(1)
 
 
+def test_more_checkpoints_than_tasks_are_refused(tmp_path: Path) -> None:
+    """Nothing is read and then dropped: the benchmark of two tasks has no place for the third folder."""
+    files = {"train": "train.json", "test": "test.json", "metric": "exact_upper"}
+    tasks = [{"id": f"t{i}", "title": f"T{i}", **files} for i in (1, 2)]
+    (tmp_path / "two.yaml").write_text(json.dumps({"benchmark": {"name": "two", "tasks": tasks}}))
+    with pytest.raises(UserError, match=r"is of task 3, and two has 2 tasks; give a --benchmark with as many"):
+        import_run(checkpoints("e3", 3), base_folder("e3", tmp_path), GOLDEN / "clip", tmp_path / "run",
+                   benchmark=str(tmp_path / "two.yaml"))  # fmt: skip
+    assert not (tmp_path / "run").exists()
+
+
 def damage(tmp_path: Path, file: str, change) -> Path:
     folder = tmp_path / "Task1_llava_lora_ours"
     shutil.copytree(checkpoints("e3", 1)[0], folder)

@@ -128,6 +128,8 @@ UP = "base_model.model.model.layers.1.mlp.up_proj"
         ("lora", lambda m: m.others.update({HEAD: torch.ones(2)}), "lm_head.weight is not the projector's"),
         ("lora", lambda m: m.others.pop("base_model.model.model.mm_projector.0.bias"), "the projector has 3 of 4"),
         ("lora", lambda m: m.settings.update(use_dora=True), "use_dora is True"),
+        ("lora", lambda m: m.settings.update(init_lora_weights="pissa_niter_4"), "changes the base's weights before it trains"),
+        ("lora", lambda m: m.settings.update(alora_invocation_tokens=[1]), "alora_invocation_tokens is [1]"),
         ("lora", lambda m: m.settings.update(peft_type="MOE_LORA_CoIN"), "import moelora"),
         ("lora", lambda m: m.adapter.update(x=print), "not a plain tensor file"),
         ("moelora", lambda m: m.adapter.pop(f"{UP}.lora_router.weight"), "1 tensors are missing"),
@@ -168,3 +170,12 @@ def test_what_a_kind_needs(world: Path, tmp_path: Path) -> None:
     refused("import", "lora", *words, "--slots", "3", says=("--slots is of HiDe",))
     refused("import", "lora", "--checkpoint", tmp_path, *words[2:], says=("no adapter_config.json",))
     refused("import", "lora", *words[:2], "--base", GOLDEN / "base", *words[4:], says=("--clip",))
+    refused("import", "lora", *words[:2], "--base", world / "clip", *words[4:], says=("of type 'clip", "no backbone is for"))
+
+
+def test_a_mixture_that_is_told_the_task_has_no_export(world: Path, tmp_path: Path) -> None:
+    assert imported("smolora", foreign.smolora(world / "llava").write(tmp_path / "Task1"), world, tmp_path / "run").code == 0
+    for to in ("hf", "peft", "vllm"):
+        refused("export", tmp_path / "run", "--stage", "1", "--to", to, "--output", tmp_path / "out",
+                says=("is told the task of each question and weighs its adapters by it", "hide-llava predict"))  # fmt: skip
+    assert not (tmp_path / "out").exists()
