@@ -17,8 +17,9 @@ from hide_llava.data import embedded
 from hide_llava.data.dataset import check_place
 from hide_llava.data.records import load_records, pictures
 from hide_llava.distributed import is_main
-from hide_llava.errors import UserError
+from hide_llava.errors import UserError, nearest
 from hide_llava.metrics import check_options, get
+from hide_llava.settings import per_task
 from hide_llava.training.reporting import check_reporting
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import stage_name
@@ -51,6 +52,7 @@ def preflight(run: Run, train: bool = True, evaluate: bool = True) -> list[str]:
     warnings = [w for task in learned for w in _check_training(task)]
     if learned:
         warnings += training_warnings(run, [run.records_of(stage) for stage in run.stages])
+    warnings += unknown_tasks(run)
     return warnings + [w for task in asked for w in _check_questions(task)] + _left_out(run, evaluate)
 
 
@@ -67,6 +69,20 @@ def check_machine(run: Run) -> None:
         raise UserError("model.attention=flash: flash_attn is not installed or finds no GPU here; auto takes it where it is.")
     if run.encoder.partition(":")[0] not in ENCODERS:
         raise UserError(f"router.encoder={run.encoder}: expected clip or open_clip:<model>:<weights>, or own.")
+
+
+def unknown_tasks(run: Run) -> list[str]:
+    """Options of the method that name tasks which the benchmark does not have: a misspelt id would have no effect.
+
+    Of a run of some of the tasks nothing is said, since its configuration does not know the others.
+    """
+    if run.some_tasks:
+        return []
+    known, found = {task.id for task in run.benchmark.tasks}, []
+    for name in per_task(run.method.Config):
+        for task in [task for task in getattr(run.options, name) if task not in known]:
+            found.append(f"method.{name}.{task} has no effect: {run.benchmark.name} has no such task. {nearest(task, [*known])}")
+    return found
 
 
 def check_recipe(run: Run) -> None:

@@ -25,6 +25,10 @@ _LEARNING_RATE = "stands in place of train.learning_rate"
 # `lr: LearningRate[float | None] = Field(None, gt=0)`: an option that is the method's learning rate wherever it is not null.
 LearningRate = Annotated[T, _LEARNING_RATE]
 
+_PER_TASK = "of each task"
+# `subsets: PerTask[int] = {}`: an option whose keys are ids of tasks; a run says of which the benchmark has none.
+PerTask = Annotated[dict[str, T], _PER_TASK]
+
 
 @dataclass(frozen=True)
 class Searched:
@@ -98,6 +102,11 @@ def strengths(config: type[MethodConfig]) -> dict[str, Searched]:
 def learning_rates(config: type[MethodConfig]) -> list[str]:
     """Names of the options that are marked as the method's own learning rate."""
     return [name for name, field in config.model_fields.items() if _LEARNING_RATE in field.metadata]
+
+
+def per_task(config: type[MethodConfig]) -> list[str]:
+    """Names of the options whose keys are ids of tasks."""
+    return [name for name, field in config.model_fields.items() if _PER_TASK in field.metadata]
 
 
 class Lacking(UserError):

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from hide_llava.precision import full_precision
+
 NOTHING = 1e-10  # of the energy: a direction with less is rounding
 
 
@@ -43,9 +45,13 @@ def of_weight(weight: Tensor, energy: float) -> Tensor:
 
 
 def outside(matrix: Tensor, basis: Tensor) -> Tensor:
-    """`matrix` [d, n] without its part inside the span of `basis` [d, k]: (I − M Mᵀ) X, in the dtype of `matrix`."""
+    """`matrix` [d, n] without its part inside the span of `basis` [d, k]: (I − M Mᵀ) X, in the dtype of `matrix`.
+
+    Without TF32, of which a part of a thousandth would be left inside.
+    """
     basis = basis.to(matrix)
-    return matrix - basis @ (basis.T @ matrix)
+    with full_precision():
+        return matrix - basis @ (basis.T @ matrix)
 
 
 def leading(matrix: Tensor, rank: int, seed: int | None = None) -> tuple[Tensor, Tensor]:

@@ -70,6 +70,8 @@ class ClMoe(MoELora):
                     )
                 if self.task_gate != "mean":
                     raise ValueError(f"task_gate={self.task_gate}: reference=script answers without a task gate")
+                if self.beta != type(self).model_fields["beta"].default:
+                    raise ValueError(f"beta={self.beta}: reference=script answers without a task gate, so with none of its share")
                 self.momentum = dict(SCRIPT)
             return self
 

@@ -78,7 +78,8 @@ class Dgg(Replay):
         )
 
     def train_data(self, task: Task, records: Any, context: Context) -> Any:
-        """As many records of the buffer as there are new ones, the buffer's taken in turn."""
+        """As many records of the buffer as there are new ones: all in turn, or of a larger buffer evenly spaced ones, so that
+        every earlier task has its share."""
         from datasets import concatenate_datasets
 
         self.buffer, kept = {}, []
@@ -89,11 +90,13 @@ class Dgg(Replay):
         if not any(map(len, kept)):
             return records
         memory = concatenate_datasets(kept)
-        return concatenate_datasets([records, memory.select([i % len(memory) for i in range(len(records))])])
+        there, new = len(memory), len(records)
+        places = [i * there // new if there > new else i % there for i in range(new)]
+        return concatenate_datasets([records, memory.select(places)])
 
     def added(self, step: int) -> bool:
         """Whether ĝ is added in a step: a draw of its own from (seed, task, step)."""
-        place = (self.config.seed * 1_000 + self.task) * 1_000_000_000 + step
+        place = ((self.config.seed * 1_000 + self.task) * 1_000_000_000 + step) % 2**63
         return bool(torch.rand((), generator=torch.Generator().manual_seed(place)) < self.config.probability)
 
     @torch.no_grad()

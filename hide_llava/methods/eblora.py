@@ -98,6 +98,7 @@ class EBLora(ResidualExperts):
         self.scales().fill_(1.0)
 
     def after_task(self, task: Task, context: Context) -> None:
+        self.frames = {}
         super().after_task(task, context)
         self.absorb()
 

@@ -38,6 +38,7 @@ from hide_llava.adapters.core import LoraSpec
 from hide_llava.adapters.folding import MODES
 from hide_llava.adapters.projectors import restore_projectors, stored_projectors
 from hide_llava.backbones.base import Backbone
+from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Method, MethodConfig, Route, Task, register
 from hide_llava.methods.cost import Cost
 from hide_llava.methods.decided import Decision, separate_layers
@@ -206,6 +207,9 @@ class HiDe(Method):
         if stored is None:
             seed = torch.Generator().manual_seed(0 if kind == "image" else 1)
             stored = 0.1 * torch.randn(self.slots, like.shape[-1], generator=seed)
+        elif self.slots > len(stored):
+            raise UserError(f"method.slots={self.slots}: the imported checkpoint has {len(stored)} slots with anchors; it takes "
+                            "no more.")  # fmt: skip
         return [stored[i].to(like.device) for i in range(self.slots) if i not in self.learned]
 
     # ---- state -----------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ class ModalPrompt(Prompted):
         """c_t [d_clip] of the current task, fp32."""
         prompt = self.modules["prompts"][self.names[-1]]
         with torch.autocast(prompt.device.type, enabled=False):
-            return self.modules["transform"](prompt).mean(0).float()
+            return self.modules["transform"](prompt.float()).mean(0)
 
     def cosines(self, features: Features, prototypes: list[Tensor]) -> tuple[Tensor, Tensor]:
         """[B, len(prototypes)] of the image and of the text."""

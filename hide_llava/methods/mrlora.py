@@ -36,7 +36,7 @@ from hide_llava.errors import UserError
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.chosen import ChosenExperts
 from hide_llava.methods.cost import Cost, Pass
-from hide_llava.settings import Inference
+from hide_llava.settings import Inference, PerTask
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -54,7 +54,7 @@ class MrLora(ChosenExperts):
         rank: int = Field(32, ge=1)
         alpha: float = Field(64.0, gt=0)
         router: Inference[Router] = "words"  # words (it is asked, above) | anchors | nearest_mean | ranpac | oracle
-        descriptions: dict[str, str] = {}  # task id → what the router reads; default: the id
+        descriptions: PerTask[str] = {}  # task id → what the router reads; default: the id
         router_samples: int = Field(20, ge=1)  # records kept of each task, for the router
         router_rank: int = Field(128, ge=1)  # of the router's LoRA; its alpha is twice that
         router_lr: float = Field(5e-6, gt=0)  # learning rate of the router

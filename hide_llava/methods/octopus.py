@@ -35,7 +35,7 @@ from hide_llava.adapters.observe import sample
 from hide_llava.methods.base import Context, Features, Route, Task, register
 from hide_llava.methods.cost import Cost, Pass
 from hide_llava.methods.experts import SummedExperts
-from hide_llava.settings import Strength
+from hide_llava.settings import PerTask, Strength
 
 FIRST = "first-stage"  # the adapter that holds θ', as stage 1 of the last task left it
 EPS = 1e-8
@@ -65,9 +65,9 @@ class Octopus(SummedExperts):
         projector: Literal["shared", "frozen"] = "frozen"  # shared (trained, carried from task to task) | frozen
         orthogonality: Strength[float] = Field(0.02, ge=0)  # λ1, weight of the overlap with the gradients
         shrinkage: Strength[float] = Field(0.01, ge=0)  # λ2, weight of the norms of B
-        task_shrinkage: dict[str, Annotated[float, Field(ge=0)]] = {}  # task id → λ2 of that task; default: shrinkage
+        task_shrinkage: PerTask[Annotated[float, Field(ge=0)]] = {}  # task id → λ2 of that task; default: shrinkage
         subset: int | None = Field(None, ge=1)  # records of a task for stage 2, at most; None: all
-        task_subset: dict[str, Annotated[int, Field(ge=1)]] = {}  # task id → at most so many of that task; default: subset
+        task_subset: PerTask[Annotated[int, Field(ge=1)]] = {}  # task id → at most so many of that task; default: subset
         subset_seed: int = Field(42, ge=0)  # of the draw of these records
         gradient_records: int = Field(256, ge=1)  # of a task, the first ones, that G is the gradient of
 

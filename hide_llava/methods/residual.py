@@ -15,8 +15,9 @@ from typing import Annotated, Any, Literal
 import torch
 from peft.tuners.lora import LoraLayer
 from peft.utils.integrations import dequantize_module_weight
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from typing_extensions import Self
 
 from hide_llava.adapters.gradients import evenly, input_moments, weight_gradients
 from hide_llava.adapters.subspace import added, leading, of_weight, outside
@@ -43,6 +44,12 @@ class ResidualExperts(SummedExperts):
         features: Literal["activations", "gradients"] = "activations"  # what a finished task used: X, see above
         decomposition: Literal["exact", "randomised"] = "exact"  # of the residual gradient
         seed: int = Field(0, ge=0)  # of the randomised decomposition
+
+        @model_validator(mode="after")
+        def _begun_by_gradients(self) -> Self:
+            if self.init_std is not None:
+                raise ValueError(f"init_std={self.init_std}: A begins as directions of the gradient; leave it out")
+            return self
 
     def setup(self) -> None:
         super().setup()

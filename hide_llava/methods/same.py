@@ -79,6 +79,8 @@ class Same(MoELora):
         @model_validator(mode="after")
         def _as_prism(self) -> Self:
             if self.reference == "prism":
+                if "applies_to" in self.model_fields_set and self.applies_to != "gradient":
+                    raise ValueError(f"applies_to={self.applies_to}: reference=prism changes the gradient")
                 self.applies_to = "gradient"
             return self
 

@@ -57,7 +57,7 @@ class Run:
     ability; general: of those, the ones that are asked after a stage. method: its class; options: its own Config.
     method_tasks: the trained tasks, as a method sees them. trains: whether the method does. oracle: whether it is told the
     task id at inference. model, train, eval, benchmark: sections of the configuration. encoder: `router.encoder`.
-    tracking: where it is reported to.
+    tracking: where it is reported to. some_tasks: the benchmark may have others, which were not chosen.
 
     A model that answers in another number format than it was trained in is given it apart (dtype).
 
@@ -80,6 +80,7 @@ class Run:
         self.common = Common(config.benchmark, config.eval, self.data, config.limit, config.seed,
                              config.train.on_bad_sample, config.caption.tokenizer, self.family.several)  # fmt: skip
         self.tasks = [BenchmarkTask(entry, self.common) for entry in config.benchmark.tasks]
+        self.some_tasks = config.tasks is not None
         trained = [task.id for task in self.tasks if task.trained]
         self.method_tasks = [Task(i, name, len(trained)) for i, name in enumerate(trained)]
         self.all_general = [BenchmarkTask(entry, self.common) for entry in config.benchmark.general]

@@ -232,6 +232,10 @@ class Session:
                 dtype = parameter.dtype if id(parameter) in kept else getattr(torch, self.run.train.adapter_dtype)
                 parameter.data = parameter.data.to(dtype, copy=True)
                 parameter.requires_grad_(True)
+        for name in self.method.adapters():  # a factor that is frozen beside one that trains is of its dtype
+            for _, _, layer in self.core.layers(name):
+                for half in (layer.lora_A[name].weight, layer.lora_B[name].weight):
+                    half.data = half.data.to(getattr(torch, self.run.train.adapter_dtype))
 
     def cast_inputs(self, on: bool) -> None:
         """Whether peft casts what an adapted linear reads to the dtype of the adapter, fp32, as is its default.

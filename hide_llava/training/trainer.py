@@ -245,8 +245,12 @@ class RunCallback(TrainerCallback):
             self._progress.close()
 
     def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, optimizer: Any = None, **_: Any
     ) -> None:
+        """Gradients as the method knows them: the scale of fp16 is taken out here, where no clipping has done so before."""
+        scaler = getattr(optimizer, "scaler", None)
+        if scaler is not None and args.max_grad_norm <= 0:
+            scaler.unscale_(optimizer.optimizer)
         self.method.on_gradients(state.global_step)
 
     def on_optimizer_step(

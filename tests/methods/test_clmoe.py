@@ -218,6 +218,7 @@ def test_count_is_of_the_top_k_of_every_token() -> None:
         ({"momentum": {"old": -0.1}}, r"momentum.old=-0.1: must be in \[0, 1\]"),
         ({"momentum": {"odd": 0.1}}, "momentum=.*: needs a value for each of shared, old, new, neither"),
         ({"reference": "script", "momentum": {"old": 0.9}}, "momentum=.*: reference=script has its own"),
+        ({"reference": "script", "beta": 0.25}, "beta=0.25: reference=script answers without a task gate"),
         ({"reference": "prism"}, "reference=prism: expected one of none, script"),
         ({"task_gate": "last"}, "task_gate=last: expected one of mean, oracle"),
     ],

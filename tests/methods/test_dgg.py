@@ -96,6 +96,20 @@ def test_every_new_record_has_one_of_the_buffer_beside_it() -> None:
     ]
 
 
+def test_of_a_buffer_larger_than_the_task_every_earlier_task_has_its_share() -> None:
+    def table(name: str, count: int) -> datasets.Dataset:
+        return datasets.Dataset.from_dict({"id": [f"{name}{i}" for i in range(count)]})
+
+    tables = {0: table("a", 200), 1: table("b", 100)}
+    found = in_task(2).train_data(tasks()[2], table("c", 30), SimpleNamespace(records=tables.__getitem__))["id"]
+    memory = found[30:]
+    assert len(set(memory)) == 30 and [sum(name[0] == task for name in memory) for task in "ab"] == [20, 10]
+
+
+def test_a_seed_as_long_as_a_date() -> None:
+    assert {in_task(1, seed=seed).added(step) for seed in (20240101, 2**62) for step in range(20)} == {True, False}
+
+
 def test_settings_that_are_refused() -> None:
     assert_refused("dgg", "buffer", 2.5, "must be a whole number of records, with unit=each")
     assert_refused("dgg", "buffer", 101, "must be at most 100, with unit=percent", unit="percent")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from hide_llava.adapters import gradients
 from hide_llava.adapters.stiefel import retracted, tangent
+from hide_llava.adapters.subspace import outside
 from hide_llava.methods.base import Context
 from hide_llava.methods.eblora import EBLora
 from hide_llava.methods.keeplora import KeepLora
+from hide_llava.methods.registry import method_config
 from hide_llava.methods.routed import RoutedLlava
 from tests.methods.host import LAYER, assert_near, layer_of, on_one_linear, recorded, run_linear, tasks
 from tests.methods.recorded import case, on_tiny_llama
+from tests.methods.refused import assert_refused
 from tests.methods.test_keeplora import batches, context
 
 
@@ -179,3 +185,38 @@ def test_the_finished_expert_is_a_plain_lora() -> None:
     assert_near(run_linear(method, method.route({}, None, True), x).detach(), at_work)
     method.prepare_inference()
     assert_near(run_linear(method, method.route({}, None, False), x).detach(), at_work)
+
+
+@pytest.mark.parametrize("name", ["eblora", "keeplora"])
+def test_a_start_of_its_own_is_refused(name: str) -> None:
+    """A begins as directions of the gradient, so that a standard deviation would have no effect."""
+    assert_refused(name, "init_std", 0.5, "A begins as directions of the gradient")
+    assert method_config({"name": name, "init_std": None}).init_std is None
+
+
+class Precisions(TorchDispatchMode):
+    """The precision of every product of two fp32 matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.mm.default and args[0].dtype == torch.float32:
+            self.found.add(torch.get_float32_matmul_precision())
+        return func(*args, **(kwargs or {}))
+
+
+def test_what_has_to_stay_outside_of_a_space_is_computed_without_tf32() -> None:
+    x = torch.linalg.qr(torch.randn(9, 3))[0]
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with Precisions() as precisions:
+            outside(torch.randn(9, 4), x)
+            tangent(x, torch.randn(9, 3))
+            retracted(x, torch.randn(9, 3))
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert precisions.found == {"highest"}

@@ -12,6 +12,7 @@ from hide_llava.backbones.llava15 import splice
 from hide_llava.backbones.vicuna import IMAGE_TOKEN
 from hide_llava.data.dataset import QuestionDataset
 from hide_llava.data.records import load_questions
+from hide_llava.errors import UserError
 from hide_llava.evaluation.cells import _Collate, answer_batch
 from hide_llava.methods.base import Context, Features, Task
 from hide_llava.methods.hide import HiDe
@@ -78,6 +79,14 @@ def test_softmax_over_all_slots() -> None:
     assert ours == pytest.approx([math.exp(8) / total, math.exp(7) / total], abs=1e-6)
     assert ours == pytest.approx([0.7303421, 0.2686779], abs=1e-6)  # the leak is 0.1 %
     assert sum(ours) < 0.9991
+
+
+def test_more_slots_than_an_imported_checkpoint_has_are_refused() -> None:
+    method = hide([0.8, 0.7], [0.8, 0.7], routing="softmax_all", slots=12)
+    anchors = torch.stack([at_cosine(0.0, 8) for _ in range(10)])
+    method.slot_anchors = {"image": anchors, "text": anchors}
+    with pytest.raises(UserError, match=r"method\.slots=12: the imported checkpoint has 10 slots"):
+        weights(method)
 
 
 def test_unlearned_slots_are_drawn_once_and_the_same_in_every_process() -> None:

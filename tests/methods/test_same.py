@@ -385,6 +385,7 @@ def test_size_at_7b() -> None:
         ({"components": 0}, "components=0: must be at least 1"),
         ({"applies_to": "weights"}, "applies_to=weights: expected one of update, gradient"),
         ({"reference": "coin"}, "reference=coin: expected one of none, prism"),
+        ({"reference": "prism", "applies_to": "update"}, "applies_to=update: reference=prism changes the gradient"),
     ],
 )
 def test_impossible_values(values: dict, message: str) -> None:

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,7 +19,7 @@ from hide_llava.methods.lora import SequentialLora
 from hide_llava.methods.registry import method_class
 from hide_llava.pipeline import run
 from hide_llava.planning.plan import plan
-from hide_llava.preflight import preflight
+from hide_llava.preflight import preflight, unknown_tasks
 from hide_llava.training import sequence
 from hide_llava.training.batching import few_steps, recipe_warnings, warmup_steps
 from hide_llava.training.checkpoint import latest_checkpoint
@@ -29,6 +30,7 @@ from hide_llava.training.run import Run
 from hide_llava.training.run_folder import RunFolder
 from hide_llava.training.sequence import build_trainer, train_stage, training_data
 from hide_llava.training.session import Session
+from hide_llava.training.trainer import RunCallback
 from tests.cli.call import call
 from tests.stops import stopped_after
 from tests.tiny import arguments, configuration, opened
@@ -207,12 +209,42 @@ def test_an_overflow_of_fp16_is_no_divergence(world: Path, tmp_path: Path) -> No
         assert diverged(session, context, 2, log) is None
 
 
+@pytest.mark.parametrize("clipped", [0.0, 1.0])
+def test_a_method_sees_the_gradients_themselves_in_fp16(clipped: float, tmp_path: Path) -> None:
+    """Not what the loss was multiplied with, whether clipping has taken that out already or not."""
+    seen, parameter = [], torch.nn.Parameter(torch.ones(3))
+    optimizer = SimpleNamespace(optimizer=torch.optim.SGD([parameter], lr=0.5), scaler=torch.amp.GradScaler("cpu", 1024.0))
+    optimizer.scaler.scale(parameter.sum()).backward()
+    if clipped:
+        optimizer.scaler.unscale_(optimizer.optimizer)  # as the Trainer does before it clips
+    method = SimpleNamespace(on_gradients=lambda step: seen.append(parameter.grad.clone()))
+    callback, state = RunCallback(method, tmp_path / "log", "ddp", "stage"), SimpleNamespace(global_step=3)
+    callback.on_pre_optimizer_step(SimpleNamespace(max_grad_norm=clipped), state, None, optimizer=optimizer)
+    optimizer.scaler.step(optimizer.optimizer)
+    assert torch.equal(seen[0], torch.ones(3)) and torch.equal(parameter.data, torch.full((3,), 0.5))
+
+
+@pytest.mark.parametrize("method", ["keeplora", "modalprompt", "eblora"])
+def test_adapters_in_bf16_on_a_model_in_fp32(method: str, world: Path, tmp_path: Path) -> None:
+    words = ("tasks=[task0,task1]", "train.max_steps=1", "model.dtype=float32", "train.adapter_dtype=bfloat16")
+    run(configuration(world, method, tmp_path, *words), report=False)
+    assert len(list(tmp_path.glob("eval/02-task1/*/score.json"))) == 2
+
+
+def test_options_of_tasks_that_are_none_are_told(world: Path, tmp_path: Path) -> None:
+    words = ("method.task_subset.task1=3", "method.task_subset.tsk0=3", "method.task_shrinkage.zzz=1.0")
+    found = unknown_tasks(Run(configuration(world, "octopus", tmp_path, *words)))
+    assert unknown_tasks(Run(configuration(world, "octopus", tmp_path, *words, "tasks=[task0]"))) == []  # theirs are not known
+    assert [warning.split(" has no effect")[0] for warning in found] == ["method.task_shrinkage.zzz", "method.task_subset.tsk0"]
+    assert "Did you mean 'task0'?" in found[1]
+
+
 # What routes, by the names in a stored stage.
 ROUTED = {"moelora": "modules.router.", "same": "modules.router.", "clmoe": "modules.router.", "smolora": "modules.",
           "branchlora": "modules.task-01."}  # fmt: skip
 
 
-@pytest.mark.parametrize("method", [*ROUTED, "passmoe", "hide", "l2p"])
+@pytest.mark.parametrize("method", [*ROUTED, "passmoe", "hide", "l2p", "modalprompt"])
 def test_adapters_in_bf16(method: str, world: Path, tmp_path: Path) -> None:
     """Two tasks from the first step to the last answer; what routes stays in fp32."""
     words = ("tasks=[task0,task1]", "train.max_steps=1", "model.dtype=bfloat16", "train.adapter_dtype=bfloat16")
