@@ -1,8 +1,8 @@
 """DGG: replay, and a gradient of the past guessed from how far the model has moved (CVPR 2026, arXiv 2511.15164).
 
-Task t > 1 trains on L = CE(D_t) + CE(M): beside every new record one of the buffer M, in turn (of a buffer larger than D_t, evenly
-spaced ones, so that every earlier task has its share). θ*: what trains, as the task found it. After the backward pass of a
-step, with probability `probability`, the gradient of what is no longer there is added:
+Task t > 1 trains on L = CE(D_t) + CE(M): beside every new record one of the buffer M, in turn (of a buffer larger than D_t,
+evenly spaced ones, so that every earlier task has its share). θ*: what trains, as the task found it. After the backward pass of
+a step, with probability `probability`, the gradient of what is no longer there is added:
     g ← ∇L + ĝ · min(1, ‖∇L‖ / ‖ĝ‖),   ĝ = θ − θ*
 (near θ*, where the old loss had its minimum, its gradient points from θ* to θ). Norms are over all that trains together. The draw
 depends on seed, task and step alone: the same in every process, and in a task that is resumed.
