@@ -24,7 +24,6 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from hide_llava.backbones.clip_pixels import read_picture_settings
 from hide_llava.backbones.vicuna import SYSTEM
 from hide_llava.errors import UserError
 from hide_llava.storage import write_text
@@ -143,6 +142,8 @@ def _image_processor(
         size = model.config.vision_config.image_size
         preprocessor = {"size": {"shortest_edge": size}, "crop_size": {"height": size, "width": size}}
     if not isinstance(preprocessor, Mapping):
+        from hide_llava.backbones.clip_pixels import read_picture_settings  # needs Pillow, which shapes alone do not
+
         preprocessor = read_picture_settings(Path(preprocessor))
     settings = {key: value for key, value in preprocessor.items() if not key.endswith("_type")}
     if transform == "crop":

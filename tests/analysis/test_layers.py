@@ -122,7 +122,9 @@ def test_verb_writes_table_matrices_and_figures(run: Path, tmp_path: Path) -> No
     called = call("analyze", "cka", run, "--stage", 3, "--samples", 5, "--task", "task0", "--task", "task2",
                   "--output", tmp_path)  # fmt: skip
     assert called.code == 0, called.err
-    assert {p.name for p in tmp_path.iterdir()} == {"cka.md", "cka.json", *FIGURE}
+    assert {p.name for p in tmp_path.iterdir()} == {"cka.md", "cka.csv", "cka.json", *FIGURE}
+    table = (tmp_path / "cka.csv").read_text().splitlines()
+    assert table[0] == "layer,mean,low,high,null,dimension" and [line.split(",")[0] for line in table[1:]] == ["0", "1"]
     data = json.loads((tmp_path / "cka.json").read_text())
     assert data["models"] == ["Task 0", "Task 2"] and [len(x["matrix"]) for x in data["layers"]] == [2, 2]
     assert "| Layer | mean CKA |" in called.out and "Task 0 (test): 5" in called.out

@@ -260,7 +260,8 @@ def test_hide_puts_all_weight_on_the_chosen_expert() -> None:
 
 
 def test_an_export_says_which_router_its_loader_lacks() -> None:
-    made = SimpleNamespace(run=SimpleNamespace(folder=RunFolder(Path("runs/A")), encoder="clip"))
+    run = SimpleNamespace(folder=RunFolder(Path("runs/A")), encoder="clip", family=SimpleNamespace(recorded=True))
+    made = SimpleNamespace(run=run)
     for router, says in (("ranpac", "is no router that an export's loader knows"), ("oracle", "told the task of each question")):
         method = SimpleNamespace(config=HiDe.Config(router=router, router_statistics="ranpac"))
         with pytest.raises(UserError, match=says):
