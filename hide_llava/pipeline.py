@@ -16,12 +16,12 @@ from hide_llava.benchmarks.files import BenchmarkTask
 from hide_llava.config import RunConfig, as_begun
 from hide_llava.distributed import is_main, on_main
 from hide_llava.errors import UserError
-from hide_llava.evaluation.binding import answered_with, differences, refuse_other, scored_with, stored_settings
+from hide_llava.evaluation.binding import answered_with, differences, edited, refuse_other, scored_with, stored_settings
 from hide_llava.evaluation.cells import Cell, cell_of, evaluate_cells, score_cell
 from hide_llava.methods.base import Stage
 from hide_llava.metrics import ALL_EMPTY
 from hide_llava.preflight import preflight
-from hide_llava.storage import read_json, sha256, write_json
+from hide_llava.storage import read_json, write_json
 from hide_llava.training.engines import check_engine, start_processes
 from hide_llava.training.lineage import checked_chain
 from hide_llava.training.memory import reclaim
@@ -176,7 +176,7 @@ class Pipeline:
             cell, settings = self.folder.cell(name, task.id), answered_with(self.run, task, weights)
             stored = stored_settings(cell)
             wished = settings | ({"batch_size": self.run.eval.batch_size} if self.run.eval.batch_size else {})
-            if stored is not None and self.again and differences(stored, wished):
+            if stored is not None and self.again and (differences(stored, wished) or edited(cell)):
                 self._put_aside(cell)
                 stored = None
             if stored is None:
@@ -186,14 +186,10 @@ class Pipeline:
             if not (cell / "predictions.jsonl").is_file() or list(cell.glob("part-*.jsonl")):
                 todo[task.id] = settings
                 continue
+            if edited(cell):
+                raise UserError(f"{cell / 'predictions.jsonl'}: is not what was scored; bring the file back, or add --again "
+                                "to `hide-llava eval` to answer it anew.")  # fmt: skip
             score = read_json(cell / "score.json") if (cell / "score.json").is_file() else None
-            if score is not None and score.get("predictions_sha256") not in (None, sha256(cell / "predictions.jsonl")):
-                if not self.again:
-                    raise UserError(f"{cell / 'predictions.jsonl'}: is not what was scored; bring the file back, or add --again "
-                                    "to `hide-llava eval` to answer it anew.")  # fmt: skip
-                self._put_aside(cell)
-                todo[task.id] = settings
-                continue
             why = ["its score was missing"] if score is None else differences(score, scored_with(task))
             if why:
                 try:

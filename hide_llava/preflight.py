@@ -24,8 +24,8 @@ from hide_llava.training.reporting import check_reporting
 from hide_llava.training.run import Run
 from hide_llava.training.run_folder import stage_name
 from hide_llava.training.sequence import training_warnings
+from hide_llava.training.session import encoder_kind
 
-ENCODERS = ("clip", "own", "open_clip")
 LOOKED_AT = 8  # images of each file that are looked for here; all of them are when their stage begins
 
 
@@ -67,8 +67,7 @@ def check_machine(run: Run) -> None:
         bitsandbytes(run.model.quantization)
     if run.model.attention == "flash" and not is_flash_attn_2_available():
         raise UserError("model.attention=flash: flash_attn is not installed or finds no GPU here; auto takes it where it is.")
-    if run.encoder.partition(":")[0] not in ENCODERS:
-        raise UserError(f"router.encoder={run.encoder}: expected clip or open_clip:<model>:<weights>, or own.")
+    encoder_kind(run.encoder)
 
 
 def unknown_tasks(run: Run) -> list[str]:

@@ -95,6 +95,14 @@ def refuse_other(folder: Path, stored: dict[str, Any], settings: dict[str, Any],
                         f"{remedy} to answer it anew.")  # fmt: skip
 
 
+def edited(folder: Path) -> bool:
+    """Whether a cell has a score, and answers that are not those that it is of."""
+    score, answers = folder / "score.json", folder / "predictions.jsonl"
+    if not (score.is_file() and answers.is_file()):
+        return False
+    return read_json(score).get("predictions_sha256") not in (None, sha256(answers))
+
+
 def stored_settings(folder: Path) -> dict[str, Any] | None:
     """What the answers in a cell's folder were made with, None where there are none.
 

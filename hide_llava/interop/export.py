@@ -77,7 +77,6 @@ def _write(run: Run, stage: int, to: str, temporary: Path, output: Path, base: s
     with full_precision():  # TF32 rounds folded weights and sums of low rank differently
         bare = proof.of_base(session, asked)
         made = Export(run, stage, temporary, output, session, base or called(run, run.model.path), asked, bare)
-        _ = made.grids, made.cut  # of the model and its processor
         del session  # which `made` lets go before it loads what was written
         {"hf": export_hf.write, "peft": export_peft.write, "vllm": export_vllm.write}[to](made)
     if made.cut:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,8 @@ class Export:
 
     stage: from 1. folder: where it is written until it is finished. final: where it will lie. base: what adapters name as
     their base model. asked: the two prompts; bare: the base model's logits of them. modules, prompts: the proof so far.
-    notes: sentences for the reader of the README.
+    notes: sentences for the reader of the README. grids: tile grids that the model's configuration has to be given, where an
+    image budget left some out. cut: arguments of the processor's call by which pictures keep to it; files hold all others.
     """
 
     run: Run
@@ -42,19 +42,16 @@ class Export:
     prompts: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
-    @cached_property
-    def grids(self) -> list[list[int]] | None:
-        """The tile grids that the model's configuration has to be given, where an image budget left some of them out."""
-        config = self.session.backbone.model.config
-        return getattr(config, "image_grid_pinpoints", None) if self.run.model.image.max_tiles is not None else None
+    grids: list[list[int]] | None = field(init=False, default=None)
+    cut: dict[str, Any] = field(init=False)
 
-    @cached_property
-    def cut(self) -> dict[str, Any]:
-        """Arguments of the processor's call by which pictures keep to the run's image budget; files hold all others."""
-        processor = getattr(self.session.backbone, "processor", None)
-        plain = getattr(type(processor), "images_kwargs", None) or {}
-        own = getattr(processor, "images_kwargs", None) or {}
-        return {key: value for key, value in own.items() if plain.get(key) != value}
+    def __post_init__(self) -> None:
+        backbone = self.session.backbone  # which is let go before what was written is loaded
+        if self.run.model.image.max_tiles is not None:
+            self.grids = getattr(backbone.model.config, "image_grid_pinpoints", None)
+        processor = getattr(backbone, "processor", None)
+        plain, own = (getattr(one, "images_kwargs", None) or {} for one in (type(processor), processor))
+        self.cut = {key: value for key, value in own.items() if plain.get(key) != value}
 
     @property
     def dtype(self) -> torch.dtype:

@@ -132,8 +132,8 @@ def _view(table: Table, tables: list[Table], baseline: Path | None, with_publish
             if run is not base
         ]
     elif baseline and (base := next((run for t in tables for run in t.runs if run.path.resolve() == baseline), None)):
-        why = "; ".join(differences(table.runs[0], base))
-        view.uncompared = f"Not compared with {base.path.name}, which stands in a table of its own ({why})."
+        view.baseline, why = base.path.name, "; ".join(differences(table.runs[0], base))
+        view.uncompared = f"Not compared with {view.baseline}, which stands in a table of its own ({why})."
     if with_published and table.reasons and len(twins) > 1:
         view.published_note = f"Published values stand beside the first table of {table.benchmark}."
     elif with_published:

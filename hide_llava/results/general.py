@@ -78,11 +78,14 @@ def base_of(runs: Iterable[StoredRun], model: str) -> Bases:
     return found
 
 
+def otherwise(cell: CellScore, other: CellScore, keys: Iterable[str]) -> list[str]:
+    """Of those settings the ones by which both cells are known to have been asked in two ways."""
+    return [key for key in keys if key in cell.data and key in other.data and cell.data[key] != other.data[key]]
+
+
 def incomparable(cell: CellScore, base: CellScore) -> str:
     """Why the scores of two cells cannot be subtracted; "" when they can."""
-    keys = ("model_sha256", "dtype", *SETTINGS)
-    named = [key for key in keys if key in cell.data and key in base.data and cell.data[key] != base.data[key]]
-    if named:
+    if named := otherwise(cell, base, ("model_sha256", "dtype", *SETTINGS)):
         return f"the untouched model was asked with another {', '.join(key.replace('_', ' ') for key in named)}"
     verdicts = [one.data.get("verdicts") for one in (cell, base)]
     other = all(verdicts) and verdicts[0].keys() != verdicts[1].keys()

@@ -16,6 +16,7 @@ from hide_llava.results.general import (
     at_the_end,
     base_of,
     kept_of,
+    otherwise,
     reasons,
     retention,
 )
@@ -119,10 +120,10 @@ def general_table(table: Table) -> GeneralTable:
     """After the last stage of every row, against the untouched model as far as a run of the table knows it."""
     titles = {task: run.task_title(task) for run in table.runs for task in asked(run)}
     made, told = GeneralTable([*titles], [*titles.values()]), {}
-    otherwise = _otherwise(table.runs)
+    left_out = _left_out(table.runs)
     for row in table.rows if titles else ():
         base = base_of(table.runs, str(row.runs[0].manifest.get("model")))
-        tests = [_tests(run, titles, base, otherwise) for run in row.finished]
+        tests = [_tests(run, titles, base, left_out) for run in row.finished]
         made.rows.append(_general_row(row, tests))
         untrained = row.runs[0].manifest.get("method") == "zero_shot"  # has no retention
         said = [[a for a in found if a.why or not untrained] for run, found in zip(row.finished, tests) if asked(run)]
@@ -132,26 +133,25 @@ def general_table(table: Table) -> GeneralTable:
     return made
 
 
-def _otherwise(runs: list[StoredRun]) -> dict[tuple[Path, str], str]:
+def _left_out(runs: list[StoredRun]) -> dict[tuple[Path, str], str]:
     """(run, test) → how that run was asked it otherwise than the first run of the table that was."""
     found, first = {}, {}
     for run in runs:
         for (_, task), cell in run.general.items():
-            name, there = first.setdefault(task, (run.name, cell.data))
-            keys = [key for key in SETTINGS if key in there and key in cell.data and there[key] != cell.data[key]]
-            if keys:
+            name, there = first.setdefault(task, (run.name, cell))
+            if keys := otherwise(cell, there, SETTINGS):
                 named = ", ".join(key.removesuffix("_sha256").replace("_", " ") for key in keys)
                 found[run.path, task] = f"left out, since {name} was asked it with another {named}"
     return found
 
 
-def _tests(run: StoredRun, titles: dict[str, str], base: Bases, otherwise: dict[tuple[Path, str], str]) -> list[Ability]:
+def _tests(run: StoredRun, titles: dict[str, str], base: Bases, left_out: dict[tuple[Path, str], str]) -> list[Ability]:
     """All tests of the table after the last stage of a run, so that a mean over them is one over the same for every row."""
     own = {ability.task: ability for ability in at_the_end(run, base)[0]}
     for task, title in titles.items():
         if task not in own:
             own[task] = Ability(task, title, None, None, "none of the tests of this run, which has no retention over all")
-        elif why := otherwise.get((run.path, task)):
+        elif why := left_out.get((run.path, task)):
             own[task] = Ability(task, title, None, None, why)
     return [own[task] for task in titles]
 

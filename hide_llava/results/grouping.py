@@ -154,11 +154,15 @@ def _options(run: StoredRun, task: str) -> dict[str, str]:
     return {"metric options": str(stated[0]["metric_options"] or "none")} if stated else {}
 
 
+def kind(run: StoredRun) -> tuple:
+    """The same for two runs that differ in nothing but seed, order and machine, and how they are asked."""
+    return run.title, str(run.manifest.get("model")), tuple(sorted(configuration(run).items()))
+
+
 def _rows(runs: list[StoredRun]) -> list[Row]:
     rows: dict[tuple, list[Row]] = {}
     for run in runs:
-        key = (run.title, str(run.manifest.get("model")), tuple(sorted(configuration(run).items())))
-        alike = rows.setdefault(key, [])
+        alike = rows.setdefault(kind(run), [])
         home = next((row for row in alike if all(_are_samples(run, other) for other in row.runs)), None)
         if home is None:
             twins = [other.path.name for row in alike for other in row.runs if _sample(other) == _sample(run)]

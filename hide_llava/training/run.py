@@ -241,10 +241,7 @@ class Run:
             stored = folder.config
             self._refuse_other(stored, existing)
             if (folder.path / "manifest.json").exists():
-                self._note_scoring(stored)
-                if stored.train.on_bad_sample != self.train.on_bad_sample:  # only error → skip gets here
-                    stored.train.on_bad_sample = self.train.on_bad_sample
-                    write_text(folder.path / "config.yaml", to_yaml(stored))
+                self._note_changes(stored)
                 self._add_general(stored)
                 return folder
         folder.path.mkdir(parents=True, exist_ok=True)
@@ -267,17 +264,21 @@ class Run:
             stored.data_root, stored.model_root = here
             write_text(self.folder.path / "config.yaml", to_yaml(stored))
 
-    def _note_scoring(self, stored: RunConfig) -> None:
-        """Note in the folder how answers are scored now; each cell makes its score anew if it was scored otherwise."""
+    def _note_changes(self, stored: RunConfig) -> None:
+        """Note in the folder that bad records are skipped now, and how answers are scored now.
+
+        Each cell makes its score anew if it was scored otherwise.
+        """
         before = to_yaml(stored)
+        stored.train.on_bad_sample = self.train.on_bad_sample  # only error → skip gets here
         stored.caption, wished = self._config.caption, {entry.id: entry for entry in self._config.benchmark.general}
         pairs = [*zip(stored.benchmark.tasks, self._config.benchmark.tasks)]
         pairs += [(entry, wished[entry.id]) for entry in stored.benchmark.general if entry.id in wished]
-        for there, now in pairs:
+        for there, here in pairs:
             for name in SCORED_BY:
-                setattr(there, name, getattr(now, name))
-        if to_yaml(stored) != before:
-            write_text(self.folder.path / "config.yaml", to_yaml(stored))
+                setattr(there, name, getattr(here, name))
+        if (now := to_yaml(stored)) != before:
+            write_text(self.folder.path / "config.yaml", now)
 
     def _add_general(self, stored: RunConfig) -> None:
         """Note the tests of general ability that the run is asked for the first time: nothing that is trained depends on them."""

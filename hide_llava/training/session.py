@@ -33,23 +33,29 @@ from hide_llava.training.run import Run
 from hide_llava.training.run_folder import stage_name
 
 
+def encoder_kind(name: str) -> str:
+    """What `router.encoder` names: clip, open_clip or own. Raises UserError for anything else."""
+    kind = name.partition(":")[0]
+    if kind not in ("clip", "open_clip", "own"):
+        raise UserError(f"router.encoder={name}: expected clip or open_clip:<model>:<weights>, or own.")
+    return kind
+
+
 def routing_encoder(
     name: str, backbone: Backbone, needs: frozenset[str], sentence: Callable[[], nn.Module]
 ) -> nn.Module | None:
     """The encoder that a method's `needs` call for, or None. name: `router.encoder`. sentence: makes the sentence encoder."""
     if not needs & {"clip_image", "clip_text"}:
         return None
-    kind, _, rest = name.partition(":")
+    kind = encoder_kind(name)
     if kind == "clip":
         encoder = ClipRoutingEncoder(backbone.model, backbone.clip) if backbone.own_clip else ClipBeside(backbone.clip)
     elif kind == "open_clip":
         from hide_llava.backbones.open_clip_encoder import OpenClipRoutingEncoder
 
-        encoder = OpenClipRoutingEncoder(rest, beside=not backbone.transforms)
-    elif kind == "own":
-        encoder = OwnFeatures(backbone, sentence())
+        encoder = OpenClipRoutingEncoder(name.partition(":")[2], beside=not backbone.transforms)
     else:
-        raise UserError(f"router.encoder={name}: expected clip or open_clip:<model>:<weights>, or own.")
+        encoder = OwnFeatures(backbone, sentence())
     return encoder.to(backbone.model.device)
 
 
@@ -227,15 +233,16 @@ class Session:
         self.routed.requires_grad_(False)
         routers = [module for module in self.method.modules.modules() if isinstance(module, torch.nn.Linear)]
         kept = {id(parameter) for router in routers for parameter in router.parameters()}
+        dtype = getattr(torch, self.run.train.adapter_dtype)
         for group in self.method.params():
             for parameter in group["params"]:
-                dtype = parameter.dtype if id(parameter) in kept else getattr(torch, self.run.train.adapter_dtype)
-                parameter.data = parameter.data.to(dtype, copy=True)
+                own = parameter.dtype if id(parameter) in kept else dtype
+                parameter.data = parameter.data.to(own, copy=True)
                 parameter.requires_grad_(True)
         for name in self.method.adapters():  # a factor that is frozen beside one that trains is of its dtype
             for _, _, layer in self.core.layers(name):
                 for half in (layer.lora_A[name].weight, layer.lora_B[name].weight):
-                    half.data = half.data.to(getattr(torch, self.run.train.adapter_dtype))
+                    half.data = half.data.to(dtype)
 
     def cast_inputs(self, on: bool) -> None:
         """Whether peft casts what an adapted linear reads to the dtype of the adapter, fp32, as is its default.

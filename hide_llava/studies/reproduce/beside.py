@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hide_llava.results.aggregates import aggregates
-from hide_llava.results.conditions import configuration
-from hide_llava.results.grouping import differences
+from hide_llava.results.grouping import differences, kind
 from hide_llava.results.matrix import Cell, last_row, mean
 from hide_llava.results.run_reader import StoredRun, read_run
 from hide_llava.results.tables import number
@@ -33,8 +32,7 @@ def orders(folder: Path, others: list[Path]) -> Beside | str:
     run = read_run(folder)
     found = {tuple(run.matrix.tasks): run}
     for other in map(read_run, others):
-        alike = other.title == run.title and other.manifest.get("model") == run.manifest.get("model")
-        if alike and configuration(other) == configuration(run) and not differences(run, other) and not other.unfinished:
+        if kind(other) == kind(run) and not differences(run, other) and not other.unfinished:
             found.setdefault(tuple(other.matrix.tasks), other)
     if len(found) < 2:
         ids = [task["id"] for task in run.manifest["tasks"]]
